@@ -1,0 +1,3 @@
+"""The `rlm` command."""
+
+from __future__ import annotations

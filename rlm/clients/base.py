@@ -1,0 +1,24 @@
+"""The `Client` protocol: the one thing a provider must offer, one async method."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from rlm.values import Call, Reply
+
+__all__ = ["Client"]
+
+
+@runtime_checkable
+class Client(Protocol):
+    """Answers calls.
+
+    `complete` makes one attempt and raises a `CallError` where it fails: retries, limits, caches and budgets are
+    the scheduler's, which is itself a `Client`. It is called from many tasks of one event loop at once. A client
+    may also have `async def aclose(self)`, called once when its owner is closed.
+    """
+
+    async def complete(self, call: Call) -> Reply:
+        """Ask the model once."""
+        ...

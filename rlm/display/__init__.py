@@ -1,0 +1,3 @@
+"""Events on a terminal."""
+
+from __future__ import annotations

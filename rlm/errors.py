@@ -1,0 +1,263 @@
+"""Every exception this package raises.
+
+RLMError
+ ├── SettingsError (ValueError)        a setting has a value that cannot work
+ ├── ContextError (ValueError)         the context is missing, empty, unreadable or of a type that cannot cross
+ ├── MissingExtra (ImportError)        an optional dependency is not installed
+ ├── CallError                         a request to a model failed for good
+ │    ├── AuthenticationFailed         the key is missing, wrong or not allowed to do this
+ │    ├── UnknownModel                 the endpoint has no such model; `.available` lists what it has
+ │    ├── BadRequest                   the endpoint refuses the request as it stands
+ │    │    └── ContextTooLong          the prompt does not fit the model's window
+ │    ├── QuotaExhausted               the account has no credit left; waiting does not help
+ │    ├── Refused                      the provider's filter or the model declined to answer
+ │    ├── OutputTruncated              the answer hit the output cap; `.text` is what came
+ │    ├── PromptTruncated              the endpoint silently read only a part of the prompt
+ │    ├── CircuitOpen                  the endpoint failed so often that calls fail at once; `.cause`
+ │    └── TransientError               worth asking again
+ │         ├── RateLimited             429; `.retry_after` seconds where the provider said so
+ │         ├── ServerError             5xx, 408, 409
+ │         ├── ConnectionFailed        no connection, or it broke
+ │         ├── CallTimedOut            no complete answer within the deadline
+ │         └── BadReply                not an answer: garbage, no choices, no content
+ ├── LimitReached                      a limit of the run was reached; `.limit`, `.spent`, `.partial`
+ │    ├── BudgetExceeded               dollars, tokens or calls
+ │    └── DeadlineExceeded             wall clock
+ ├── HostCallRefused                   a cell asked the host for something it may not have
+ └── SandboxError
+      ├── GuestStartFailed             the guest did not start; `.log` is what it said
+      ├── GuestDied                    the guest is gone and its state with it
+      ├── ProtocolViolation            the guest spoke out of turn or not in frames, and was killed
+      ├── IsolationUnavailable         this machine cannot give the isolation that was asked for
+      └── SessionClosed                a closed session was used
+
+Only a `TransientError` is retried. A `CallError` or `HostCallRefused` that reaches a cell is raised there as
+`LLMError`; every other error ends the run.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from rlm.values import Usage
+
+__all__ = [
+    "AuthenticationFailed",
+    "BadReply",
+    "BadRequest",
+    "BudgetExceeded",
+    "CallError",
+    "CallTimedOut",
+    "CircuitOpen",
+    "ConnectionFailed",
+    "ContextError",
+    "ContextTooLong",
+    "DeadlineExceeded",
+    "GuestDied",
+    "GuestStartFailed",
+    "HostCallRefused",
+    "IsolationUnavailable",
+    "LimitReached",
+    "MissingExtra",
+    "OutputTruncated",
+    "PromptTruncated",
+    "ProtocolViolation",
+    "QuotaExhausted",
+    "RLMError",
+    "RateLimited",
+    "Refused",
+    "SandboxError",
+    "ServerError",
+    "SessionClosed",
+    "SettingsError",
+    "TransientError",
+    "UnknownModel",
+]
+
+
+class RLMError(Exception):
+    """The root of the tree: `except RLMError` catches everything this package raises on purpose."""
+
+
+class SettingsError(RLMError, ValueError):
+    """A setting has a value that cannot work; the message names the setting, the value and what would."""
+
+
+class ContextError(RLMError, ValueError):
+    """The context is missing, empty, unreadable, or holds a type that cannot cross to the guest."""
+
+
+class MissingExtra(RLMError, ImportError):
+    """An optional dependency is not installed; the message is the command that installs it."""
+
+    def __init__(self, feature: str, extra: str) -> None:
+        super().__init__(f"{feature} needs an extra package: pip install 'rlm-cells[{extra}]'")
+        self.feature = feature
+        self.extra = extra
+
+
+class CallError(RLMError):
+    """A request to a model failed for good.
+
+    `usage` is what the provider billed for the failed request, where it said so; `status` is the HTTP
+    status, where there was one.
+    """
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self, message: str, *, model: str = "", status: int | None = None, usage: Usage | None = None
+    ) -> None:
+        super().__init__(message)
+        self.model = model
+        self.status = status
+        self.usage = usage
+
+
+class AuthenticationFailed(CallError):
+    """The key is missing, wrong, or not allowed to do this (401, 403)."""
+
+
+class UnknownModel(CallError):
+    """The endpoint has no such model; `available` lists the ones it has, where it tells."""
+
+    def __init__(
+        self, message: str, *, available: tuple[str, ...] = (), model: str = "", status: int | None = None
+    ) -> None:
+        super().__init__(message, model=model, status=status)
+        self.available = available
+
+
+class BadRequest(CallError):
+    """The endpoint refuses the request as it stands (400, 404, 413, 422): asking again changes nothing."""
+
+
+class ContextTooLong(BadRequest):
+    """The prompt does not fit the model's window."""
+
+
+class QuotaExhausted(CallError):
+    """The account has no credit left (429 `insufficient_quota`, 402): waiting does not help."""
+
+
+class Refused(CallError):
+    """The provider's filter or the model declined to answer."""
+
+
+class OutputTruncated(CallError):
+    """The answer hit the output cap (`finish_reason: length`); `text` is the part that came."""
+
+    def __init__(self, message: str, *, text: str, model: str = "", usage: Usage | None = None) -> None:
+        super().__init__(message, model=model, usage=usage)
+        self.text = text
+
+
+class PromptTruncated(CallError):
+    """The endpoint read only a part of the prompt and did not say so."""
+
+
+class TransientError(CallError):
+    """A failure that the same request may survive a moment later.
+
+    `retry_after` is the number of seconds the provider asked us to wait, or None where it did not say.
+    """
+
+    retryable: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        model: str = "",
+        status: int | None = None,
+        usage: Usage | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, model=model, status=status, usage=usage)
+        self.retry_after = retry_after
+
+
+class RateLimited(TransientError):
+    """The provider wants fewer requests (429)."""
+
+
+class ServerError(TransientError):
+    """The provider failed (5xx) or asked to try again (408, 409)."""
+
+
+class ConnectionFailed(TransientError):
+    """No connection to the endpoint, or it broke before the answer was complete."""
+
+
+class CallTimedOut(TransientError):
+    """No complete answer within the deadline."""
+
+
+class BadReply(TransientError):
+    """A 200 that is not an answer: garbage, no choices, no content."""
+
+
+class CircuitOpen(CallError):
+    """The endpoint failed so often in a row that calls fail at once; `cause` is the last failure."""
+
+    def __init__(self, message: str, *, cause: CallError, model: str = "") -> None:
+        super().__init__(message, model=model)
+        self.cause = cause
+
+
+class LimitReached(RLMError):
+    """A limit of the run was reached.
+
+    `limit` is the limit and `spent` what was used, both in the unit that `name` says (dollars, tokens,
+    calls, seconds, turns); `partial` is the best answer so far, or None.
+    """
+
+    def __init__(
+        self, message: str, *, name: str, limit: float, spent: float, partial: object = None
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.limit = limit
+        self.spent = spent
+        self.partial = partial
+
+
+class BudgetExceeded(LimitReached):
+    """The next call could cost more dollars, tokens or calls than are left, so it was not made."""
+
+
+class DeadlineExceeded(LimitReached):
+    """The run's wall clock ran out."""
+
+
+class HostCallRefused(RLMError):
+    """A cell asked the host for something it may not have, or in a form it may not use."""
+
+
+class SandboxError(RLMError):
+    """The guest, or the way to it, failed."""
+
+
+class GuestStartFailed(SandboxError):
+    """The guest did not start; `log` is what it wrote before it ended."""
+
+    def __init__(self, message: str, *, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class GuestDied(SandboxError):
+    """The guest is gone, and its state with it."""
+
+
+class ProtocolViolation(SandboxError):
+    """The guest spoke out of turn or not in frames, and was killed."""
+
+
+class IsolationUnavailable(SandboxError):
+    """This machine cannot give the isolation that was asked for; the message says what it can give."""
+
+
+class SessionClosed(SandboxError):
+    """A closed session was used."""

@@ -1,0 +1,3 @@
+"""How to start a guest."""
+
+from __future__ import annotations
