@@ -87,7 +87,7 @@ class Call:
     """One request to a model.
 
     `role` says whether the root model of a run is asked or a sub-model; `depth` is 0 for the first run and one
-    more for each child run below it. `schema` is a JSON Schema the reply must meet, `extra` holds parameters
+    more for each child run below it; `batch` is the number of the batch it belongs to, if any. `schema` is a JSON Schema the reply must meet, `extra` holds parameters
     passed to the provider as they are.
     """
 
@@ -96,6 +96,7 @@ class Call:
     role: CallRole = "sub"
     run_id: str = ""
     depth: int = 0
+    batch: int | None = None
     max_output_tokens: int | None = None
     temperature: float | None = None
     schema: Mapping[str, Any] | None = None

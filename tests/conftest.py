@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture
+def anyio_backend():
+    """Tests marked `anyio` run on asyncio, the backend of the portal, unless they ask for another."""
+    return "asyncio"
+
+
+@pytest.fixture
+def virtual_time():
+    """Backend of a test in virtual time: `@pytest.mark.parametrize("anyio_backend", [...])` is not needed.
+
+    Use it as `anyio.run(main, **virtual_time)`: an hour of sleeping passes as soon as every task sleeps.
+    """
+    from trio.testing import MockClock
+
+    return {"backend": "trio", "backend_options": {"clock": MockClock(autojump_threshold=0)}}
