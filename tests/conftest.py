@@ -11,10 +11,7 @@ def anyio_backend():
 
 @pytest.fixture
 def virtual_time():
-    """Backend of a test in virtual time: `@pytest.mark.parametrize("anyio_backend", [...])` is not needed.
-
-    Use it as `anyio.run(main, **virtual_time)`: an hour of sleeping passes as soon as every task sleeps.
-    """
+    """Run as `anyio.run(main, **virtual_time)`: an hour passes as soon as every task sleeps."""
     from trio.testing import MockClock
 
     return {"backend": "trio", "backend_options": {"clock": MockClock(autojump_threshold=0)}}
