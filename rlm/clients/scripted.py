@@ -1,0 +1,143 @@
+"""Answers from a script or a function, for tests: no key, no network, no chance.
+
+client = ScriptedClient(root=["```repl\\nFINAL(llm_query('hello'))\\n```"], sub=lambda call: "hi")
+RLM_REPL(client=client).completion("a context", "a question")
+assert client.calls[1].messages[-1].content == "hello"
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import anyio
+
+from rlm.values import Reply, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Iterator
+
+    from rlm.values import Call
+
+__all__ = ["Script", "ScriptedAnswer", "ScriptedClient"]
+
+ScriptedAnswer: TypeAlias = "str | Reply | Exception"
+"""What a script says to one call; an exception is raised instead of answered."""
+
+Script: TypeAlias = "Iterable[ScriptedAnswer] | Callable[[Call], ScriptedAnswer | Awaitable[ScriptedAnswer]]"
+"""Answers in the order of the calls, or a function of the call, which may be async and may raise."""
+
+SHOWN_CHARS = 500
+CHARS_PER_TOKEN = 4
+
+
+class ScriptedClient:
+    """A client whose answers are written down beforehand.
+
+    Attributes:
+        calls: every call it was asked, in order.
+        most_in_flight: how many calls it was answering at once, at most.
+
+    A `str` is answered with a usage of one token per four characters, begun or whole; a `Reply` goes out as it is,
+    but for an empty `model`, which becomes the call's.
+    """
+
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        root: Script | None = None,
+        sub: Script | None = None,
+        latency_s: float = 0.0,
+    ) -> None:
+        """Take one script for all calls, or one each for the root model and the sub-models.
+
+        Args:
+            script: answers the calls of every role that has no script of its own.
+            root: answers the root model's calls.
+            sub: answers the sub-models' calls.
+            latency_s: seconds that each call takes, on the clock of the event loop.
+
+        Raises:
+            TypeError: a script is a single `str`.
+        """
+        shared = _answers(script)
+        self._answers = {
+            "root": shared if root is None else _answers(root),
+            "sub": shared if sub is None else _answers(sub),
+        }
+        self.latency_s = latency_s
+        self.calls: list[Call] = []
+        self.most_in_flight = 0
+        self._in_flight = 0
+
+    async def complete(self, call: Call) -> Reply:
+        """Give the next answer of the call's role.
+
+        Raises:
+            AssertionError: the script has no further answer; the message shows the prompt that found none.
+            Exception: where the script says so.
+        """
+        self.calls.append(call)
+        self._in_flight += 1
+        self.most_in_flight = max(self.most_in_flight, self._in_flight)
+        try:
+            answer = self._answers[call.role](call)  # in the order of arrival, whatever each takes
+            if inspect.isawaitable(answer):
+                answer = await answer
+            await anyio.sleep(self.latency_s)
+        finally:
+            self._in_flight -= 1
+        if isinstance(answer, Exception):
+            raise answer
+        return _as_reply(answer, call)
+
+
+def _answers(script: Script | None) -> Callable[[Call], ScriptedAnswer | Awaitable[ScriptedAnswer]]:
+    if isinstance(script, str):
+        raise TypeError(
+            f"the script is the str {script[:SHOWN_CHARS]!r}: put it in a list, [{script[:20]!r}]"
+        )
+    if callable(script):
+        return script
+    return _in_order(iter(script or ()))
+
+
+def _in_order(answers: Iterator[ScriptedAnswer]) -> Callable[[Call], ScriptedAnswer]:
+    given = 0
+
+    def answer(call: Call) -> ScriptedAnswer:
+        nonlocal given
+        try:
+            following = next(answers)
+        except StopIteration:
+            raise AssertionError(_script_ended(call, given)) from None
+        given += 1
+        return following
+
+    return answer
+
+
+def _script_ended(call: Call, given: int) -> str:
+    prompt = call.messages[-1].content if call.messages else ""
+    cut = f" … ({len(prompt)} characters)" if len(prompt) > SHOWN_CHARS else ""
+    return (
+        f"the script for {call.role} calls ended after {given} answers, and {call.model!r} was asked: "
+        f"{prompt[:SHOWN_CHARS]!r}{cut}"
+    )
+
+
+def _as_reply(answer: str | Reply, call: Call) -> Reply:
+    if isinstance(answer, str):
+        usage = Usage(
+            calls=1,
+            input_tokens=sum(_count(message.content) for message in call.messages),
+            output_tokens=_count(answer),
+        )
+        return Reply(text=answer, model=call.model, usage=usage)
+    return answer if answer.model else replace(answer, model=call.model)
+
+
+def _count(text: str) -> int:
+    return -(-len(text) // CHARS_PER_TOKEN)
