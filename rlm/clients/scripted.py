@@ -1,8 +1,10 @@
 """Answers from a script or a function, for tests: no key, no network, no chance.
 
-client = ScriptedClient(root=["```repl\\nFINAL(llm_query('hello'))\\n```"], sub=lambda call: "hi")
-RLM_REPL(client=client).completion("a context", "a question")
-assert client.calls[1].messages[-1].content == "hello"
+The root model and the sub-models may each have a script of their own:
+
+    client = ScriptedClient(root=["FINAL(the answer)"], sub=lambda call: "hi")
+    RLM_REPL(client=client).completion("a context", "a question")
+    assert "a question" in client.calls[0].messages[-1].content
 """
 
 from __future__ import annotations
