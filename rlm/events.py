@@ -30,6 +30,7 @@ __all__ = [
     "RunStarted",
     "TurnStarted",
     "Warned",
+    "ignore",
 ]
 
 
@@ -190,3 +191,7 @@ Event: TypeAlias = (
 )
 
 Emit: TypeAlias = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """An `Emit` for callers who do not listen."""

@@ -1,0 +1,34 @@
+"""Equal prompts of one batch are asked once."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Sequence
+
+    from rlm.values import Call
+
+__all__ = ["first_of_each"]
+
+
+def first_of_each(calls: Sequence[Call]) -> list[int]:
+    """For each call, the index of the first one that asks the same: `[0, 1, 0]` where the third equals the first.
+
+    A batch that is one prompt repeated is sampling: there each call stands for itself.
+    """
+    first: dict[Hashable, int] = {}
+    indices = [first.setdefault(_question(call), index) for index, call in enumerate(calls)]
+    return list(range(len(calls))) if len(first) == 1 else indices
+
+
+def _question(call: Call) -> Hashable:
+    return (
+        call.model,
+        call.messages,
+        call.max_output_tokens,
+        call.temperature,
+        json.dumps(call.schema, sort_keys=True, default=repr) if call.schema else "",
+        json.dumps(call.extra, sort_keys=True, default=repr) if call.extra else "",
+    )
