@@ -1,8 +1,8 @@
 """The frozen values that cross rooms.
 
-A `Call` is one request to a model and a `Reply` its answer with its `Usage`. A `CellResult` is what one cell
-left behind. A `HostCall` is what a cell asks of the host. An `Answer` is what a run gives its caller: a `str`
-that knows how it came about.
+A `Call` is one request to a model and a `Reply` its answer with its `Usage`; a `FailedCall` stands where a batch
+has no answer. A `CellResult` is what one cell left behind. A `HostCall` is what a cell asks of the host. An
+`Answer` is what a run gives its caller: a `str` that knows how it came about.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ __all__ = [
     "CallRole",
     "CellOutcome",
     "CellResult",
+    "FailedCall",
     "Final",
     "FinishReason",
     "HostCall",
@@ -134,6 +135,25 @@ class Reply:
     stored: bool = False
     rate_limits: RateLimits | None = None
     warnings: tuple[str, ...] = ()
+
+
+class FailedCall(str):  # noqa: SLOT000 - a plain __dict__ is what makes it pickle and copy like a str
+    """The slot of a batch whose call failed: a falsy `str` whose text names the error, which is `error`."""
+
+    error: Exception | None
+
+    def __new__(cls, error: Exception | str) -> Self:
+        """Build it from the error; from a text only where a pickle or a copy is restored."""
+        if isinstance(error, str):
+            self = super().__new__(cls, error)
+            self.error = None
+        else:
+            self = super().__new__(cls, f"[failed: {type(error).__name__}: {error}]")
+            self.error = error
+        return self
+
+    def __bool__(self) -> bool:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
