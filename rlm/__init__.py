@@ -1,5 +1,67 @@
-"""Recursive Language Models: ask questions of texts far longer than any prompt."""
+"""Recursive Language Models: ask questions of texts far longer than any prompt.
+
+    from rlm import RLM_REPL
+
+    answer = RLM_REPL(model="gpt-5", recursive_model="gpt-5-nano").completion(context, "Who signed, and when?")
+
+Names are imported when they are first used: `import rlm` itself loads no library and reads no environment.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rlm.clients.offline import OfflineClient
+    from rlm.clients.openai import AsyncOpenAIClient, OpenAIClient
+    from rlm.clients.scripted import ScriptedClient
+    from rlm.errors import RLMError
+    from rlm.repl import REPLEnv, REPLResult, Sub_RLM
+    from rlm.rlm_repl import RLM_REPL
+    from rlm.rlm_session import RLMSession
+    from rlm.values import Answer
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "RLM_REPL",
+    "Answer",
+    "AsyncOpenAIClient",
+    "OfflineClient",
+    "OpenAIClient",
+    "REPLEnv",
+    "REPLResult",
+    "RLMError",
+    "RLMSession",
+    "ScriptedClient",
+    "Sub_RLM",
+    "__version__",
+]
+
+_HOMES = {
+    "Answer": "rlm.values",
+    "AsyncOpenAIClient": "rlm.clients.openai",
+    "OfflineClient": "rlm.clients.offline",
+    "OpenAIClient": "rlm.clients.openai",
+    "REPLEnv": "rlm.repl",
+    "REPLResult": "rlm.repl",
+    "RLMError": "rlm.errors",
+    "RLMSession": "rlm.rlm_session",
+    "RLM_REPL": "rlm.rlm_repl",
+    "ScriptedClient": "rlm.clients.scripted",
+    "Sub_RLM": "rlm.repl",
+}
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

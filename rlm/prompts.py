@@ -1,0 +1,219 @@
+"""The words sent to the models.
+
+One system prompt, built from the settings so that it states only what is true of this run; one first message
+with the question and a description of the context; one message per turn with what the cells printed. A message,
+once sent, is never changed: every request extends the one before, and provider prompt caches hit.
+
+The idea of a root model that reads its input through a REPL is from Zhang, Kraska and Khattab, "Recursive
+Language Models" (2025).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rlm.values import render
+
+if TYPE_CHECKING:
+    from rlm.settings import RunSettings
+    from rlm.values import CellResult
+
+__all__ = [
+    "DEFAULT_QUESTION",
+    "INTERRUPTED_REPLY",
+    "clip",
+    "describe_cells",
+    "describe_context",
+    "first_message",
+    "next_question",
+    "nudge",
+    "plain_child_prompt",
+    "system_prompt",
+]
+
+DEFAULT_QUESTION = "Answer the question, or follow the instructions, that the context itself contains."
+INTERRUPTED_REPLY = "(The user stopped this turn before I replied.)"
+
+_SYSTEM = """\
+You answer questions about data that is too long to be put into a prompt. The data is the variable `context` in a \
+Python REPL. You see only what your code prints.
+
+Reply with one ```repl block of Python. It runs as a cell; the next message shows what it printed. Variables, \
+functions and imports stay for later cells. The value of a last line that is an expression is shown.
+
+In the REPL, besides Python's standard library:
+- `context`: the data.
+- `llm_query(prompt) -> str`: asks a sub-model. It sees only this prompt, which may hold up to about \
+{sub_context_chars:,} characters. Raises LLMError when it fails.
+- `llm_batch(prompts, max_concurrent=10) -> list[str]`: asks many prompts at once; answers in the order of the \
+prompts. A prompt that failed gives a falsy string that names the error.
+{children}\
+- `FINAL(value)` gives the answer and ends the run; `FINAL_VAR("name")` does it with a variable.
+- `answer["content"] = draft` keeps a draft; `answer["ready"] = True` gives it as the answer.
+- `SHOW_VARS()`: the variables there are.
+
+How to work:
+1. Look first: the type, length and structure of `context`, and samples of it.
+2. Filter in Python what Python can filter: search, split, count, compare. Ask sub-models for what needs reading.
+3. Batch what is independent: one `llm_batch` over many pieces, not a loop of `llm_query`. Give each prompt the \
+question, as much text as fits well, and what to reply where the text does not have the answer.
+4. Check before you answer: print what the answer rests on, and look at it. If the data does not have the answer, \
+say so.
+
+Limits: {max_iterations} replies for a question; {cell_timeout_s:,.0f} seconds of work per cell, where waiting for \
+models does not count; of a cell's output you are shown {shown_output_chars:,} characters, its head and its tail. \
+A cell that breaks a limit is undone.
+"""
+
+_CHILDREN = """\
+- `rlm_query(question, context) -> value`: a child run: a model with a REPL and a context of its own, for a piece \
+that is itself too long or needs several steps. `rlm_batch([(question, context), ...])` starts several at once.
+"""
+
+
+def system_prompt(settings: RunSettings, *, depth: int = 0) -> str:
+    """The system prompt of a run at this depth; children are named only where there can be any."""
+    return _SYSTEM.format(
+        sub_context_chars=settings.sub_context_chars,
+        children=_CHILDREN if depth + 1 < settings.max_depth else "",
+        max_iterations=settings.max_iterations,
+        cell_timeout_s=settings.sandbox.cell_timeout_s,
+        shown_output_chars=settings.shown_output_chars,
+    )
+
+
+def first_message(question: str, context_summary: str) -> str:
+    """The user message that opens a run."""
+    return f"Question:\n{question}\n\nContext:\n{context_summary}"
+
+
+def next_question(question: str, *, note: str = "") -> str:
+    """The user message that brings a further question to a session."""
+    lead = f"{note}\n\n" if note else ""
+    return (
+        f"{lead}New question:\n{question}\n\nContext:\n`context` and your variables are as they were; "
+        "the earlier answer no longer counts."
+    )
+
+
+def describe_context(context: Any) -> str:
+    """What the root model is told of the context before it looks: type, size and, for a mapping, the keys."""
+    match context:
+        case str():
+            return f"`context` is a str of {len(context):,} characters."
+        case bytes() | bytearray():
+            return f"`context` is {type(context).__name__} of length {len(context):,}."
+        case Mapping():
+            return f"`context` is a dict with {_count(len(context), 'key')}: {_keys(context)}.{_text_size(context.values())}"
+        case list() | tuple() | set() | frozenset():
+            kind = "a list of chat messages" if _is_messages(context) else f"a {type(context).__name__}"
+            return f"`context` is {kind} with {_count(len(context), 'item')}.{_item_types(context)}{_text_size(context)}"
+        case None:
+            return "`context` is None: there is no data, only the question."
+        case _:
+            return f"`context` is of type {type(context).__name__}: {clip(repr(context), 200)}."
+
+
+def describe_cells(
+    results: Sequence[CellResult],
+    settings: RunSettings,
+    *,
+    skipped: int,
+    remaining: int,
+    final_void: bool = False,
+) -> str:
+    """The user message after a reply with code: what each cell printed, how it ended, and what is left."""
+    share = max(1, settings.shown_output_chars // max(1, len(results)))
+    parts = [_describe_cell(result, share) for result in results]
+    if skipped:
+        parts.append(f"[{_count(skipped, 'later block')} of the same reply did not run.]")
+    if final_void:
+        parts.append("[The answer in the same reply does not count, because the code before it failed.]")
+    parts.append(_remaining(remaining))
+    return "\n\n".join(part for part in parts if part)
+
+
+def nudge(remaining: int) -> str:
+    """The user message after a reply that held neither code nor an answer."""
+    return (
+        "Your reply held neither a ```repl block nor an answer. Write Python in a ```repl block to go on, or give "
+        f"the answer: FINAL(your answer) at the start of a line.\n\n{_remaining(remaining)}"
+    ).rstrip()
+
+
+def plain_child_prompt(question: str, context: Any) -> str:
+    """The prompt of a child run that the depth limit turned into a plain call."""
+    return question if context is None else f"{question}\n\n{render(context)}"
+
+
+def clip(text: str, limit: int) -> str:
+    """`text` within about `limit` characters: head and tail, and between them how many were cut."""
+    if len(text) <= limit:
+        return text
+    tail = limit // 3
+    head = limit - tail
+    cut = len(text) - head - tail
+    return f"{text[:head]}\n[... {cut:,} characters cut ...]\n{text[len(text) - tail :]}"
+
+
+_ENDINGS = {
+    "timeout": "The cell was stopped: it worked longer than its limit.",
+    "memory": "The cell was stopped: it used more memory than its limit.",
+    "exited": "The cell ended the interpreter.",
+    "crashed": "The cell crashed the interpreter.",
+    "protocol": "The cell was stopped: it interfered with the REPL's own channel.",
+    "cancelled": "The user stopped the cell.",
+}
+_STATES = {
+    "rolled back": "Your variables are as they were before this cell.",
+    "lost": "Your variables are lost; `context` is there as at the beginning.",
+}
+
+
+def _describe_cell(result: CellResult, share: int) -> str:
+    lines = ["Output:", clip(result.stdout, share).rstrip("\n") or "(nothing printed)"]
+    if result.stderr:
+        lines += ["Standard error:", clip(result.stderr, share // 4).rstrip("\n")]
+    if result.error:
+        lines += ["Error:", clip(result.error, 4_000).rstrip("\n")]
+    ending = " ".join(filter(None, (_ENDINGS.get(result.outcome), _STATES.get(result.state))))
+    if ending:
+        lines.append(f"[{ending}]")
+    return "\n".join(lines)
+
+
+def _remaining(remaining: int) -> str:
+    if remaining <= 0:
+        return ""
+    if remaining == 1:
+        return "This is your last reply: give the best answer you have with FINAL(your answer)."
+    return f"[{remaining} replies left.]"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _keys(context: Mapping[Any, Any], shown: int = 20) -> str:
+    names = [clip(repr(key), 80) for key, _ in zip(context, range(shown), strict=False)]
+    more = len(context) - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more else "")
+
+
+def _item_types(items: Any) -> str:
+    kinds = sorted({type(item).__name__ for item in items})
+    return f" Items: {', '.join(kinds[:5])}." if kinds else ""
+
+
+def _text_size(values: Any) -> str:
+    lengths = [len(value) for value in values if isinstance(value, str)]
+    return f" Text in all: {sum(lengths):,} characters, longest {max(lengths):,}." if lengths else ""
+
+
+def _is_messages(items: Any) -> bool:
+    return (
+        isinstance(items, list)
+        and bool(items)
+        and all(isinstance(item, Mapping) and {"role", "content"} <= item.keys() for item in items)
+    )

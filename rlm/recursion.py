@@ -1,0 +1,176 @@
+"""What a host call of a cell means at this depth: a call, a batch of calls, or child runs.
+
+`HostCalls` is built for one run and handed to its guest's session. Arguments come from a guest that may be
+hostile, so each is checked here again; what is wrong with them is told to the cell as `HostCallRefused`.
+
+At the depth limit a child run becomes a plain call: the question and the context as one prompt to the sub-model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+
+from rlm import prompts
+from rlm.errors import CallError, HostCallRefused, RLMError
+from rlm.values import Answer, Call, HostCall, Message, Reply
+
+if TYPE_CHECKING:
+    from rlm.scheduler.scheduler import Tree
+    from rlm.settings import RunSettings
+
+__all__ = ["HostCalls", "StartChild"]
+
+StartChild: TypeAlias = Callable[[str, Any, str | None], Awaitable[Answer]]
+"""Start a child run: question, context, root model or None for the run's own; gives its answer."""
+
+MOST_CONCURRENT = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class HostCalls:
+    """Serves the host calls of one run at `depth`; `await calls(host_call)` gives the value for the cell."""
+
+    settings: RunSettings
+    tree: Tree
+    run_id: str
+    depth: int
+    start_child: StartChild
+
+    async def __call__(self, host_call: HostCall) -> Any:
+        """Perform one host call.
+
+        Raises:
+            HostCallRefused: the name or an argument is not one a cell may use.
+            CallError: the call failed for good.
+            LimitReached: a limit of the whole run was reached.
+        """
+        arguments = host_call.arguments
+        match host_call.name:
+            case "llm_query":
+                reply = await self.tree.complete(
+                    self._sub_call(_text(arguments, "prompt"), _model(arguments))
+                )
+                return reply.text
+            case "llm_batch":
+                return await self._batch(
+                    _texts(arguments, "prompts"), _concurrency(arguments), _model(arguments)
+                )
+            case "rlm_query":
+                return await self._child(
+                    _text(arguments, "question"), arguments.get("context"), _model(arguments)
+                )
+            case "rlm_batch":
+                return await self._children(_items(arguments), _concurrency(arguments))
+            case unknown:
+                raise HostCallRefused(f"there is no host call {unknown!r}")
+
+    async def _batch(
+        self, texts: Sequence[str], max_concurrent: int, model: str | None
+    ) -> list[dict[str, str]]:
+        calls = [self._sub_call(text, model) for text in texts]
+        return [_slot(reply) for reply in await self.tree.complete_all(calls, max_concurrent=max_concurrent)]
+
+    async def _child(self, question: str, context: Any, model: str | None) -> Any:
+        if self._at_depth_limit:
+            return (await self.tree.complete(self._plain_child(question, context, model))).text
+        return (await self.start_child(question, context, model)).value
+
+    async def _children(self, items: Sequence[tuple[str, Any]], max_concurrent: int) -> list[dict[str, Any]]:
+        """Run the children at once, each with a slot of its own: one that fails never hurts another."""
+        if self._at_depth_limit:
+            calls = [self._plain_child(question, context, None) for question, context in items]
+            replies = await self.tree.complete_all(calls, max_concurrent=max_concurrent)
+            return [_value_slot(reply) for reply in replies]
+        slots: list[dict[str, Any]] = [{} for _ in items]
+        waiting = iter(enumerate(items))
+
+        async def work() -> None:
+            for index, (question, context) in waiting:
+                slots[index] = await _settle(partial(self.start_child, question, context, None))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(min(max_concurrent, len(items))):
+                tasks.start_soon(work)
+        return slots
+
+    @property
+    def _at_depth_limit(self) -> bool:
+        return self.depth + 1 >= self.settings.max_depth
+
+    def _sub_call(self, prompt: str, model: str | None) -> Call:
+        return Call(
+            model=model or self.settings.recursive_model,
+            messages=(Message("user", prompt),),
+            role="sub",
+            run_id=self.run_id,
+            depth=self.depth,
+        )
+
+    def _plain_child(self, question: str, context: Any, model: str | None) -> Call:
+        prompt = prompts.plain_child_prompt(question, context)
+        if len(prompt) > self.settings.sub_context_chars:
+            raise HostCallRefused(
+                f"the depth limit (max_depth={self.settings.max_depth}) makes this child run a plain call, and its "
+                f"prompt of {len(prompt):,} characters is longer than the {self.settings.sub_context_chars:,} a "
+                "sub-model takes: pass a smaller piece of the context"
+            )
+        return self._sub_call(prompt, model)
+
+
+def _slot(reply: Reply | CallError) -> dict[str, str]:
+    return {"text": reply.text} if isinstance(reply, Reply) else _failure(reply)
+
+
+def _value_slot(reply: Reply | CallError) -> dict[str, Any]:
+    return {"value": reply.text} if isinstance(reply, Reply) else _failure(reply)
+
+
+async def _settle(start: Callable[[], Awaitable[Answer]]) -> dict[str, Any]:
+    try:
+        return {"value": (await start()).value}
+    except (CallError, HostCallRefused) as error:
+        return _failure(error)
+
+
+def _failure(error: RLMError) -> dict[str, str]:
+    return {"error": str(error), "kind": type(error).__name__}
+
+
+def _text(arguments: Mapping[str, Any], name: str) -> str:
+    value = arguments.get(name)
+    if not isinstance(value, str):
+        raise HostCallRefused(f"{name} must be a str, not {type(value).__name__}")
+    return value
+
+
+def _texts(arguments: Mapping[str, Any], name: str) -> list[str]:
+    values = arguments.get(name)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise HostCallRefused(f"{name} must be a list of str")
+    return values
+
+
+def _items(arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    items = arguments.get("items")
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise HostCallRefused("items must be a list of (question, context) pairs")
+    return [(_text(item, "question"), item.get("context")) for item in items]
+
+
+def _model(arguments: Mapping[str, Any]) -> str | None:
+    value = arguments.get("model")
+    if value is not None and not isinstance(value, str):
+        raise HostCallRefused(f"model must be a str or None, not {type(value).__name__}")
+    return value or None
+
+
+def _concurrency(arguments: Mapping[str, Any]) -> int:
+    value = arguments.get("max_concurrent", 10)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise HostCallRefused(f"max_concurrent must be a whole number above 0, not {value!r}")
+    return min(value, MOST_CONCURRENT)

@@ -1,0 +1,175 @@
+"""`REPLEnv`: a guest in your hand, without a root model. `Sub_RLM`: a model to ask, one prompt or many.
+
+Both keep the names and forms that rlm-minimal made known.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self, cast
+
+from rlm.errors import ContextError
+from rlm.rlm_repl import RLM_REPL
+from rlm.settings import SandboxSettings
+from rlm.values import Call, FailedCall, Message, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from types import TracebackType
+
+    from rlm.clients.base import Client
+    from rlm.rlm_session import RLMSession
+    from rlm.values import Role
+
+__all__ = ["REPLEnv", "REPLResult", "Sub_RLM"]
+
+
+@dataclass(frozen=True, slots=True)
+class REPLResult:
+    """What a cell left behind.
+
+    `stderr` holds the traceback too. `locals` maps each variable to its value where it can cross to the host and
+    is not large, and to a `Variable` that describes it otherwise. `execution_time` is in seconds.
+    """
+
+    stdout: str
+    stderr: str
+    locals: Mapping[str, Any] = field(repr=False)
+    execution_time: float
+
+
+class REPLEnv:
+    """A REPL in a guest of its own, with `context`, `llm_query` and `llm_batch`.
+
+    Args:
+        recursive_model: the model that `llm_query` asks.
+        context_str: the context as text; or
+        context_json: the context as plain Python values.
+        setup_code: a cell to run first.
+        client, api_key, base_url, cell_timeout_s: as for `RLM_REPL`.
+
+    Raises:
+        ContextError: both contexts are given, or one of a type that cannot cross.
+        RuntimeError: the setup code raised; the message is its traceback.
+    """
+
+    def __init__(
+        self,
+        recursive_model: str = "gpt-5-nano",
+        context_str: str | None = None,
+        context_json: Any = None,
+        setup_code: str | None = None,
+        *,
+        client: Client | None = None,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        cell_timeout_s: float = SandboxSettings().cell_timeout_s,
+    ) -> None:
+        if context_str is not None and context_json is not None:
+            raise ContextError("give context_str or context_json, not both")
+        self._rlm = RLM_REPL(
+            recursive_model=recursive_model,
+            client=client,
+            api_key=api_key,
+            base_url=base_url,
+            cell_timeout_s=cell_timeout_s,
+        )
+        try:
+            self._session = self._rlm.bare_session(context_json if context_str is None else context_str)
+            if setup_code is not None:
+                self._set_up(setup_code)
+        except BaseException:
+            self._rlm.close()
+            raise
+
+    def code_execution(self, code: str) -> REPLResult:
+        """Run a cell; an exception in it is told in `stderr`, and the variables before it are kept."""
+        result = self._session.run(code)
+        return REPLResult(
+            stdout=result.stdout,
+            stderr="\n".join(filter(None, (result.stderr, result.error))),
+            locals=_values_of(self._session),
+            execution_time=result.execution_time,
+        )
+
+    def close(self) -> None:
+        """End the guest. Idempotent."""
+        self._session.close()
+        self._rlm.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _set_up(self, code: str) -> None:
+        result = self._session.run(code)
+        if result.outcome != "ok":
+            raise RuntimeError(f"the setup code failed: {result.error}")
+
+
+class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
+    """A model to ask from a script, through the same scheduler that serves the cells.
+
+    Args:
+        model: the model to ask.
+        client, api_key, base_url: as for `RLM_REPL`.
+    """
+
+    def __init__(
+        self,
+        model: str = "gpt-5-nano",
+        *,
+        client: Client | None = None,
+        api_key: str | None = None,
+        base_url: str | None = None,
+    ) -> None:
+        self.model = model
+        self._rlm = RLM_REPL(recursive_model=model, client=client, api_key=api_key, base_url=base_url)
+
+    def completion(self, prompt: str | Sequence[Message | Mapping[str, str]]) -> str:
+        """Ask once: a prompt, or a list of messages.
+
+        Raises:
+            CallError: the call failed for good.
+        """
+        return self._rlm.ask_model(self._call(prompt)).text
+
+    def batch_completion(self, prompts: Iterable[str], max_concurrent: int = 10) -> list[str]:
+        """Ask many prompts at once; answers in order. A slot that failed is a `FailedCall`: falsy, with `.error`."""
+        calls = [self._call(prompt) for prompt in prompts]
+        replies = self._rlm.ask_models(calls, max_concurrent=max_concurrent)
+        return [reply.text if isinstance(reply, Reply) else FailedCall(reply) for reply in replies]
+
+    def close(self) -> None:
+        """Close connections. Idempotent."""
+        self._rlm.close()
+
+    def _call(self, prompt: str | Sequence[Message | Mapping[str, str]]) -> Call:
+        return Call(model=self.model, messages=_messages(prompt), role="sub")
+
+
+def _messages(prompt: str | Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    return tuple(
+        message
+        if isinstance(message, Message)
+        else Message(cast("Role", message["role"]), message["content"])
+        for message in prompt
+    )
+
+
+def _values_of(session: RLMSession, most: int = 10_000) -> dict[str, Any]:
+    """The session's variables by name: values that are small and can cross, descriptions of all others."""
+    values: dict[str, Any] = {}
+    for variable in session.variables():
+        values[variable.name] = variable
+        if variable.length is None or variable.length <= most:
+            with suppress(ContextError):
+                values[variable.name] = session.fetch(variable.name)
+    return values

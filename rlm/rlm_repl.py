@@ -1,0 +1,256 @@
+"""`RLM_REPL`: ask a question of a context that is too long for a prompt.
+
+    rlm = RLM_REPL(model="gpt-5", recursive_model="gpt-5-nano")
+    answer = rlm.completion(context, "Which clauses let the tenant leave early?")
+
+Every method that blocks has an async twin. All of them run on the portal's one event loop, so that one object may
+be used from scripts, notebooks, servers and many threads at once, and keeps its connections for its whole life.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence, Sized
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+import anyio.to_thread
+
+from rlm import prompts, sources
+from rlm.clients.openai import AsyncOpenAIClient
+from rlm.conversation import Conversation
+from rlm.errors import ContextError
+from rlm.events import Warned
+from rlm.portal import Portal, lease
+from rlm.rlm_session import RLMSession
+from rlm.runtime import Run, new_run_id
+from rlm.sandbox.session import open_session
+from rlm.scheduler.budget import Ledger
+from rlm.scheduler.scheduler import Scheduler
+from rlm.settings import RunSettings, SandboxSettings, SchedulerSettings
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from rlm.clients.base import Client
+    from rlm.errors import CallError
+    from rlm.events import Emit, Event
+    from rlm.sandbox.session import Session
+    from rlm.values import Answer, Call, Reply
+
+__all__ = ["RLM_REPL"]
+
+_DEFAULTS = RunSettings()
+
+
+class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
+    """Answers questions about contexts of any length, by a root model that reads them through a REPL.
+
+    Args:
+        model: the root model, which writes the cells.
+        recursive_model: the sub-model, which the cells call.
+        max_iterations: turns of the root model per question.
+        max_depth: 1 for sub-calls only; more allows child runs, that many levels deep.
+        enable_logging: show turns, cells and calls on stderr as they happen.
+        api_key: the provider's key; default is what the SDK reads, `OPENAI_API_KEY`.
+        base_url: any OpenAI-compatible endpoint; default is what the SDK reads, `OPENAI_BASE_URL`.
+        client: asks the models instead of the OpenAI client; its methods run on the portal's loop.
+        max_concurrent: calls in flight at once over the whole tree; "auto" finds what the endpoint bears.
+        timeout_s: wall clock of one completion, in seconds.
+        sub_context_chars: how many characters of prompt a sub-model can take.
+        cell_timeout_s: seconds of work a cell may take; waiting for models does not count.
+        sandbox: all limits of the guest, instead of `cell_timeout_s`.
+        scheduler: all settings of the calls, instead of `max_concurrent`.
+        on_event: called with every event, on the portal's thread: return soon.
+
+    Raises:
+        SettingsError: a value cannot work.
+    """
+
+    def __init__(
+        self,
+        model: str = "gpt-5",
+        recursive_model: str = "gpt-5-nano",
+        max_iterations: int = 20,
+        max_depth: int = 1,
+        enable_logging: bool = False,
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        client: Client | None = None,
+        max_concurrent: int | None = None,
+        timeout_s: float | None = None,
+        sub_context_chars: int = _DEFAULTS.sub_context_chars,
+        cell_timeout_s: float = _DEFAULTS.sandbox.cell_timeout_s,
+        sandbox: SandboxSettings | None = None,
+        scheduler: SchedulerSettings | None = None,
+        on_event: Emit | None = None,
+    ) -> None:
+        self.settings = RunSettings(
+            model=model,
+            recursive_model=recursive_model,
+            max_iterations=max_iterations,
+            max_depth=max_depth,
+            timeout_s=timeout_s,
+            sub_context_chars=sub_context_chars,
+            sandbox=sandbox or SandboxSettings(cell_timeout_s=cell_timeout_s),
+            scheduler=scheduler or SchedulerSettings(max_concurrent=max_concurrent or "auto"),
+        )
+        self._scheduler = Scheduler(
+            client or AsyncOpenAIClient(recursive_model, api_key=api_key, base_url=base_url),
+            self.settings.scheduler,
+        )
+        self._ledger = Ledger()
+        self._listeners = [listener for listener in (on_event,) if listener is not None]
+        if enable_logging:
+            from rlm.display import show_on_stderr
+
+            self._listeners.append(show_on_stderr())
+        self._portal: Portal = lease()
+
+    def completion(self, context: Any, query: str | None = None) -> Answer:
+        """Answer a question about a context; see `acompletion`."""
+        return self._portal.call(self._complete, context, query)
+
+    async def acompletion(self, context: Any, query: str | None = None) -> Answer:
+        """Answer a question about a context.
+
+        Args:
+            context: a str, list, dict or list of messages of any length, or `pathlib.Path`s of text files. It
+                reaches the guest exactly as it is.
+            query: the question; without one, the root model follows what the context itself asks.
+
+        Returns:
+            The answer: a `str` with `.value`, `.status`, `.usage` and more. A limit gives a partial one.
+
+        Raises:
+            ContextError: the context is empty, unreadable, or of a type that cannot cross.
+            CallError: the root model cannot be asked.
+            SandboxError: no guest could be started.
+        """
+        return await self._portal.acall(self._complete, context, query)
+
+    def session(self, context: Any) -> RLMSession:
+        """Open a session: several questions about one context, on one guest."""
+        return self._portal.call(self._open_session, context)
+
+    async def asession(self, context: Any) -> RLMSession:
+        """Open a session: several questions about one context, on one guest."""
+        return await self._portal.acall(self._open_session, context)
+
+    def ask_model(self, call: Call) -> Reply:
+        """Make one call through the scheduler, without a run around it."""
+        return self._portal.call(self._ask_model, call)
+
+    def ask_models(self, calls: Sequence[Call], *, max_concurrent: int = 10) -> list[Reply | CallError]:
+        """Make many calls at once, in order; one that failed for good leaves its error in its place."""
+        return self._portal.call(self._ask_models, calls, max_concurrent)
+
+    def bare_session(self, context: Any = None) -> RLMSession:
+        """Open a session that may also be without a context: Python in a guest, with models at hand."""
+        return self._portal.call(self._open_bare_session, context)
+
+    def cost_summary(self) -> dict[str, Any]:
+        """What the runs that have ended spent since this object was made or `reset`: in all, per model and depth."""
+        return self._ledger.cost_summary()
+
+    def reset(self) -> None:
+        """Start counting from zero."""
+        self._ledger = Ledger()
+
+    def close(self) -> None:
+        """Close connections and give the event loop back. Idempotent; open sessions should be closed before."""
+        self._portal.call(self._scheduler.aclose)
+        self._portal.close()
+
+    async def aclose(self) -> None:
+        """Close connections and give the event loop back."""
+        await self._portal.acall(self._scheduler.aclose)
+        await self._portal.aclose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _complete(self, context: Any, query: str | None) -> Answer:
+        context = await _load(context)
+        with self._new_run() as run:
+            return await run.complete(query or prompts.DEFAULT_QUESTION, context)
+
+    async def _open_session(self, context: Any) -> RLMSession:
+        context = await _load(context)
+        return await self._open_bare_session(context)
+
+    async def _open_bare_session(self, context: Any) -> RLMSession:
+        guest = await self._open_guest()
+        try:
+            await guest.load(context)
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await guest.aclose()
+            raise
+        conversation = Conversation(self.settings, prompts.describe_context(context))
+        return RLMSession(self._portal, guest, conversation, self._new_run)
+
+    async def _open_guest(self) -> Session:
+        return await open_session(self.settings.sandbox)
+
+    async def _ask_model(self, call: Call) -> Reply:
+        with self._new_run() as run:
+            return await run.tree.complete(call)
+
+    async def _ask_models(self, calls: Sequence[Call], max_concurrent: int) -> list[Reply | CallError]:
+        with self._new_run() as run:
+            return await run.tree.complete_all(calls, max_concurrent=max_concurrent)
+
+    @contextmanager
+    def _new_run(self) -> Iterator[Run]:
+        """A new tree with its first run; what it spent is added to this object's sum at the end."""
+        run_id = new_run_id()
+        warnings: list[str] = []
+
+        def emit(event: Event) -> None:
+            if isinstance(event, Warned):
+                warnings.append(event.message)
+            self._emit(event)
+
+        tree = self._scheduler.tree(run_id=run_id, emit=emit)
+        try:
+            yield Run(
+                settings=self.settings,
+                tree=tree,
+                open_guest=self._open_guest,
+                emit=emit,
+                run_id=run_id,
+                warnings=warnings,
+            )
+        finally:
+            self._ledger.absorb(tree.ledger)
+
+    def _emit(self, event: Event) -> None:
+        for listener in self._listeners:
+            listener(event)
+
+
+async def _load(context: Any) -> Any:
+    """The context itself, read from its files where it is made of paths.
+
+    Raises:
+        ContextError: it is empty, or a file cannot be read.
+    """
+    context = await anyio.to_thread.run_sync(sources.load, context)
+    if context is None or (isinstance(context, Sized) and not len(context)):
+        raise ContextError(f"the context is empty ({context!r}): there is nothing to ask about")
+    return context

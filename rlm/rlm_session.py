@@ -1,0 +1,154 @@
+"""`RLMSession`: several questions about one context, on one guest.
+
+    with rlm.session(context) as session:
+        session.ask("Who are the parties?")
+        session.ask("Which of them may terminate?")     # knows the first answer and its variables
+        session.run("print(len(context))")              # Python in the model's own namespace
+
+Variables, functions and the conversation carry on. An answer does not: each question starts without one.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+import anyio
+
+from rlm.errors import SessionClosed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from types import TracebackType
+
+    from rlm.conversation import Conversation
+    from rlm.portal import Portal
+    from rlm.runtime import Run
+    from rlm.sandbox.session import Session
+    from rlm.values import Answer, CellResult, Variable
+
+__all__ = ["RLMSession"]
+
+
+class RLMSession:
+    """A guest, a conversation about its context, and the way to ask on. Made by `RLM_REPL.session`.
+
+    It does one thing at a time: a second call waits for the first. A question that is cancelled, by Ctrl-C or by
+    its caller, leaves the session as it was before the cell that was running.
+
+    Attributes:
+        answers: the answers so far, in the order of the questions.
+    """
+
+    def __init__(
+        self,
+        portal: Portal,
+        guest: Session,
+        conversation: Conversation,
+        new_run: Callable[[], AbstractContextManager[Run]],
+    ) -> None:
+        self.answers: list[Answer] = []
+        self._portal = portal
+        self._guest = guest
+        self._conversation = conversation
+        self._new_run = new_run
+        self._one_at_a_time = anyio.Lock()
+        self._user_cells: list[str] = []
+        self._closed = False
+
+    def ask(self, question: str) -> Answer:
+        """Answer the next question; see `RLM_REPL.acompletion` for what it raises."""
+        return self._portal.call(self._ask, question)
+
+    async def aask(self, question: str) -> Answer:
+        """Answer the next question; see `RLM_REPL.acompletion` for what it raises."""
+        return await self._portal.acall(self._ask, question)
+
+    def run(self, code: str) -> CellResult:
+        """Run Python in the model's namespace, with `context`, `llm_query` and `llm_batch` at hand."""
+        return self._portal.call(self._run, code)
+
+    async def arun(self, code: str) -> CellResult:
+        """Run Python in the model's namespace, with `context`, `llm_query` and `llm_batch` at hand."""
+        return await self._portal.acall(self._run, code)
+
+    def variables(self) -> tuple[Variable, ...]:
+        """The names that cells have defined, with their types, sizes and the heads of their values."""
+        return self._portal.call(self._variables)
+
+    async def avariables(self) -> tuple[Variable, ...]:
+        """The names that cells have defined, with their types, sizes and the heads of their values."""
+        return await self._portal.acall(self._variables)
+
+    def fetch(self, name: str) -> Any:
+        """The value of a variable, where its type can cross to the host."""
+        return self._portal.call(self._fetch, name)
+
+    async def afetch(self, name: str) -> Any:
+        """The value of a variable, where its type can cross to the host."""
+        return await self._portal.acall(self._fetch, name)
+
+    def close(self) -> None:
+        """End the guest. Idempotent."""
+        self._portal.call(self._close)
+
+    async def aclose(self) -> None:
+        """End the guest. Idempotent."""
+        await self._portal.acall(self._close)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _ask(self, question: str) -> Answer:
+        async with self._one_at_a_time:
+            self._require_open()
+            note = self._take_note()
+            with self._new_run() as run:
+                answer = await run.ask(question, self._conversation, self._guest, note=note)
+            self.answers.append(answer)
+            return answer
+
+    async def _run(self, code: str) -> CellResult:
+        async with self._one_at_a_time:
+            self._require_open()
+            self._conversation.cells += 1
+            with self._new_run() as run:
+                result = await run.run_cell(self._guest, code, turn=0, cell=self._conversation.cells)
+            self._user_cells.append(code)
+            return result
+
+    async def _variables(self) -> tuple[Variable, ...]:
+        async with self._one_at_a_time:
+            self._require_open()
+            return await self._guest.variables()
+
+    async def _fetch(self, name: str) -> Any:
+        async with self._one_at_a_time:
+            self._require_open()
+            return await self._guest.fetch(name)
+
+    async def _close(self) -> None:
+        self._closed = True
+        await self._guest.aclose()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise SessionClosed("this session is closed; open another with RLM_REPL.session(context)")
+
+    def _take_note(self) -> str:
+        """What the root model should know of the cells the user ran since the last question."""
+        cells, self._user_cells = self._user_cells, []
+        return "Meanwhile the user ran this in the REPL:\n\n" + "\n\n".join(cells) if cells else ""

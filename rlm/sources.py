@@ -1,0 +1,86 @@
+r"""Files → context.
+
+A path becomes the text of its file: only a byte order mark is dropped, and `\r\n` stays `\\r\\n`. Several paths become
+a dict from name to text.
+"""
+
+from __future__ import annotations
+
+import codecs
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rlm.errors import ContextError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["decode", "load", "read_files", "read_text"]
+
+_BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+def load(context: Any) -> Any:
+    """A path, or a list of paths, as the text it stands for; any other context as it is.
+
+    Only `pathlib.Path` objects are paths: a str is always text.
+
+    Raises:
+        ContextError: a file is missing, a folder, unreadable or not text.
+    """
+    if isinstance(context, Path):
+        return read_text(context)
+    if isinstance(context, (list, tuple)) and context and all(isinstance(item, Path) for item in context):
+        return read_files(context)
+    return context
+
+
+def read_files(paths: Sequence[Path], encoding: str | None = None) -> str | dict[str, str]:
+    """One file as its text; several as a dict from file name (the whole path where names repeat) to text."""
+    if len(paths) == 1:
+        return read_text(paths[0], encoding)
+    names = [path.name for path in paths]
+    labels = names if len(set(names)) == len(names) else [str(path) for path in paths]
+    return {label: read_text(path, encoding) for label, path in zip(labels, paths, strict=True)}
+
+
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """The text of a file, in UTF-8 or in what its byte order mark says, unless `encoding` names another."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ContextError(f"{path}: there is no such file") from None
+    except IsADirectoryError:
+        raise ContextError(f"{path}: is a folder; name the files in it, such as {path}/*.txt") from None
+    except OSError as error:
+        raise ContextError(f"{path}: cannot be read: {error.strerror}") from error
+    return decode(data, str(path), encoding)
+
+
+def decode(data: bytes, name: str, encoding: str | None = None) -> str:
+    """Bytes as text, or a ContextError that names where they came from and where they stop being text."""
+    encoding = encoding or _marked_encoding(data) or "utf-8"
+    try:
+        text = data.decode(encoding)
+    except LookupError:
+        raise ContextError(
+            f"{name}: there is no encoding {encoding!r}; try utf-8, latin-1 or cp1252"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise ContextError(
+            f"{name}: not {encoding} text (byte {error.start:,}); if it is text, name its encoding, such as "
+            "--encoding latin-1"
+        ) from None
+    if "\0" in text[:8_192]:
+        raise ContextError(f"{name}: looks like a binary file (it holds NUL); turn it into text first")
+    return text
+
+
+def _marked_encoding(data: bytes) -> str | None:
+    return next((name for mark, name in _BYTE_ORDER_MARKS.items() if data.startswith(mark)), None)
