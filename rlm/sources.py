@@ -1,7 +1,7 @@
-r"""Files → context.
+"""Files → context.
 
-A path becomes the text of its file: only a byte order mark is dropped, and `\r\n` stays `\\r\\n`. Several paths become
-a dict from name to text.
+A path becomes the text of its file: only a byte order mark is dropped, and a carriage return stays one. Several
+paths become a dict from name to text.
 """
 
 from __future__ import annotations
