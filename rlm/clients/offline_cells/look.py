@@ -1,0 +1,31 @@
+"""Turn 1: what is there?"""
+
+# ruff: noqa: T201 - a cell prints what the model is to see
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rlm.clients.offline_cells.given import context
+
+# The cell:
+def texts_in(value: object, where: str) -> list[tuple[str, str]]:
+    """Every text in `value`, with the expression that reaches it."""
+    if isinstance(value, str):
+        return [(where, value)]
+    if isinstance(value, dict):
+        is_message = isinstance(value.get("content"), str)
+        is_row = where != "context" and all(len(str(item)) < 500 for item in value.values())
+        if is_message:
+            return [(f"{where}['content']", value["content"])]
+        if not is_row:
+            return [found for key in value for found in texts_in(value[key], f"{where}[{key!r}]")]
+    if isinstance(value, (list, tuple)):
+        return [found for i, item in enumerate(value) for found in texts_in(item, f"{where}[{i}]")]
+    return [] if value is None else [(f"str({where})", str(value))]
+
+
+texts = {where: text for where, text in texts_in(context, "context") if text.strip()}
+print(f"{type(context).__name__}: {len(texts):,} texts, {sum(map(len, texts.values())):,} characters")
+for where, text in list(texts.items())[:3]:
+    print(f"{where}, {len(text):,} characters, begins {text[:60]!r}")

@@ -1,0 +1,143 @@
+"""Words and sentences by rule: what the offline client knows of language, and it is not much.
+
+A *key term* is a word of the question that could tell where the answer is. Its *stem* is what its forms have in
+common (`raised`: `rais`), found by taking off English endings; other languages mostly keep their whole word,
+which a few letters may still follow. Scripts written without spaces are cut into pairs of characters.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["FIRST_UNSPACED", "KeyTerm", "key_terms", "lowered", "matcher", "sentence_spans", "stem_of"]
+
+FIRST_UNSPACED = "\u2e80"
+"""From this character on scripts (Chinese, Japanese, …) are written without spaces between words."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyTerm:
+    """A word of a question, its stem, and whether the question marks it as a name (a capital, digits, quotes)."""
+
+    word: str
+    stem: str
+    is_name: bool = False
+
+
+def key_terms(question: str) -> list[KeyTerm]:
+    """The words of a question that carry its meaning, each stem once, in their order.
+
+    Where all are small words (`Who is it?`) those are returned, because something has to be searched for.
+    """
+    words = list(_words(question))
+    terms = [term for term in words if term.word.lower() not in _SMALL_WORDS]
+    seen: dict[str, KeyTerm] = {}
+    for term in terms or words:
+        if term.stem not in seen or term.is_name:
+            seen[term.stem] = term
+    return list(seen.values())
+
+
+def matcher(stem: str) -> re.Pattern[str]:
+    """A compiled search for the forms of a word in lowered text."""
+    if stem >= FIRST_UNSPACED:
+        return re.compile(re.escape(stem))
+    ending = r"\w{0,3}" if len(stem) > _LONG_STEM else _ENDINGS
+    return re.compile(rf"\b{re.escape(stem)}{ending}\b")
+
+
+def stem_of(word: str) -> str:
+    """What the forms of a lowered word have in common: `statements` → `statement`, `raising` → `rais`."""
+    if word >= FIRST_UNSPACED or not word.isalpha():
+        return word
+    for ending in _STRIPPED:
+        rest = word.removesuffix(ending)
+        if rest != word and len(rest) >= _SHORT_STEM:
+            return rest[:-1] if rest[-1] == rest[-2] and rest[-1] not in "aeiouls" else rest
+    return word
+
+
+def lowered(text: str) -> str:
+    """`text` in lower case and of the same length, so that positions in one hold in the other."""
+    return text.replace("\u0130", "I").lower()
+
+
+def sentence_spans(text: str) -> list[tuple[int, int]]:
+    """Start and end of each sentence: up to its full stop, or to an empty line, a heading or the item of a list."""
+    spans = []
+    start = 0
+    for border in _BORDER.finditer(text):
+        spans.append((start, border.start()))
+        start = border.end()
+    spans.append((start, len(text)))
+    return [trimmed for first, last in spans for trimmed in _trimmed(text, first, last)]
+
+
+_SHORT_STEM = 4
+_LONG_STEM = 4
+_ENDINGS = "(?:e|d|s|es|ed|er|ers|ing|[ds]t|n)?"
+_STRIPPED = ("ations", "ation", "ments", "ings", "ing", "ied", "ies", "ed", "es", "ly", "s", "e", "y")
+_WORD = re.compile(r"\w+(?:['’.-]\w+)*")
+_UNSPACED = re.compile("[\u2e80-\ud7ff\uf900-\ufaff]+")
+_QUOTED = re.compile(r"[\"“„«`]([^\"”“»`]+)[\"”“»`]")
+_BORDER = re.compile(
+    r"(?<=[.!?…])[\"”’')\]]*\s+(?=[\"“‘'(\[]*[^\Wa-z_])"  # a full stop, then a capital or a digit
+    r"|(?<=[。!?])"
+    r"|\n[ \t]*\n\s*"
+    r"|\n(?=[ \t]*(?:[-*•]|\d+[.)])\s)"
+    r"|\n(?=[*=~^#-]{3,})|(?<=[*=~-]{4})\n"
+)
+_LONGEST_SENTENCE = 600
+_SMALL_WORDS = frozenset(
+    """
+    a about above after again all also am an and any are aren't as at be because been before being below between
+    both but by can cannot could did do does doing done down during each either else every few for from further get
+    gets give given gives had has have having he her here hers him his how i if in into is isn't it its itself just
+    let like made make makes many may me might more most much must my no nor not of off often on once one only or
+    other our out over own please say says said shall she should so some such tell text than that the their them then
+    there these they this those through thus to too under until up upon us use used uses using very was we were what
+    when where whether which while who whom whose why will with within without would yes you your
+    answer context contain contains document find happen happened happens kind mention mentioned mentions name named
+    names occur occurs appear appears passage question quote show sort come came take took
+    der die das den dem des ein eine einen einem einer und oder ist sind war waren wird werden wurde wie was wer wo
+    wann warum wem wen welche welcher welches im in an am auf aus bei mit nach von vor zu zum zur für über nicht auch
+    es er sie ich wir ihr hat haben hatte
+    le la les un une des du de et ou est sont était qui que quoi quel quelle quels quelles où quand comment pourquoi
+    combien dans en sur par pour avec sans ne pas il elle ils elles ce cette ces son sa ses au aux
+    """.split()
+)
+
+
+def _words(question: str) -> Iterator[KeyTerm]:
+    quoted = " ".join(_QUOTED.findall(question)).lower()
+    for position, found in enumerate(_WORD.finditer(question)):
+        word = re.sub(r"['’]s$", "", found[0]).rstrip(".")
+        for run in _UNSPACED.findall(word):
+            yield from (KeyTerm(pair, pair) for pair in _pairs(run))
+        if _UNSPACED.search(word):
+            continue
+        small = lowered(word)
+        is_name = (position > 0 and word[0].isupper()) or word.isdigit() or small in quoted
+        yield KeyTerm(word, stem_of(small), is_name)
+
+
+def _pairs(run: str) -> list[str]:
+    return [run[i : i + 2] for i in range(max(1, len(run) - 1))]
+
+
+def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
+    while end - start > _LONGEST_SENTENCE:
+        cut = max(text.rfind(mark, start + 200, start + _LONGEST_SENTENCE) for mark in ("; ", ": ", "\n", ", "))
+        cut = cut + 1 if cut > start else start + _LONGEST_SENTENCE
+        yield from _trimmed(text, start, cut)
+        start = cut
+    piece = text[start:end]
+    start += len(piece) - len(piece.lstrip())
+    end -= len(piece) - len(piece.rstrip())
+    if end > start:
+        yield start, end
