@@ -1,0 +1,669 @@
+"""The client for OpenAI and for whatever speaks its Chat Completions; the only room that knows the openai package.
+
+`AsyncOpenAIClient` makes one attempt per call: retries, limits and budgets are the scheduler's, so the package's
+own retries are off. `OpenAIClient` is its blocking twin. Both keep one pool of connections per event loop for
+their whole life, closed with the client or, where nobody closes it, with the loop.
+
+The package is imported with the first call, in a thread, because that takes a second; `warm_up` starts it
+earlier. Requests go through `AsyncOpenAI.post` and come back as plain HTTP responses: a third of the cost of
+`chat.completions.create`, and the headers are there to read. With the extra `[fast]` they travel over aiohttp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+import os
+import ssl
+import threading
+import warnings
+from collections.abc import Mapping
+from contextlib import aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from urllib.parse import urlsplit
+from weakref import WeakKeyDictionary
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+
+from rlm.clients.chat import (
+    Dialect,
+    StreamReader,
+    encode,
+    error_of,
+    learned,
+    lesson_of,
+    read_failure,
+    read_reply,
+    redact,
+    request_body,
+)
+from rlm.errors import (
+    AuthenticationFailed,
+    BadReply,
+    BadRequest,
+    CallError,
+    CallTimedOut,
+    ConnectionFailed,
+    SettingsError,
+    UnknownModel,
+)
+from rlm.portal import lease
+from rlm.values import Call, FailedCall, Message, Reply
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+    from types import TracebackType
+
+    import httpx2
+    import openai
+
+__all__ = ["AsyncOpenAIClient", "OpenAIClient", "Prompt", "warm_up"]
+
+Prompt: TypeAlias = "str | Iterable[Message | Mapping[str, str]]"
+"""A text, which becomes a user message, or messages as values or as `{"role": …, "content": …}`."""
+
+OPENAI_URL = "https://api.openai.com/v1"
+OPENAI_HOST = "api.openai.com"
+NO_KEY = "none"
+"""What local servers are sent for a key: they take any, but the package and some of them want one."""
+
+CONNECT_TIMEOUT_S = 60.0
+LISTING_TIMEOUT_S = 5.0
+KEEP_ALIVE_S = 30.0
+FIRST_CONNECTIONS = 64
+"""Requests in flight at the start; each success allows one more, so that 1,000 handshakes never meet."""
+
+
+def warm_up() -> None:
+    """Import the openai package in a thread, ahead of need; returns at once."""
+    if not _loaded.is_set():
+        threading.Thread(target=_load, name="rlm-import-openai", daemon=True).start()
+
+
+class AsyncOpenAIClient:
+    """Asks an OpenAI-compatible endpoint. It may be used from several event loops at once."""
+
+    def __init__(
+        self,
+        model: str = "gpt-5-nano",
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        timeout_s: float = 600.0,
+        max_connections: int = 1000,
+    ) -> None:
+        """Check the settings; nothing is imported or sent yet.
+
+        Args:
+            model: the model of `completion` and `batch_completion`; `complete` is told by its call.
+            api_key: by default `OPENAI_API_KEY`. An endpoint of one's own needs none.
+            base_url: by default `OPENAI_BASE_URL`, else OpenAI.
+            timeout_s: seconds from sending a request to its whole answer.
+            max_connections: requests in flight at once; more wait for their turn.
+
+        Raises:
+            AuthenticationFailed: there is neither a key nor an endpoint of one's own.
+            SettingsError: a setting has a value that cannot work.
+        """
+        own_url = (base_url or os.environ.get("OPENAI_BASE_URL") or "").strip()
+        self._key = (api_key or os.environ.get("OPENAI_API_KEY") or "").strip()
+        self._url = own_url or OPENAI_URL
+        self.model = model
+        self.endpoint = _endpoint_of(self._url)
+        _check(self._key, own_url, model, timeout_s, max_connections)
+        self._timeout_s = timeout_s
+        self._max_connections = max_connections
+        self._first_dialect = Dialect(
+            "max_completion_tokens" if self.endpoint == OPENAI_HOST else "max_tokens"
+        )
+        self._dialects: dict[str, Dialect] = {}
+        self._available: tuple[str, ...] | None = None
+        self._pools: WeakKeyDictionary[_Loop, _Pool] = WeakKeyDictionary()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(model={self.model!r}, endpoint={self.endpoint!r})"
+
+    async def complete(self, call: Call) -> Reply:
+        """Ask the model once.
+
+        `Reply.attempts` is above 1 where the endpoint refused a parameter, which is then left out or renamed for
+        this model from here on; `Reply.warnings` says so, once.
+
+        Raises:
+            CallError: the one class of `rlm.errors` that says why there is no answer.
+            RuntimeError: the client is closed.
+        """
+        pool = await self._pool()
+        async with pool.slot():
+            started = anyio.current_time()
+            async with self._translated(call):
+                with anyio.fail_after(self._timeout_s):
+                    exchange = await self._post(pool, call, stream=False)
+                response = exchange.response
+                reply = read_reply(response.content, call, self.endpoint, response.headers)
+            return exchange.finish(reply, started)
+
+    async def stream(self, call: Call) -> AsyncIterator[str | Reply]:
+        """Ask the model once and yield its text piece by piece, at last the whole `Reply`.
+
+        Leave it early only through `contextlib.aclosing`, which closes the connection at once.
+
+        Raises:
+            CallError: as `complete`, possibly after a part of the text.
+        """
+        pool = await self._pool()
+        async with pool.slot():
+            started = anyio.current_time()
+            deadline = anyio.current_time() + self._timeout_s
+            async with self._translated(call):
+                with anyio.fail_after(self._timeout_s):
+                    exchange = await self._post(pool, call, stream=True)
+            try:
+                async with aclosing(self._pieces(exchange.response, call)) as pieces:
+                    while (piece := await self._next(pieces, call, deadline)) is not None:
+                        yield piece if isinstance(piece, str) else exchange.finish(piece, started)
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await exchange.response.aclose()
+
+    async def completion(
+        self, prompt: Prompt, max_tokens: int | None = None, *, temperature: float | None = None
+    ) -> str:
+        """The model's answer to a text or to messages.
+
+        Raises:
+            CallError: as `complete`.
+            TypeError: the prompt is neither text nor messages.
+        """
+        reply = await self.complete(self._call(prompt, max_tokens, temperature))
+        _warn(reply.warnings)
+        return reply.text
+
+    async def batch_completion(
+        self, prompts: Iterable[Prompt], max_concurrent: int = 10, *, max_tokens: int | None = None
+    ) -> list[str]:
+        """The answers to many prompts, in their order; a slot that failed is a `FailedCall`: falsy, with `.error`.
+
+        Raises:
+            SettingsError: `max_concurrent` is below 1.
+            TypeError: the prompts are a single text, or one of them is no prompt.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("batch_completion takes many prompts and was given one text: put it in a list")
+        if max_concurrent < 1:
+            raise SettingsError(f"max_concurrent={max_concurrent!r}: must be at least 1")
+        calls = [self._call(prompt, max_tokens) for prompt in prompts]
+        outcomes = await _ask_all(self, calls, max_concurrent)
+        _warn(warning for outcome in outcomes if isinstance(outcome, Reply) for warning in outcome.warnings)
+        return [outcome.text if isinstance(outcome, Reply) else FailedCall(outcome) for outcome in outcomes]
+
+    async def available_models(self) -> tuple[str, ...]:
+        """The names of the models that the endpoint lists.
+
+        Raises:
+            CallError: it does not answer within 5 seconds, or not with a list.
+        """
+        import httpx2
+
+        pool = await self._pool()
+        call = Call(model=self.model, messages=())
+        async with self._translated(call, may_look_up=False):
+            with anyio.fail_after(LISTING_TIMEOUT_S):
+                response = await pool.sdk.get("/models", cast_to=httpx2.Response)
+            try:
+                return tuple(sorted(str(entry["id"]) for entry in response.json()["data"]))
+            except (ValueError, LookupError, TypeError) as error:
+                raise BadReply(f"{self.endpoint} sent no list of models", model=self.model) from error
+
+    async def aclose(self) -> None:
+        """Close the connections. Idempotent."""
+        self._closed = True
+        here = self._pools.pop(_this_loop(), None)
+        self._pools.clear()  # those of other loops are closed there, by their loops
+        if here is not None:
+            with anyio.CancelScope(shield=True):
+                await here.keeper.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _call(self, prompt: Prompt, max_tokens: int | None = None, temperature: float | None = None) -> Call:
+        return Call(
+            model=self.model,
+            messages=_messages(prompt),
+            max_output_tokens=max_tokens,
+            temperature=temperature,
+        )
+
+    async def _post(self, pool: _Pool, call: Call, *, stream: bool) -> _Exchange:
+        """Send the call, again where it teaches which parameters the model takes."""
+        import httpx2
+        import openai
+
+        attempts, told = 0, []
+        while True:
+            attempts += 1
+            body = request_body(call, self._dialects.get(call.model, self._first_dialect), stream=stream)
+            try:
+                response: httpx2.Response = await pool.sdk.post(
+                    "/chat/completions", cast_to=httpx2.Response, content=encode(body), stream=stream
+                )
+            except openai.APIStatusError as error:
+                failure = read_failure(error.status_code, error.body, error.response.headers)
+                parameter = lesson_of(failure, body)
+                if parameter is None or parameter in call.extra:
+                    raise
+                told += self._learn(call.model, parameter)
+            else:
+                return _Exchange(response, attempts, tuple(told))
+
+    def _learn(self, model: str, parameter: str) -> list[str]:
+        """Note that the model does not take the parameter; what to say of it, the first time."""
+        dialect = self._dialects.get(model, self._first_dialect)
+        if parameter in dialect.refused:
+            return []
+        self._dialects[model], instead = learned(dialect, parameter)
+        return [f"{model!r} at {self.endpoint} does not take `{parameter}`: {instead}"]
+
+    async def _pieces(self, response: httpx2.Response, call: Call) -> AsyncGenerator[str | Reply, None]:
+        """The texts of a response as they arrive, then the reply, whether it is a stream or not."""
+        if "text/event-stream" not in response.headers.get("content-type", ""):
+            reply = read_reply(await response.aread(), call, self.endpoint, response.headers)
+            yield reply.text
+            yield reply
+            return
+        reader = StreamReader(call, self.endpoint, response.headers)
+        async for line in response.aiter_lines():
+            if text := reader.feed(line):
+                yield text
+        yield reader.reply()
+
+    async def _next(
+        self, pieces: AsyncGenerator[str | Reply, None], call: Call, deadline: float
+    ) -> str | Reply | None:
+        async with self._translated(call):
+            with anyio.fail_after(deadline - anyio.current_time()):
+                return await anext(pieces, None)
+
+    @asynccontextmanager
+    async def _translated(self, call: Call, *, may_look_up: bool = True) -> AsyncIterator[None]:
+        """Errors of the package and its transports leave as ours; an unknown model with what there is instead."""
+        try:
+            with _errors_of_ours(call, self.endpoint, self._timeout_s, self._key):
+                yield
+        except UnknownModel as error:
+            if not may_look_up:
+                raise
+            raise await self._with_available(error) from error.__cause__
+
+    async def _with_available(self, error: UnknownModel) -> UnknownModel:
+        if self._available is None:
+            try:
+                self._available = await self.available_models()
+            except CallError:
+                self._available = ()
+        close = difflib.get_close_matches(error.model, self._available, n=3, cutoff=0.5)
+        names = (*close, *(name for name in self._available if name not in close))
+        if not names:
+            return error
+        shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")  # noqa: PLR2004
+        return UnknownModel(
+            f"{error}; it has {shown}", available=names, model=error.model, status=error.status
+        )
+
+    async def _pool(self) -> _Pool:
+        """The connections of the loop that runs now."""
+        if self._closed:
+            raise RuntimeError("this client is closed")
+        loop = _this_loop()
+        if (pool := self._pools.get(loop)) is not None:
+            return pool
+        async with loop.building:
+            if (pool := self._pools.get(loop)) is None:
+                sdk = await anyio.to_thread.run_sync(self._build_sdk, _on_asyncio())
+                keeper = _close_with_the_loop(sdk)
+                await anext(keeper)
+                pool = self._pools[loop] = _Pool(sdk, keeper, self._max_connections)
+        return pool
+
+    def _build_sdk(self, on_asyncio: bool) -> openai.AsyncOpenAI:
+        """In a thread: it imports the package and reads the trusted certificates."""
+        _load()
+        import httpx2
+        import openai
+
+        fast = on_asyncio and find_spec("aiohttp") is not None
+        transport = openai.DefaultAioHttpClient if fast else openai.DefaultAsyncHttpxClient
+        connect_s = min(CONNECT_TIMEOUT_S, self._timeout_s)
+        timeout = httpx2.Timeout(self._timeout_s, connect=connect_s, pool=None)
+        limits = httpx2.Limits(
+            max_connections=self._max_connections,
+            max_keepalive_connections=self._max_connections,
+            keepalive_expiry=KEEP_ALIVE_S,
+        )
+        return openai.AsyncOpenAI(
+            api_key=self._key or NO_KEY,
+            base_url=self._url,
+            max_retries=0,
+            timeout=timeout,
+            http_client=transport(base_url=self._url, timeout=timeout, limits=limits),
+        )
+
+
+class OpenAIClient:
+    """The blocking twin of `AsyncOpenAIClient`, with the same settings, for scripts, notebooks and threads.
+
+    Any number of threads may use one client at once. Its methods refuse to run on the portal's own loop, that is,
+    inside another client's answer, with a `RuntimeError`.
+    """
+
+    def __init__(
+        self,
+        model: str = "gpt-5-nano",
+        *,
+        api_key: str | None = None,
+        base_url: str | None = None,
+        timeout_s: float = 600.0,
+        max_connections: int = 1000,
+    ) -> None:
+        """See `AsyncOpenAIClient`."""
+        self._client = AsyncOpenAIClient(
+            model,
+            api_key=api_key,
+            base_url=base_url,
+            timeout_s=timeout_s,
+            max_connections=max_connections,
+        )
+        self._portal = lease()
+        self.model = model
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(model={self.model!r}, endpoint={self._client.endpoint!r})"
+
+    def complete(self, call: Call) -> Reply:
+        """See `AsyncOpenAIClient.complete`."""
+        return self._portal.call(self._client.complete, call)
+
+    def completion(
+        self, prompt: Prompt, max_tokens: int | None = None, *, temperature: float | None = None
+    ) -> str:
+        """See `AsyncOpenAIClient.completion`."""
+        reply = self.complete(self._client._call(prompt, max_tokens, temperature))  # noqa: SLF001 - its twin
+        _warn(reply.warnings)
+        return reply.text
+
+    def batch_completion(
+        self, prompts: Iterable[Prompt], max_concurrent: int = 10, *, max_tokens: int | None = None
+    ) -> list[str]:
+        """See `AsyncOpenAIClient.batch_completion`."""
+
+        async def batch() -> list[str]:
+            return await self._client.batch_completion(prompts, max_concurrent, max_tokens=max_tokens)
+
+        return self._portal.call(batch)
+
+    def available_models(self) -> tuple[str, ...]:
+        """See `AsyncOpenAIClient.available_models`."""
+        return self._portal.call(self._client.available_models)
+
+    def close(self) -> None:
+        """Close the connections and give the loop thread back. Idempotent."""
+        if self._client._pools:  # noqa: SLF001 - its twin
+            self._portal.call(self._client.aclose)
+        self._portal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Exchange:
+    """A response with a status of 200, and what it took."""
+
+    response: httpx2.Response
+    attempts: int
+    warnings: tuple[str, ...]
+
+    def finish(self, reply: Reply, started: float) -> Reply:
+        return replace(
+            reply,
+            attempts=self.attempts,
+            latency_s=anyio.current_time() - started,
+            warnings=self.warnings + reply.warnings,
+        )
+
+
+class _Loop:
+    """Stands for one event loop, for as long as it lives."""
+
+    def __init__(self) -> None:
+        self.building = anyio.Lock()
+
+
+class _Pool:
+    """The connections of one event loop; they grow with success."""
+
+    def __init__(
+        self, sdk: openai.AsyncOpenAI, keeper: AsyncGenerator[None, None], max_connections: int
+    ) -> None:
+        self.sdk = sdk
+        self.keeper = keeper
+        self._width = min(FIRST_CONNECTIONS, max_connections)
+        self._max_connections = max_connections
+        self._slots = anyio.Semaphore(self._width, fast_acquire=True)
+
+    @asynccontextmanager
+    async def slot(self) -> AsyncIterator[None]:
+        async with self._slots:
+            yield
+        if self._width < self._max_connections:
+            self._width += 1
+            self._slots.release()
+
+
+_loaded = threading.Event()
+_loops: anyio.lowlevel.RunVar[_Loop] = anyio.lowlevel.RunVar("rlm.clients.openai")
+
+
+def _load() -> None:
+    """Import the package; a second thread waits for the first."""
+    import openai  # noqa: F401 - the import is the point
+
+    _loaded.set()
+
+
+def _this_loop() -> _Loop:
+    try:
+        return _loops.get()
+    except LookupError:
+        loop = _Loop()
+        _loops.set(loop)
+        return loop
+
+
+async def _close_with_the_loop(sdk: openai.AsyncOpenAI) -> AsyncGenerator[None, None]:
+    """Close the connections when this generator is closed, which a loop does for all that are open at its end.
+
+    So a client that nobody closes leaves no connection and no warning behind.
+    """
+    try:
+        yield
+    finally:
+        with anyio.CancelScope(shield=True):
+            await sdk.close()
+
+
+def _on_asyncio() -> bool:
+    try:
+        asyncio.get_running_loop()  # aiohttp runs on asyncio alone
+    except RuntimeError:
+        return False
+    return True
+
+
+async def _ask_all(
+    client: AsyncOpenAIClient, calls: list[Call], max_concurrent: int
+) -> list[Reply | CallError]:
+    """The outcomes in order; workers pull, so that a long list costs no tasks."""
+    outcomes: dict[int, Reply | CallError] = {}
+    waiting = iter(enumerate(calls))
+
+    async def work() -> None:
+        for index, call in waiting:
+            try:
+                outcomes[index] = await client.complete(call)
+            except CallError as error:
+                outcomes[index] = error
+
+    async with anyio.create_task_group() as workers:
+        for _ in range(min(max_concurrent, len(calls))):
+            workers.start_soon(work)
+    return [outcomes[index] for index in range(len(calls))]
+
+
+def _warn(texts: Iterable[str]) -> None:
+    for text in dict.fromkeys(texts):
+        warnings.warn(text, stacklevel=3)
+
+
+@contextmanager
+def _errors_of_ours(call: Call, endpoint: str, timeout_s: float, key: str) -> Iterator[None]:
+    """Every error of the package and its transports leaves as one of ours, with its cause, without the key."""
+    import httpx2
+    import openai
+
+    model = call.model
+    try:
+        yield
+    except CallError as error:
+        _without_key(error, key)
+        raise
+    except openai.APIStatusError as error:
+        failure = read_failure(error.status_code, error.body, error.response.headers)
+        failure = replace(failure, message=redact(failure.message, key))
+        raise error_of(failure, model, endpoint) from _without_key(error, key)
+    except httpx2.DecodingError as error:
+        raise BadReply(f"{endpoint} sent a body that cannot be decoded for {model!r}", model=model) from error
+    except (
+        openai.APIConnectionError,
+        httpx2.RequestError,
+        httpx2.StreamError,
+        ssl.SSLError,
+        anyio.EndOfStream,
+        TimeoutError,
+    ) as error:
+        if _is_timeout(error):
+            message = f"{endpoint} gave no complete answer for {model!r} within {timeout_s:g} s"
+            raise CallTimedOut(message, model=model) from error
+        raise ConnectionFailed(_no_connection(error, model, endpoint), model=model) from error
+    except openai.OpenAIError as error:
+        message = redact(f"the request to {model!r} at {endpoint} could not be made: {error}", key)
+        raise BadRequest(message, model=model) from _without_key(error, key)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error and what caused it, to the bottom."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
+
+
+def _is_timeout(error: BaseException) -> bool:
+    """Whether a clock ran out. The aiohttp transport calls a broken connection a timeout too, so look deeper."""
+    return any(isinstance(cause, TimeoutError) for cause in _chain(error))
+
+
+def _no_connection(error: BaseException, model: str, endpoint: str) -> str:
+    chain = _chain(error)
+    reason = " ".join((str(chain[-1]) or type(chain[-1]).__name__).split())
+    message = f"no answer from {endpoint} for {model!r}: {redact(reason)}"
+    if any(isinstance(cause, ConnectionRefusedError) for cause in chain):
+        return f"{message}; is a server running there?"
+    return message
+
+
+def _without_key(error: Exception, key: str) -> Exception:
+    """The same exception, its words cleaned: a provider may quote the key that it refuses."""
+    error.args = tuple(
+        redact(argument, key) if isinstance(argument, str) else argument for argument in error.args
+    )
+    if isinstance(message := getattr(error, "message", None), str):
+        error.message = redact(message, key)  # type: ignore[attr-defined]
+    return error
+
+
+def _endpoint_of(url: str) -> str:
+    """Host and port of the URL, without the credentials it may hold.
+
+    Raises:
+        SettingsError: it is no URL of a server.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        parts, host, port = None, None, None
+    if parts is None or host is None or parts.scheme not in ("http", "https"):
+        raise SettingsError(f"base_url={redact(url)!r}: must be a URL such as http://localhost:11434/v1")
+    host = f"[{host}]" if ":" in host else host
+    return f"{host}:{port}" if port else host
+
+
+def _check(key: str, own_url: str, model: str, timeout_s: float, max_connections: int) -> None:
+    if not key and not own_url:
+        raise AuthenticationFailed(
+            "there is no API key and no endpoint: set OPENAI_API_KEY or pass api_key=; or name a server of your "
+            "own with base_url= (--base-url), such as http://localhost:11434/v1; or use the offline client"
+        )
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise AuthenticationFailed(
+            "the API key holds a character that no key has: check OPENAI_API_KEY or api_key="
+        )
+    if not model:
+        raise SettingsError("model is empty: name a model, such as model='gpt-5-nano'")
+    for name, value in (("timeout_s", timeout_s), ("max_connections", max_connections)):
+        if not value > 0:
+            raise SettingsError(f"{name}={value!r}: must be a number above 0")
+
+
+def _messages(prompt: Prompt) -> tuple[Message, ...]:
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    if isinstance(prompt, (Message, Mapping)):
+        return (_message(prompt),)
+    return tuple(_message(message) for message in prompt)
+
+
+def _message(message: object) -> Message:
+    if isinstance(message, Message):
+        return message
+    if isinstance(message, Mapping):
+        role, content = message.get("role"), message.get("content")
+        if role in ("system", "user", "assistant") and isinstance(content, str):
+            return Message(role, content)
+    shown: Any = dict(message) if isinstance(message, Mapping) else message
+    raise TypeError(
+        f"a message is a dict with a role (system, user, assistant) and a text as content, not {shown!r:.200}"
+    )
