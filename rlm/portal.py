@@ -94,7 +94,7 @@ class Portal:
             RuntimeError: after `close`; when the last lease was closed while the call ran.
         """
         thread = self._thread
-        if self._closed or thread is None or not thread.is_usable():
+        if thread is None or not thread.is_usable():
             thread = await anyio.to_thread.run_sync(self._running_thread)
         if thread.is_current():
             return await function(*arguments)
