@@ -9,9 +9,11 @@ be used from scripts, notebooks, servers and many threads at once, and keeps its
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Self
+from weakref import WeakSet
 
 import anyio
 import anyio.to_thread
@@ -106,7 +108,9 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             from rlm.display import show_on_stderr
 
             self._listeners.append(show_on_stderr())
+        self._sessions: WeakSet[RLMSession] = WeakSet()
         self._portal: Portal = lease()
+        self._closed = False
 
     def completion(self, context: Any, query: str | None = None) -> Answer:
         """Answer a question about a context; see `acompletion`."""
@@ -159,14 +163,18 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         self._ledger = Ledger()
 
     def close(self) -> None:
-        """Close connections and give the event loop back. Idempotent; open sessions should be closed before."""
-        self._portal.call(self._scheduler.aclose)
-        self._portal.close()
+        """End open sessions, close connections, and give the event loop back. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._portal.call(self._close)
+            self._portal.close()
 
     async def aclose(self) -> None:
-        """Close connections and give the event loop back."""
-        await self._portal.acall(self._scheduler.aclose)
-        await self._portal.aclose()
+        """End open sessions, close connections, and give the event loop back. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            await self._portal.acall(self._close)
+            await self._portal.aclose()
 
     def __enter__(self) -> Self:
         return self
@@ -202,7 +210,14 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
                 await guest.aclose()
             raise
         conversation = Conversation(self.settings, prompts.describe_context(context))
-        return RLMSession(self._portal, guest, conversation, self._new_run)
+        session = RLMSession(self._portal, guest, conversation, self._new_run)
+        self._sessions.add(session)
+        return session
+
+    async def _close(self) -> None:
+        for session in list(self._sessions):
+            await session.aclose()
+        await self._scheduler.aclose()
 
     async def _open_guest(self) -> Session:
         return await open_session(self.settings.sandbox)
@@ -219,11 +234,11 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
     def _new_run(self) -> Iterator[Run]:
         """A new tree with its first run; what it spent is added to this object's sum at the end."""
         run_id = new_run_id()
-        warnings: list[str] = []
+        warned: list[str] = []
 
         def emit(event: Event) -> None:
             if isinstance(event, Warned):
-                warnings.append(event.message)
+                warned.append(event.message)
             self._emit(event)
 
         tree = self._scheduler.tree(run_id=run_id, emit=emit)
@@ -234,14 +249,18 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
                 open_guest=self._open_guest,
                 emit=emit,
                 run_id=run_id,
-                warnings=warnings,
+                warnings=warned,
             )
         finally:
             self._ledger.absorb(tree.ledger)
 
     def _emit(self, event: Event) -> None:
-        for listener in self._listeners:
-            listener(event)
+        for listener in list(self._listeners):
+            try:
+                listener(event)
+            except Exception as error:  # noqa: BLE001 - whatever a listener does, the run is paid for and goes on
+                self._listeners.remove(listener)
+                warnings.warn(f"{listener!r} hears no more events: {error!r}", RuntimeWarning, stacklevel=2)
 
 
 async def _load(context: Any) -> Any:

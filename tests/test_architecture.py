@@ -22,7 +22,9 @@ def table():
     for line in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8").splitlines():
         cells = [part.strip() for part in line.strip("| ").split("|")]
         if len(cells) == 3 and cells[0].startswith("`rlm/"):
-            allowed = {"—": set(), "everything": None}.get(cells[2], {name.strip() for name in cells[2].split(",")})
+            allowed = {"—": set(), "everything": None}.get(
+                cells[2], {name.strip() for name in cells[2].split(",")}
+            )
             rows += [(pattern.strip("` "), allowed) for pattern in cells[0].split(",")]
     return rows
 
@@ -118,7 +120,13 @@ def test_every_exported_name_can_be_imported():
 
 @pytest.mark.parametrize(
     "path",
-    ["rlm.rlm_repl:RLM_REPL", "rlm.repl:REPLEnv", "rlm.repl:Sub_RLM", "rlm.utils.llm:OpenAIClient", "rlm.utils.prompts:system_prompt"],
+    [
+        "rlm.rlm_repl:RLM_REPL",
+        "rlm.repl:REPLEnv",
+        "rlm.repl:Sub_RLM",
+        "rlm.utils.llm:OpenAIClient",
+        "rlm.utils.prompts:system_prompt",
+    ],
 )
 def test_the_import_paths_of_rlm_minimal_work(path):
     module, name = path.split(":")
@@ -136,7 +144,9 @@ def test_the_tree_of_errors_in_the_docstring_is_the_tree_there_is():
         depth = lines[line].index(name)
         parents = [text for text in lines[:line] if text.strip() and _indent(text) < depth]
         if bases:
-            assert bases[0] in parents[-1], f"{name} is drawn below {parents[-1]!r}, and derives from {bases[0]}"
+            assert bases[0] in parents[-1], (
+                f"{name} is drawn below {parents[-1]!r}, and derives from {bases[0]}"
+            )
 
 
 def _indent(text):

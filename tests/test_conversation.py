@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 from rlm.conversation import AskRoot, Conversation, RunCell
@@ -56,9 +58,7 @@ def test_the_first_message_holds_the_question_and_the_description_of_the_context
 
 
 def test_what_a_cell_printed_is_in_the_next_request():
-    steps, _ = drive(
-        new_conversation(), "Who?", [cell(), CellResult(stdout="forty-two\n"), "FINAL(Ada)"]
-    )
+    steps, _ = drive(new_conversation(), "Who?", [cell(), CellResult(stdout="forty-two\n"), "FINAL(Ada)"])
     assert "forty-two" in user_messages(steps)[-1]
 
 
@@ -68,18 +68,14 @@ def test_a_value_given_in_a_cell_is_the_answer_as_it_is():
 
 
 def test_code_in_the_same_reply_runs_before_the_answer_counts():
-    steps, conclusion = drive(
-        new_conversation(), "Who?", [cell("x = 1") + "FINAL(Ada)", CellResult()]
-    )
+    steps, conclusion = drive(new_conversation(), "Who?", [cell("x = 1") + "FINAL(Ada)", CellResult()])
     assert [type(step) for step in steps] == [AskRoot, RunCell]
     assert conclusion.value == "Ada"
 
 
 def test_an_answer_does_not_count_when_the_code_before_it_failed():
     failed = CellResult(outcome="raised", error="NameError: x")
-    steps, conclusion = drive(
-        new_conversation(), "Who?", [cell() + "FINAL(Ada)", failed, "FINAL(Grace)"]
-    )
+    steps, conclusion = drive(new_conversation(), "Who?", [cell() + "FINAL(Ada)", failed, "FINAL(Grace)"])
     assert conclusion.value == "Grace"
     assert "does not count" in user_messages(steps)[-1]
     assert "NameError: x" in user_messages(steps)[-1]
@@ -99,9 +95,7 @@ def test_a_variable_is_read_through_a_cell_of_its_own():
 
 def test_a_variable_that_does_not_exist_is_told_and_the_dialogue_goes_on():
     missing = CellResult(outcome="raised", error="NameError: there is no variable 'result'")
-    steps, conclusion = drive(
-        new_conversation(), "Who?", ["FINAL_VAR(result)", missing, "FINAL(Ada)"]
-    )
+    steps, conclusion = drive(new_conversation(), "Who?", ["FINAL_VAR(result)", missing, "FINAL(Ada)"])
     assert "there is no variable" in user_messages(steps)[-1]
     assert conclusion.value == "Ada"
 
@@ -177,7 +171,7 @@ def test_every_request_extends_the_one_before_and_alternates():
     replies = ["Hm.", cell(), CellResult(stdout="1"), cell() + cell(), CellResult(), CellResult(), "FINAL(x)"]
     steps, _ = drive(new_conversation(), "Who?", replies)
     requests = [step.messages for step in steps if isinstance(step, AskRoot)]
-    for earlier, later in zip(requests, requests[1:], strict=False):
+    for earlier, later in pairwise(requests):
         assert later[: len(earlier)] == earlier
     assert [message.role for message in requests[-1]] == ["system"] + ["user", "assistant"] * 3 + ["user"]
 

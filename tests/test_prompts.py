@@ -21,7 +21,9 @@ def test_the_system_prompt_states_the_limits_of_this_run(told):
     assert told in prompts.system_prompt(SETTINGS)
 
 
-@pytest.mark.parametrize("name", ["context", "llm_query", "llm_batch", "FINAL", "FINAL_VAR", "answer", "SHOW_VARS"])
+@pytest.mark.parametrize(
+    "name", ["context", "llm_query", "llm_batch", "FINAL", "FINAL_VAR", "answer", "SHOW_VARS"]
+)
 def test_the_system_prompt_names_what_the_namespace_has(name):
     assert name in prompts.system_prompt(SETTINGS)
 
@@ -44,7 +46,7 @@ def test_the_system_prompt_is_short():
         (["ab", "cde"], "a list with 2 items. Items: str. Text in all: 5 characters, longest 3."),
         ({"a.txt": "hello"}, "a dict with 1 key: 'a.txt'. Text in all: 5 characters"),
         ([{"role": "user", "content": "hi"}], "a list of chat messages with 1 item"),
-        ({number: "" for number in range(30)}, "and 10 more"),
+        (dict.fromkeys(range(30), ""), "and 10 more"),
         (None, "no data"),
         (b"abc", "bytes of length 3"),
         (date(2026, 1, 1), "of type date"),

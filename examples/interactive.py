@@ -1,0 +1,30 @@
+"""Several questions about one text, with your own Python in between.
+
+    python examples/interactive.py
+
+Without a key it uses the `offline` client, which only finds, counts and quotes.
+"""
+
+from __future__ import annotations
+
+import os
+
+from rlm import RLM_REPL, OfflineClient
+from rlm.clients.offline_demo import python_topics
+
+
+def main() -> None:
+    client = None if os.environ.get("OPENAI_API_KEY") else OfflineClient()
+    with RLM_REPL(client=client) as rlm, rlm.session(python_topics()) as session:
+        print(session.ask("What does the `with` statement guarantee about __exit__?"))
+
+        cell = session.run("mentions = context.count('decorator'); mentions")
+        print(f"\nYour own cell says: {cell.stdout.strip()} mentions of 'decorator'.\n")
+
+        print(session.ask("How many times does the text mention 'generator'?"))
+        print("\nVariables:", ", ".join(variable.name for variable in session.variables()))
+        print("Spent:", rlm.cost_summary())
+
+
+if __name__ == "__main__":
+    main()

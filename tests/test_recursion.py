@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import anyio
+import pytest
+
+from rlm.clients.scripted import ScriptedClient
+from rlm.errors import BadRequest, HostCallRefused
+from rlm.recursion import HostCalls
+from rlm.scheduler.scheduler import Scheduler
+from rlm.settings import RunSettings
+from rlm.values import Answer, HostCall
+
+pytestmark = pytest.mark.anyio
+
+
+def upper(call):
+    text = call.messages[-1].content
+    if text == "bad":
+        return BadRequest("the endpoint says no")
+    return text.upper()
+
+
+class Children:
+    """Child runs that answer after a moment; remembers them, and how many ran at once."""
+
+    def __init__(self):
+        self.started = []
+        self.now = self.most = 0
+
+    async def __call__(self, question, context, model):
+        if question == "bad":
+            raise BadRequest("the endpoint says no")
+        self.started.append((question, context, model))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        await anyio.sleep(0.01)
+        self.now -= 1
+        return Answer({"answer": question})
+
+
+def host_calls(*, depth=0, children=None, **settings):
+    client = ScriptedClient(upper)
+    tree = Scheduler(client).tree(run_id="r")
+    return HostCalls(RunSettings(**settings), tree, "r", depth, children or Children()), client
+
+
+async def serve(calls, name, **arguments):
+    return await calls(HostCall(name, arguments))
+
+
+async def test_a_query_asks_the_sub_model():
+    calls, client = host_calls(recursive_model="small")
+    assert await serve(calls, "llm_query", prompt="hello") == "HELLO"
+    assert (client.calls[0].model, client.calls[0].role) == ("small", "sub")
+
+
+async def test_a_query_may_name_its_model():
+    calls, client = host_calls()
+    await serve(calls, "llm_query", prompt="hello", model="other")
+    assert client.calls[0].model == "other"
+
+
+async def test_a_batch_keeps_its_order_and_a_failure_its_slot():
+    calls, _ = host_calls()
+    slots = await serve(calls, "llm_batch", prompts=["a", "bad", "c"], max_concurrent=2)
+    assert slots == [{"text": "A"}, {"error": "the endpoint says no", "kind": "BadRequest"}, {"text": "C"}]
+
+
+async def test_a_failed_query_raises():
+    calls, _ = host_calls()
+    with pytest.raises(BadRequest):
+        await serve(calls, "llm_query", prompt="bad")
+
+
+async def test_at_the_depth_limit_a_child_run_is_a_plain_call():
+    children = Children()
+    calls, client = host_calls(children=children, max_depth=1)
+    assert await serve(calls, "rlm_query", question="who?", context="text") == "WHO?\n\nTEXT"
+    assert children.started == []
+    assert client.calls[0].messages[0].content == "who?\n\ntext"
+
+
+async def test_a_plain_call_renders_what_is_not_text():
+    calls, client = host_calls()
+    await serve(calls, "rlm_query", question="who?", context=["a"])
+    assert client.calls[0].messages[0].content == 'who?\n\n[\n  "a"\n]'
+
+
+async def test_a_plain_call_that_no_sub_model_could_read_is_refused():
+    calls, client = host_calls(sub_context_chars=100)
+    with pytest.raises(HostCallRefused, match="pass a smaller piece"):
+        await serve(calls, "rlm_query", question="who?", context="x" * 200)
+    assert client.calls == []
+
+
+async def test_above_the_depth_limit_a_child_run_starts_with_question_and_context():
+    children = Children()
+    calls, _ = host_calls(children=children, max_depth=2)
+    value = await serve(calls, "rlm_query", question="who?", context=["piece"], model="m")
+    assert value == {"answer": "who?"}
+    assert children.started == [("who?", ["piece"], "m")]
+
+
+async def test_children_run_at_once_up_to_the_cap_and_keep_their_order():
+    children = Children()
+    calls, _ = host_calls(children=children, max_depth=2)
+    items = [{"question": str(number), "context": None} for number in range(20)]
+    items[3]["question"] = "bad"
+    slots = await serve(calls, "rlm_batch", items=items, max_concurrent=4)
+    assert [slot.get("value", slot.get("kind")) for slot in slots] == [
+        "BadRequest" if number == 3 else {"answer": str(number)} for number in range(20)
+    ]
+    assert children.most == 4
+
+
+async def test_a_batch_of_children_at_the_depth_limit_is_a_batch_of_calls():
+    calls, _ = host_calls()
+    items = [{"question": "a", "context": "x"}, {"question": "bad"}]
+    assert await serve(calls, "rlm_batch", items=items) == [
+        {"value": "A\n\nX"},
+        {"error": "the endpoint says no", "kind": "BadRequest"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("system", {"command": "ls"}),
+        ("llm_query", {}),
+        ("llm_query", {"prompt": 5}),
+        ("llm_query", {"prompt": "a", "model": 5}),
+        ("llm_batch", {"prompts": "abc"}),
+        ("llm_batch", {"prompts": ["a", 5]}),
+        ("llm_batch", {"prompts": ["a"], "max_concurrent": 0}),
+        ("llm_batch", {"prompts": ["a"], "max_concurrent": True}),
+        ("llm_batch", {"prompts": ["a"], "max_concurrent": "10"}),
+        ("rlm_query", {"context": "x"}),
+        ("rlm_batch", {"items": ["a"]}),
+        ("rlm_batch", {"items": [{"question": 1}]}),
+        ("__class__", {}),
+    ],
+)
+async def test_what_a_hostile_guest_may_send_is_refused_before_any_call(name, arguments):
+    calls, client = host_calls()
+    with pytest.raises(HostCallRefused):
+        await serve(calls, name, **arguments)
+    assert client.calls == []

@@ -1,0 +1,269 @@
+"""Whole completions: a scripted model, a real guest, and every door to them."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import pytest
+import trio
+from blockbuster import blockbuster_ctx
+
+from rlm import RLM_REPL, ScriptedClient
+from rlm.errors import AuthenticationFailed, BadRequest, ContextError, SettingsError
+from rlm.events import AnswerGiven, CellFinished, CellOutput, RunFailed, RunStarted
+
+
+def cell(code):
+    return f"```repl\n{code}\n```"
+
+
+def scripted(*replies, sub=lambda call: call.messages[-1].content.upper(), **settings):
+    return RLM_REPL(client=ScriptedClient(root=list(replies), sub=sub), **settings)
+
+
+def always(reply, **settings):
+    """Every question gets the same reply, so that many may be asked at once."""
+    return RLM_REPL(client=ScriptedClient(lambda call: reply), **settings)
+
+
+def complete(context, *replies, **settings):
+    with scripted(*replies, **settings) as rlm:
+        return rlm.completion(context, "a question")
+
+
+def test_an_answer_is_computed_from_the_context_by_cells():
+    answer = complete("red green red", cell("count = context.count('red')"), cell("FINAL(count)"))
+    assert answer == "2"
+    assert (answer.value, answer.status, answer.turns) == (2, "ok", 2)
+
+
+def test_sub_calls_of_a_cell_are_answered_and_counted():
+    answer = complete("a b c", cell("FINAL('-'.join(llm_batch(context.split())))"))
+    assert answer == "A-B-C"
+    assert answer.usage.calls == 4
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        "line\r\nline\rline\n",
+        "lone \ud800 and pair \ud83d\ude00 and NUL \0",
+        ["a", b"\xff\x00", ("t", 1)],
+        {1: "int key", ("tuple", 2): None, "nested": {"when": datetime(2026, 1, 2, tzinfo=UTC)}},
+        [{"role": "user", "content": "hi"}],
+        {"set": {1, 2}, "big": 2**200, "nan-free": -0.0},
+    ],
+)
+def test_a_context_comes_back_as_it_went(context):
+    assert complete(context, cell("FINAL(context)")).value == context
+
+
+def test_a_path_is_read_as_text(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"one\r\ntwo")
+    assert complete(path, cell("FINAL(repr(context))")) == repr("one\r\ntwo")
+
+
+@pytest.mark.parametrize("context", ["", [], {}, None])
+def test_an_empty_context_is_refused_before_anything_starts(context):
+    with scripted() as rlm, pytest.raises(ContextError, match="empty"):
+        rlm.completion(context, "a question")
+
+
+def test_a_type_that_cannot_cross_is_named_with_its_place():
+    with scripted() as rlm, pytest.raises(ContextError, match="Thread"):
+        rlm.completion([{"worker": threading.Thread()}], "a question")
+
+
+def test_a_missing_file_is_a_context_error():
+    with scripted() as rlm, pytest.raises(ContextError, match="no such file"):
+        rlm.completion(Path("/no/such/file"), "a question")
+
+
+def test_without_a_question_the_context_is_followed():
+    with scripted("FINAL(x)") as rlm:
+        rlm.completion("do as I say")
+        assert "context itself contains" in rlm._scheduler.client.calls[0].messages[1].content
+
+
+def test_bad_settings_are_refused_at_once():
+    with pytest.raises(SettingsError, match="max_iterations=0"):
+        RLM_REPL(max_iterations=0)
+
+
+def test_a_failing_root_call_is_raised_as_it_is():
+    with scripted(BadRequest("no")) as rlm, pytest.raises(BadRequest, match="no"):
+        rlm.completion("x", "a question")
+
+
+def test_without_key_or_endpoint_the_error_says_what_to_do(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+    with RLM_REPL() as rlm, pytest.raises(AuthenticationFailed, match="OPENAI_API_KEY"):
+        rlm.completion("x", "a question")
+
+
+def test_a_cell_that_dies_costs_only_itself():
+    answer = complete("x", cell("kept = 41"), cell("import os; os._exit(3)"), cell("FINAL(kept + 1)"))
+    assert answer == "42"
+
+
+def test_a_cell_that_loops_is_stopped_and_the_run_goes_on():
+    answer = complete(
+        "x", cell("kept = 41"), cell("while True: pass"), cell("FINAL(kept + 1)"), cell_timeout_s=0.5
+    )
+    assert answer == "42"
+
+
+def test_a_run_that_takes_too_long_ends_with_its_draft():
+    slow = cell("answer['content'] = 'so far'"), cell("import time; time.sleep(60)")
+    answer = complete("x", *slow, timeout_s=1.5)
+    assert (answer, answer.status) == ("so far", "timeout")
+    assert "1.5 s" in answer.limit
+
+
+def test_no_turns_left_ends_with_the_draft():
+    answer = complete("x", cell("answer['content'] = 'so far'"), max_iterations=1)
+    assert (answer, answer.status) == ("so far", "partial")
+
+
+def test_the_environment_does_not_reach_a_cell(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-canary")
+    answer = complete("x", cell("import os; FINAL(str(dict(os.environ)))"))
+    assert "sk-canary" not in answer
+
+
+def test_a_child_run_has_a_question_a_context_and_a_guest_of_its_own():
+    def root(call):
+        question = call.messages[1].content
+        if call.depth == 0:
+            return cell("mine = 1\nFINAL(rlm_query('what is in it?', context[:3]))")
+        assert "what is in it?" in question
+        return cell("FINAL((context, 'mine' in globals()))")
+
+    with RLM_REPL(client=ScriptedClient(root=root), max_depth=2) as rlm:
+        answer = rlm.completion("abcdef", "a question")
+    assert answer.value == ("abc", False)
+    assert answer.usage.calls == 2
+    assert rlm.cost_summary()["by_depth"].keys() == {"0", "1"}
+
+
+def test_children_run_in_parallel_at_depth_two():
+    def root(call):
+        if call.depth == 0:
+            return cell("FINAL(rlm_batch([(str(n), n) for n in range(4)]))")
+        return cell("FINAL(context * 10)")
+
+    with RLM_REPL(client=ScriptedClient(root=root), max_depth=2) as rlm:
+        assert rlm.completion("x", "a question").value == [0, 10, 20, 30]
+
+
+def test_events_tell_the_run_in_order():
+    events = []
+    with scripted(cell("print('hello')"), "FINAL(x)", on_event=events.append) as rlm:
+        rlm.completion("x", "a question")
+    names = [type(event).__name__ for event in events if not isinstance(event, CellOutput)]
+    assert names == [
+        "RunStarted",
+        *("TurnStarted", "CallStarted", "CallFinished", "RootReplied", "CellStarted", "CellFinished"),
+        *("TurnStarted", "CallStarted", "CallFinished", "RootReplied"),
+        "AnswerGiven",
+    ]
+    assert isinstance(events[0], RunStarted)
+    assert "".join(event.text for event in events if isinstance(event, CellOutput)) == "hello\n"
+    assert next(event for event in events if isinstance(event, CellFinished)).result.stdout == "hello\n"
+    assert isinstance(events[-1], AnswerGiven)
+
+
+def test_a_failed_run_ends_with_an_event():
+    events = []
+    with scripted(BadRequest("no"), on_event=events.append) as rlm, pytest.raises(BadRequest):
+        rlm.completion("x", "a question")
+    assert isinstance(events[-1], RunFailed)
+
+
+def test_a_listener_that_raises_does_not_hurt_the_run():
+    def broken(event):
+        raise OSError("the terminal is gone")
+
+    with (
+        scripted("FINAL(x)", on_event=broken) as rlm,
+        pytest.warns(RuntimeWarning, match="the terminal is gone"),
+    ):
+        assert rlm.completion("x", "a question") == "x"
+
+
+def test_completions_run_from_many_threads_on_one_object():
+    with always(cell("FINAL(context * 2)")) as rlm, ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda n: rlm.completion(f"{n}.", "a question"), range(16)))
+    assert answers == [f"{n}.{n}." for n in range(16)]
+
+
+def test_completion_works_inside_a_running_event_loop():
+    async def notebook_cell():
+        return rlm.completion("x", "a question")
+
+    with scripted("FINAL(x)") as rlm:
+        assert asyncio.run(notebook_cell()) == "x"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_acompletion_works_on_any_loop(backend):
+    async def main():
+        async with scripted(cell("FINAL(context)")) as rlm:
+            return await rlm.acompletion("x", "a question")
+
+    assert anyio.run(main, backend=backend) == "x"
+
+
+def test_acompletion_never_blocks_the_loop():
+    async def main():
+        with blockbuster_ctx():
+            async with scripted(cell("FINAL(len(context))")) as rlm:
+                return await rlm.acompletion("x" * 3_000_000, "a question")
+
+    assert asyncio.run(main()) == "3000000"
+
+
+def test_a_cancelled_acompletion_ends_its_cell_and_leaves_the_object_usable():
+    async def main():
+        async with RLM_REPL(
+            client=ScriptedClient(root=[cell("import time; time.sleep(60)"), "FINAL(x)"])
+        ) as rlm:
+            started = time.monotonic()
+            with trio.move_on_after(1) as scope:
+                await rlm.acompletion("x", "a question")
+            assert scope.cancelled_caught
+            assert time.monotonic() - started < 30, "the cell was waited for"
+            return await rlm.acompletion("x", "a question")
+
+    assert trio.run(main) == "x"
+
+
+def test_costs_add_up_over_completions_until_reset():
+    with always("FINAL(x)") as rlm:
+        for _ in range(3):
+            rlm.completion("x", "a question")
+        assert rlm.cost_summary()["calls"] == 3
+        rlm.reset()
+        assert rlm.cost_summary()["calls"] == 0
+
+
+def test_a_closed_object_says_so():
+    rlm = scripted("FINAL(x)")
+    rlm.close()
+    rlm.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        rlm.completion("x", "a question")
+
+
+def test_no_thread_is_left_after_close():
+    before = threading.active_count()
+    complete("x", "FINAL(x)")
+    assert threading.active_count() == before
