@@ -28,6 +28,7 @@ from rlm.values import Reply, Usage
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from rlm.clients.offline_words import KeyTerm
     from rlm.values import Call, Message
 
 __all__ = ["NO_MODEL", "OfflineClient"]
@@ -149,8 +150,14 @@ def plan_for(question: str) -> Plan:
         unit, wanted = listing
         step = Step("places", f"Listing {unit}s needs no reading, only code.", ("UNIT", "WANTED", "CAVEAT"))
         return Plan((_LOOK, step), {"UNIT": unit, "WANTED": wanted, "CAVEAT": caveat})
-    terms = {term.word.lower(): term.stem for term in key_terms(question)}
-    return Plan((_LOOK, _SEARCH, _COMBINE), {"QUESTION": question, "TERMS": terms, "CAVEAT": caveat})
+    terms = key_terms(question)
+    values = {
+        "QUESTION": question,
+        "TERMS": {term.word: term.stem for term in terms},
+        "KINDS": [term.word for term in terms if term.is_kind],
+        "CAVEAT": caveat,
+    }
+    return Plan((_LOOK, _SEARCH, _COMBINE), values)
 
 
 def caveat_for(question: str) -> str:
@@ -195,24 +202,42 @@ def rank(question: str, weights: Mapping[str, float], passage: str) -> list[Quot
     whether the sentence holds the kind of thing that is asked for (a number, a name), and its length.
     """
     small = lowered(passage)
-    spans = sentence_spans(passage)
-    matchers = {term.word.lower(): matcher(term.stem) for term in key_terms(question)}
-    uses = [
-        frozenset(word for word, form in matchers.items() if word in weights and form.search(small, *span)) for span in spans
-    ]
+    terms = [term for term in key_terms(question) if term.word in weights]
     total = sum(weights.values()) or 1.0
+    spans = sentence_spans(passage)
+    shares = [_shares(terms, small[start:end]) for start, end in spans]
     cue = next((cue for asks, cue in _CUES if asks.search(question)), None)
+    is_definition = _DEFINES.search(question) is not None
     quotes = []
     for index, (start, end) in enumerate(spans):
-        here = uses[index]
-        if not here:
+        if not shares[index]:
             continue
-        near = frozenset[str]().union(*uses[max(0, index - 1) : index + 2]) - here
-        covers = (sum(weights[w] for w in here) + _NEIGHBOUR * sum(weights[w] for w in near)) / total
-        bonus = 0.1 if cue and cue.search(passage, start, end) else 0.0
-        penalty = min(0.1, (end - start) / 6_000)
+        near = set().union(*shares[max(0, index - 1) : index + 2]) - shares[index].keys()
+        here = sum(weights[word] * share for word, share in shares[index].items())
+        covers = (here + _NEIGHBOUR * sum(weights[word] for word in near)) / total
+        quote = passage[start:end]
+        bonus = _BONUS * bool(cue and cue.search(quote)) + _BONUS * (is_definition and _opens_with(quote, terms))
+        penalty = min(_BONUS, len(quote) / 4_000) + 2 * _BONUS * _is_table(quote)
         quotes.append(Quote(start, end, covers, covers + bonus - penalty))
     return sorted(quotes, key=lambda quote: -quote.rank)
+
+
+def _shares(terms: Sequence[KeyTerm], sentence: str) -> dict[str, float]:
+    """The key terms that a lowered sentence has: 1.0 as in the question, less in another form."""
+    found = {}
+    for term in terms:
+        if term.stem.removesuffix("y") in sentence and (form := matcher(term.stem).findall(sentence)):
+            found[term.word] = 1.0 if lowered(term.word) in form else _INFLECTED
+    return found
+
+
+def _opens_with(quote: str, terms: Sequence[KeyTerm]) -> bool:
+    opening = _OPENING.match(quote)
+    return bool(opening) and any(lowered(opening[1]) == lowered(term.word) for term in terms)
+
+
+def _is_table(quote: str) -> bool:
+    return len(_WIDE_GAP.findall(quote)) * 6 > len(quote.split())
 
 
 def _quote_in_words(prompt: str) -> str:
@@ -222,7 +247,7 @@ def _quote_in_words(prompt: str) -> str:
     terms = key_terms(question)
     small = lowered(passage)
     missing = [term.word for term in terms if not matcher(term.stem).search(small)]
-    weights = {term.word.lower(): 1.0 for term in terms}
+    weights = {term.word: _KIND_WEIGHT if term.is_kind else 1.0 for term in terms}
     quotes = rank(question, weights, passage)
     caveat = caveat_for(question)
     if not quotes or quotes[0].covers < _ENOUGH:
@@ -259,13 +284,16 @@ _LONG_PROMPT = 50_000
 _LONGEST_QUESTION = 600
 _USUAL_LIMIT = 20
 _NEIGHBOUR = 0.6
+_KIND_WEIGHT = 0.4
+_INFLECTED = 0.85
+_BONUS = 0.1
 _ENOUGH = 0.6
 
 _LOOK = Step("look", "I use no language model. First I look at what there is.")
 _SEARCH = Step(
     "search",
     "Now I search: the pieces with the rarest terms of the question go to sub-calls.",
-    ("QUESTION", "TERMS"),
+    ("QUESTION", "TERMS", "KINDS"),
 )
 _COMBINE = Step("combine", "The replies give positions. I take the quotes from the text itself and answer.", ("CAVEAT",))
 
@@ -279,6 +307,9 @@ _OWN_PROMPT = re.compile(
     r"Passage from character (?P<offset>\d+):\n(?P<passage>.*)",
     re.DOTALL,
 )
+_DEFINES = re.compile(r"\b(?:what (?:is|are|was|were|does|do|did|happens?)|define|definition|meaning|was ist|qu.est-ce)\b", re.IGNORECASE)
+_OPENING = re.compile(r"[\W_]*(?:(?:the|a|an)\s+)?[\W_]*(\w+)", re.IGNORECASE)
+_WIDE_GAP = re.compile(r"\S[ \t]{2,}\S")
 _WEIGHT = re.compile(r"(\S+) ([\d.]+)(?:, |$)")
 _LABELLED = re.compile(r"^(?:context|passage|text|document|article|excerpt|chunk)\s*\d*:[ \t]*\n?", re.MULTILINE | re.IGNORECASE)
 _LABELLED_QUESTION = re.compile(r"^(?:question|query|q|task)\s*:[ \t]*\n?(?P<text>[\s\S]+?)(?=\n\s*\n|\Z)", re.MULTILINE | re.IGNORECASE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -22,11 +23,15 @@ FIRST_UNSPACED = "\u2e80"
 
 @dataclass(frozen=True, slots=True)
 class KeyTerm:
-    """A word of a question, its stem, and whether the question marks it as a name (a capital, digits, quotes)."""
+    """A word of a question and its stem.
+
+    `is_kind` marks a word that says what kind of thing is asked for (`which city`, `how tall`): the answer is one
+    of that kind, and its sentence seldom uses the word.
+    """
 
     word: str
     stem: str
-    is_name: bool = False
+    is_kind: bool = False
 
 
 def key_terms(question: str) -> list[KeyTerm]:
@@ -38,15 +43,18 @@ def key_terms(question: str) -> list[KeyTerm]:
     terms = [term for term in words if term.word.lower() not in _SMALL_WORDS]
     seen: dict[str, KeyTerm] = {}
     for term in terms or words:
-        if term.stem not in seen or term.is_name:
+        if term.stem not in seen or seen[term.stem].is_kind:
             seen[term.stem] = term
     return list(seen.values())
 
 
+@lru_cache(maxsize=1_000)
 def matcher(stem: str) -> re.Pattern[str]:
-    """A compiled search for the forms of a word in lowered text."""
+    """A compiled search for the forms of a word in lowered text; the search cell has the same."""
     if stem >= FIRST_UNSPACED:
         return re.compile(re.escape(stem))
+    if stem.endswith("y") and stem[-2:-1] not in "aeiou":
+        return re.compile(rf"\b{re.escape(stem[:-1])}(?:y|ys|ies|ied|ying)\b")
     ending = r"\w{0,3}" if len(stem) > _LONG_STEM else _ENDINGS
     return re.compile(rf"\b{re.escape(stem)}{ending}\b")
 
@@ -55,6 +63,9 @@ def stem_of(word: str) -> str:
     """What the forms of a lowered word have in common: `statements` → `statement`, `raising` → `rais`."""
     if word >= FIRST_UNSPACED or not word.isalpha():
         return word
+    for ending in ("ies", "ied"):
+        if word.endswith(ending) and len(word) > _SHORT_STEM:
+            return word.removesuffix(ending) + "y"
     for ending in _STRIPPED:
         rest = word.removesuffix(ending)
         if rest != word and len(rest) >= _SHORT_STEM:
@@ -68,23 +79,32 @@ def lowered(text: str) -> str:
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Start and end of each sentence: up to its full stop, or to an empty line, a heading or the item of a list."""
-    spans = []
-    start = 0
-    for border in _BORDER.finditer(text):
-        spans.append((start, border.start()))
-        start = border.end()
-    spans.append((start, len(text)))
-    return [trimmed for first, last in spans for trimmed in _trimmed(text, first, last)]
+    """Start and end of each sentence: up to its full stop, or to an empty line, a heading or the item of a list.
+
+    A line without a full stop stays with the indented sentence below it: what a term of a glossary means, or the
+    example that a colon announces, is one quote.
+    """
+    borders = [(border.start(), border.end()) for border in _BORDER.finditer(text)]
+    starts = [0, *(end for _, end in borders)]
+    ends = [*(start for start, _ in borders), len(text)]
+    spans: list[tuple[int, int]] = []
+    for start, end in zip(starts, ends, strict=True):
+        for span in _trimmed(text, start, end):
+            if spans and _belongs_to(text, spans[-1], span):
+                spans[-1] = (spans[-1][0], span[1])
+            else:
+                spans.append(span)
+    return spans
 
 
 _SHORT_STEM = 4
 _LONG_STEM = 4
 _ENDINGS = "(?:e|d|s|es|ed|er|ers|ing|[ds]t|n)?"
-_STRIPPED = ("ations", "ation", "ments", "ings", "ing", "ied", "ies", "ed", "es", "ly", "s", "e", "y")
+_STRIPPED = ("ations", "ation", "ments", "ings", "ing", "ed", "es", "ly", "s", "e")
+_HAS_WORD = re.compile(r"\w")
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
 _UNSPACED = re.compile("[\u2e80-\ud7ff\uf900-\ufaff]+")
-_QUOTED = re.compile(r"[\"“„«`]([^\"”“»`]+)[\"”“»`]")
+_KIND = re.compile(r"\b(?:which|what|how|welche[rs]?|quel(?:le)?s?)\s+(?P<kind>\w+)", re.IGNORECASE)
 _BORDER = re.compile(
     r"(?<=[.!?…])[\"”’')\]]*\s+(?=[\"“‘'(\[]*[^\Wa-z_])"  # a full stop, then a capital or a digit
     r"|(?<=[。!?])"
@@ -114,16 +134,15 @@ _SMALL_WORDS = frozenset(
 
 
 def _words(question: str) -> Iterator[KeyTerm]:
-    quoted = " ".join(_QUOTED.findall(question)).lower()
-    for position, found in enumerate(_WORD.finditer(question)):
+    kinds = {found.start("kind") for found in _KIND.finditer(question)}
+    for found in _WORD.finditer(question):
         word = re.sub(r"['’]s$", "", found[0]).rstrip(".")
         for run in _UNSPACED.findall(word):
             yield from (KeyTerm(pair, pair) for pair in _pairs(run))
         if _UNSPACED.search(word):
             continue
         small = lowered(word)
-        is_name = (position > 0 and word[0].isupper()) or word.isdigit() or small in quoted
-        yield KeyTerm(word, stem_of(small), is_name)
+        yield KeyTerm(word, stem_of(small), found.start() in kinds)
 
 
 def _pairs(run: str) -> list[str]:
@@ -139,5 +158,14 @@ def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     piece = text[start:end]
     start += len(piece) - len(piece.lstrip())
     end -= len(piece) - len(piece.rstrip())
-    if end > start:
+    if _HAS_WORD.search(text, start, end):  # else it is a ruler or an underline
         yield start, end
+
+
+def _belongs_to(text: str, before: tuple[int, int], span: tuple[int, int]) -> bool:
+    if text[before[1] - 1] in ".!?…" or span[1] - before[0] > _LONGEST_SENTENCE:
+        return False
+    gap = text[before[1] : span[0]]
+    first_line = text.rfind("\n", 0, before[0]) + 1
+    indented = len(gap) - gap.rfind("\n") - 1 > before[0] - first_line
+    return "\n" in gap and gap.isspace() and indented

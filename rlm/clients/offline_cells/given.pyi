@@ -12,6 +12,7 @@ llm_batch: Callable[[Iterable[str]], list[str]]
 # Assigned by the client at the top of the first cell that needs them.
 QUESTION: str
 TERMS: dict[str, str]
+KINDS: list[str]
 WANTED: str
 UNIT: str
 CAVEAT: str

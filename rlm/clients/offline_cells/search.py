@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlm.clients.offline_cells.given import QUESTION, TERMS, llm_batch, texts
+    from rlm.clients.offline_cells.given import KINDS, QUESTION, TERMS, llm_batch, texts
 
 # The cell:
 import heapq
@@ -33,6 +33,8 @@ def matcher(stem: str) -> re.Pattern[str]:
     """The forms of a word; scripts without spaces (from U+2E80 on) are matched anywhere."""
     if stem >= "\u2e80":
         return re.compile(re.escape(stem))
+    if stem.endswith("y") and stem[-2:-1] not in "aeiou":
+        return re.compile(rf"\b{re.escape(stem[:-1])}(?:y|ys|ies|ied|ying)\b")
     ending = r"\w{0,3}" if len(stem) > 4 else "(?:e|d|s|es|ed|er|ers|ing|[ds]t|n)?"
     return re.compile(rf"\b{re.escape(stem)}{ending}\b")
 
@@ -42,7 +44,7 @@ size = min(3_000, max(600, total // 200))
 pieces = [(where, start, end) for where, text in texts.items() for start, end in cut(text, size)]
 
 # Which key terms does each piece use? `in` is the fast test, the pattern the exact one.
-matchers = [(word, stem, matcher(stem)) for word, stem in TERMS.items()]
+matchers = [(word, stem.removesuffix("y"), matcher(stem)) for word, stem in TERMS.items()]
 used = []
 for where, start, end in pieces:
     passage = texts[where][start:end].lower()
@@ -50,7 +52,9 @@ for where, start, end in pieces:
 
 # A word is worth the more, the fewer pieces use it; a word that no piece uses is worth most, and missing.
 frequency = Counter(word for words in used for word in words)
-weight = {word: math.log(1 + len(pieces) / (frequency[word] or 0.5)) for word in TERMS}
+weight = {word: math.log(1 + len(pieces) / (frequency[word] or 0.5)) ** 2 for word in TERMS}
+for word in KINDS:  # "which city": the answer is a city, and seldom says so
+    weight[word] *= 0.2
 rarest_first = sorted(TERMS, key=lambda word: frequency[word])
 missing = [word for word in TERMS if not frequency[word]]
 print(f"{len(pieces):,} pieces; used by:", ", ".join(f"{word} {frequency[word]:,}" for word in rarest_first))
