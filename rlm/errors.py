@@ -187,7 +187,23 @@ class ServerError(TransientError):
 
 
 class ConnectionFailed(TransientError):
-    """No connection to the endpoint, or it broke before the answer was complete."""
+    """No connection to the endpoint, or it broke before the answer was complete.
+
+    `sent` is False where the request certainly never reached the endpoint, so that nothing can have been billed.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        model: str = "",
+        status: int | None = None,
+        usage: Usage | None = None,
+        retry_after: float | None = None,
+        sent: bool = True,
+    ) -> None:
+        super().__init__(message, model=model, status=status, usage=usage, retry_after=retry_after)
+        self.sent = sent
 
 
 class CallTimedOut(TransientError):

@@ -48,17 +48,69 @@ class SchedulerSettings:
     """How calls are made.
 
     Attributes:
-        max_concurrent: calls in flight at once over the whole tree of runs.
+        max_concurrent: calls in flight at once over the whole tree of runs; "auto" finds out for each model how
+            many its endpoint takes.
         call_timeout_s: seconds one request may take.
+        requests_per_minute: requests to each model, or None for what its endpoint says.
+        tokens_per_minute: input and output tokens of each model, or None for what its endpoint says.
+        max_attempts: how often a call is asked where it fails for a passing reason other than a rate limit.
+        retry_deadline_s: seconds after its first request in which a call is asked again, rate limits included.
+        first_backoff_s: the longest wait before the second attempt; it doubles with each further one.
+        longest_backoff_s: the longest wait before any attempt, where the provider does not ask for more.
+        spare_retries: retries a tree of runs has in hand; each answer adds one, up to twice as many.
+        breaker_failures: failures in a row after which a model is asked by one call at a time.
+        breaker_patience_s: seconds the other calls then wait for it to recover before they fail.
+        breaker_pause_s: seconds between two probes of a model that has not recovered.
+        cache: keep finished answers on disk: "off", "read" (use but do not add) or "on".
+        cache_sampled: use the cache for calls with a temperature above 0, too.
+        cache_folder: where the cache lives, or None for the user's cache folder.
+        cache_bytes: size above which the cache forgets what was not used for the longest time.
+        default_max_output_tokens: output cap of calls that have none, sent along when a budget is set.
     """
 
     max_concurrent: int | Literal["auto"] = "auto"
     call_timeout_s: float = 600.0
+    requests_per_minute: float | None = None
+    tokens_per_minute: float | None = None
+    max_attempts: int = 7
+    retry_deadline_s: float = 300.0
+    first_backoff_s: float = 0.5
+    longest_backoff_s: float = 60.0
+    spare_retries: int = 100
+    breaker_failures: int = 20
+    breaker_patience_s: float = 60.0
+    breaker_pause_s: float = 30.0
+    cache: Literal["off", "read", "on"] = "off"
+    cache_sampled: bool = False
+    cache_folder: str | None = None
+    cache_bytes: int = 1024 * MiB
+    default_max_output_tokens: int = 16_384
 
     def __post_init__(self) -> None:
-        if self.max_concurrent != "auto":
-            _require_positive("max_concurrent", self.max_concurrent)
-        _require_positive("call_timeout_s", self.call_timeout_s)
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if name in {"cache", "cache_sampled", "cache_folder"} or value == _MAY_BE.get(name, ...):
+                continue
+            _require_positive(name, value)
+            if name in _WHOLE:
+                _require_whole(name, value)
+        if self.cache not in {"off", "read", "on"}:
+            raise SettingsError(f"cache={self.cache!r}: must be 'off', 'read' or 'on'")
+
+
+_MAY_BE: dict[str, object] = {
+    "max_concurrent": "auto",
+    "requests_per_minute": None,
+    "tokens_per_minute": None,
+}
+_WHOLE = {
+    "max_concurrent",
+    "max_attempts",
+    "spare_retries",
+    "breaker_failures",
+    "cache_bytes",
+    "default_max_output_tokens",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,3 +151,8 @@ class RunSettings:
 def _require_positive(name: str, value: object) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
         raise SettingsError(f"{name}={value!r}: must be a number above 0")
+
+
+def _require_whole(name: str, value: object) -> None:
+    if not isinstance(value, int):
+        raise SettingsError(f"{name}={value!r}: must be a whole number")

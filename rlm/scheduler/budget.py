@@ -1,11 +1,25 @@
-"""What a tree of runs may spend, and what it has spent."""
+"""What a tree of runs may spend, what it has spent, and what it has promised."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rlm.errors import SettingsError
+import anyio
+
+from rlm.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    BudgetExceeded,
+    ConnectionFailed,
+    QuotaExhausted,
+    RateLimited,
+    ServerError,
+    SettingsError,
+    UnknownModel,
+)
+from rlm.scheduler.line import Line
 from rlm.values import Usage
 
 if TYPE_CHECKING:
@@ -13,7 +27,11 @@ if TYPE_CHECKING:
 
     from rlm.values import Call
 
-__all__ = ["Budget", "Ledger", "Spent"]
+__all__ = ["Amount", "Budget", "Ledger", "Reservation", "Spent", "surely_unbilled"]
+
+PICODOLLARS = 10**12
+REFUSED = (AuthenticationFailed, BadRequest, QuotaExhausted, RateLimited, UnknownModel)
+GATEWAY_TIMEOUTS = frozenset({408, 504, 524})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -24,7 +42,7 @@ class Budget:
         dollars: money, at the prices of the models.
         tokens: input and output tokens together.
         calls: requests that a model answered, or may have.
-        seconds: wall time from the moment the tree was made.
+        seconds: wall time from the tree's first call.
     """
 
     dollars: float | None = None
@@ -42,27 +60,65 @@ class Budget:
                     f"budget {name}={value!r}: must be a number above 0, or None for no limit"
                 )
 
+    @property
+    def limits_calls(self) -> bool:
+        """Whether calls have to be reserved: there is a limit other than time."""
+        return self.dollars is not None or self.tokens is not None or self.calls is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """Something to spend: money in whole picodollars, so that sums are exact, tokens, and calls."""
+
+    picodollars: int = 0
+    tokens: int = 0
+    calls: int = 0
+
+    @classmethod
+    def of(cls, usage: Usage, cost_usd: float | None) -> Amount:
+        """The amount of a usage; a fraction of a picodollar counts as one."""
+        return cls(math.ceil((cost_usd or 0.0) * PICODOLLARS), usage.total_tokens, usage.calls)
+
+    def __add__(self, other: Amount) -> Amount:
+        return Amount(
+            self.picodollars + other.picodollars, self.tokens + other.tokens, self.calls + other.calls
+        )
+
+    def __sub__(self, other: Amount) -> Amount:
+        return Amount(
+            self.picodollars - other.picodollars, self.tokens - other.tokens, self.calls - other.calls
+        )
+
 
 @dataclass(slots=True)
 class Spent:
-    """A running sum: the usage, its price, and how many of its calls have no known price."""
+    """A running sum: the usage, its price, and how many of its requests have no known price.
+
+    Attributes:
+        usage: tokens and calls.
+        priced_usd: dollars of the requests whose price is known.
+        unpriced: requests whose price is not known.
+        latency_s: seconds of all requests, one after the other.
+        stored: replies that came from the cache and cost nothing.
+    """
 
     usage: Usage = field(default_factory=Usage)
     priced_usd: float = 0.0
-    unpriced_calls: int = 0
+    unpriced: int = 0
     latency_s: float = 0.0
+    stored: int = 0
 
     @property
     def cost_usd(self) -> float | None:
         """Dollars, or None where the price of a part is not known."""
-        return None if self.unpriced_calls else self.priced_usd
+        return None if self.unpriced else self.priced_usd
 
     def add(self, usage: Usage, cost_usd: float | None, latency_s: float) -> None:
         """Add what one request used."""
         self.usage = self.usage + usage
         self.latency_s += latency_s
         if cost_usd is None:
-            self.unpriced_calls += 1
+            self.unpriced += 1
         else:
             self.priced_usd += cost_usd
 
@@ -72,19 +128,40 @@ class Spent:
             **asdict(self.usage),
             "total_tokens": self.usage.total_tokens,
             "cost_usd": self.cost_usd,
+            "priced_usd": self.priced_usd,
+            "unpriced_calls": self.unpriced,
+            "stored_replies": self.stored,
             "latency_s": self.latency_s,
         }
 
 
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """The most that one request in flight can cost; given back with `Ledger.settle`."""
+
+    call: Call
+    worst: Amount
+
+
 class Ledger:
-    """What a tree of runs has spent: in total, per model and per depth."""
+    """What a tree of runs has spent, in total, per model and per depth; and what its requests in flight may cost.
+
+    Before each request its worst case is reserved, and after it what it did cost takes the place of that. The sum
+    of both never passes the budget, as long as the worst case is one. Where a request was cancelled, timed out or
+    lost its connection, nobody knows whether it will be billed: its worst case stays set aside for good
+    (`possibly_billed` in the summary), and is not counted as spent.
+    """
 
     def __init__(self, budget: Budget | None = None) -> None:
         self.budget = budget or Budget()
-        self.stored_replies = 0
         self._total = Spent()
         self._by_model: dict[str, Spent] = {}
         self._by_depth: dict[int, Spent] = {}
+        self._settled = Amount()
+        self._reserved = Amount()
+        self._set_aside = Amount()
+        self._line = Line(1)
+        self._freed: anyio.Event | None = None
 
     @property
     def usage(self) -> Usage:
@@ -106,21 +183,107 @@ class Ledger:
         """The same, per depth of the run tree."""
         return self._by_depth
 
-    def charge(self, call: Call, usage: Usage, cost_usd: float | None, latency_s: float = 0.0) -> None:
-        """Add what one request was billed, whether it was answered or failed."""
-        for spent in (
-            self._total,
-            self._by_model.setdefault(call.model, Spent()),
-            self._by_depth.setdefault(call.depth, Spent()),
-        ):
-            spent.add(usage, cost_usd, latency_s)
+    async def reserve(self, call: Call, worst: Amount) -> Reservation:
+        """Set the worst case of a request aside, waiting for those in flight to settle where it does not fit yet.
+
+        Raises:
+            BudgetExceeded: it cannot fit, however little those in flight will cost.
+        """
+        if not self.budget.limits_calls:
+            return Reservation(call, Amount())
+        await self._line.enter(None)
+        try:
+            while self._exceeds(self._settled + self._set_aside + self._reserved + worst):
+                self._refuse_impossible(call, worst)
+                self._freed = anyio.Event()
+                await self._freed.wait()
+        finally:
+            self._line.leave()
+        self._reserved += worst
+        return Reservation(call, worst)
+
+    def settle(
+        self, reservation: Reservation, usage: Usage | None, cost_usd: float | None, latency_s: float = 0.0
+    ) -> None:
+        """A request ended and cost this; `usage` None where it cost nothing."""
+        if usage is not None:
+            self._settled += Amount.of(usage, cost_usd)
+            for spent in self._accounts(reservation.call):
+                spent.add(usage, cost_usd, latency_s)
+        self._free(reservation)
+
+    def settle_unknown(self, reservation: Reservation) -> None:
+        """A request ended and nobody knows what it cost."""
+        self._set_aside += reservation.worst
+        self._free(reservation)
+
+    def note_stored(self, call: Call) -> None:
+        """A reply came from the cache."""
+        for spent in self._accounts(call):
+            spent.stored += 1
 
     def cost_summary(self) -> dict[str, Any]:
         """Everything as a plain dict that JSON can hold; costs in dollars, times in seconds."""
         return {
             **self._total.summary(),
-            "unpriced_calls": self._total.unpriced_calls,
-            "stored_replies": self.stored_replies,
+            "possibly_billed": {
+                "cost_usd": self._set_aside.picodollars / PICODOLLARS,
+                "tokens": self._set_aside.tokens,
+                "calls": self._set_aside.calls,
+            },
+            "budget": asdict(self.budget),
             "by_model": {model: spent.summary() for model, spent in self._by_model.items()},
             "by_depth": {str(depth): spent.summary() for depth, spent in self._by_depth.items()},
         }
+
+    def _accounts(self, call: Call) -> tuple[Spent, ...]:
+        by_model = self._by_model.get(call.model)
+        if by_model is None:
+            by_model = self._by_model[call.model] = Spent()
+        by_depth = self._by_depth.get(call.depth)
+        if by_depth is None:
+            by_depth = self._by_depth[call.depth] = Spent()
+        return self._total, by_model, by_depth
+
+    def _free(self, reservation: Reservation) -> None:
+        self._reserved -= reservation.worst
+        if self._freed is not None:
+            self._freed.set()
+            self._freed = None
+
+    def _refuse_impossible(self, call: Call, worst: Amount) -> None:
+        gone = self._settled + self._set_aside
+        name = self._exceeds(gone + worst)
+        if not name:
+            return
+        limit, spent, needed = {
+            "dollars": (self.budget.dollars, gone.picodollars / PICODOLLARS, worst.picodollars / PICODOLLARS),
+            "tokens": (self.budget.tokens, gone.tokens, worst.tokens),
+            "calls": (self.budget.calls, gone.calls, worst.calls),
+        }[name]
+        raise BudgetExceeded(
+            f"the budget of {limit:g} {name} is used up: {spent:g} are gone, and the next call to {call.model} "
+            f"could take {needed:g}",
+            name=name,
+            limit=limit or 0,
+            spent=spent,
+        )
+
+    def _exceeds(self, amount: Amount) -> str:
+        budget = self.budget
+        if budget.dollars is not None and amount.picodollars > math.floor(budget.dollars * PICODOLLARS):
+            return "dollars"
+        if budget.tokens is not None and amount.tokens > budget.tokens:
+            return "tokens"
+        if budget.calls is not None and amount.calls > budget.calls:
+            return "calls"
+        return ""
+
+
+def surely_unbilled(error: BaseException) -> bool:
+    """Whether a request that failed without a bill was certainly not worked on."""
+    if isinstance(error, ConnectionFailed):
+        return not error.sent
+    if isinstance(error, ServerError):
+        return error.status not in GATEWAY_TIMEOUTS
+    return isinstance(error, REFUSED)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
     from rlm.values import Call
 
-__all__ = ["first_of_each"]
+__all__ = ["first_of_each", "occurrences"]
 
 
 def first_of_each(calls: Sequence[Call]) -> list[int]:
@@ -21,6 +21,17 @@ def first_of_each(calls: Sequence[Call]) -> list[int]:
     first: dict[Hashable, int] = {}
     indices = [first.setdefault(_question(call), index) for index, call in enumerate(calls)]
     return list(range(len(calls))) if len(first) == 1 else indices
+
+
+def occurrences(calls: Sequence[Call]) -> list[int]:
+    """For each call, how many before it ask the same: `[0, 0, 1]` where the third equals the first."""
+    seen: dict[Hashable, int] = {}
+    numbers = []
+    for call in calls:
+        question = _question(call)
+        numbers.append(seen.get(question, 0))
+        seen[question] = numbers[-1] + 1
+    return numbers
 
 
 def _question(call: Call) -> Hashable:

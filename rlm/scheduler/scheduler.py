@@ -1,57 +1,68 @@
 """The one way to the models: every call of every run goes through here.
 
-    Tree.complete_all(calls)        a fixed number of workers, equal prompts asked once (inflight.py)
-        │
-    Tree.complete(call)             one number, one CallStarted, one CallFinished or CallFailed
-        │
-        ├─ gate                     wait for a place (gate.py)
-        └─ client                   one request, under a timeout
+    Tree.complete_all(calls)     a fixed number of workers; equal prompts are asked once        batch.py, inflight.py
+       │
+    Tree.complete(call)          a number, CallStarted … CallFinished or CallFailed, the budget's wall time
+       │
+       ├─ cache                  a stored answer ends it here, and costs nothing                cache.py
+       │
+       └─ retry                  again after a while, or not; sleeps holding nothing            retry.py
+           │
+           └─ one attempt                                                                      endpoint.py
+              ├─ breaker         wait, or fail at once, while the endpoint is down              breaker.py
+              ├─ budget          set the worst case aside, or wait, or end the run              budget.py, measure.py
+              ├─ rates           wait for a turn per minute                                     rates.py
+              ├─ gate            wait for a place; only requests hold one                       gate.py
+              ├─ client          one request, under a timeout
+              └─ truthful        what came is an answer, a warning or an error                  truthful.py
+
+On the way back each layer learns from the outcome: the gate its width, the rates their limits, the ledger the true
+cost, the breaker whether the endpoint lives, the cache the answer.
 
 A `Scheduler` belongs to one client and one event loop and is shared by all the trees of its owner: what an endpoint
-can take does not depend on who asks. A `Tree` has the ledger and the events of one run and its children.
+can take does not depend on who asks. A `Tree` has the ledger, the retries and the events of one run and its children.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from rlm.errors import BudgetExceeded, CallError, CallTimedOut, RateLimited, ServerError, SettingsError
-from rlm.events import (
-    BatchFinished,
-    BatchStarted,
-    CallFailed,
-    CallFinished,
-    CallStarted,
-    Emit,
-    Warned,
-    ignore,
-)
-from rlm.scheduler.budget import Budget, Ledger
-from rlm.scheduler.gate import Gate, Outcome
-from rlm.scheduler.inflight import first_of_each
+from rlm.errors import CallError, DeadlineExceeded, SettingsError
+from rlm.events import BatchFinished, BatchStarted, Emit, ignore
+from rlm.scheduler.batch import run_batch
+from rlm.scheduler.budget import Budget, Ledger, Spent
+from rlm.scheduler.cache import Cache, cache_path
+from rlm.scheduler.endpoint import Endpoint, Price
+from rlm.scheduler.inflight import first_of_each, occurrences
+from rlm.scheduler.measure import CountTokens, estimate_tokens
+from rlm.scheduler.retry import Retries
+from rlm.scheduler.telling import CallEvents
 from rlm.settings import SchedulerSettings
-from rlm.values import Call, Reply, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Sequence
 
     from rlm.clients.base import Client
+    from rlm.values import Call, Reply
 
-__all__ = ["Price", "Scheduler", "Tree"]
-
-Price: TypeAlias = Callable[[str, Usage], float | None]
-"""Dollars that a usage costs with a model, or None where the model has no known price."""
+__all__ = ["Scheduler", "Tree"]
 
 
 class Scheduler:
-    """What the trees of one owner share: the client, the gate, and what was learned of its endpoints."""
+    """What the trees of one owner share: the client, the cache, and what was learned of the endpoint.
+
+    Args:
+        client: makes the requests; closed with the scheduler where it has `aclose`.
+        settings: how calls are made.
+        price: dollars of a usage; a budget in dollars needs it.
+        count_tokens: tokens of a prompt, for budgets, for tokens per minute, and where an endpoint reports none.
+    """
 
     def __init__(
         self,
@@ -59,19 +70,41 @@ class Scheduler:
         settings: SchedulerSettings | None = None,
         *,
         price: Price = lambda _model, _usage: None,
+        count_tokens: CountTokens = estimate_tokens,
     ) -> None:
-        self.client = client
         self.settings = settings or SchedulerSettings()
-        self.price = price
-        self.gate = Gate(self.settings.max_concurrent)
+        self.endpoint = Endpoint(client, self.settings, price=price, count_tokens=count_tokens)
+        self.cache = _make_cache(client, self.settings)
 
-    def tree(self, *, run_id: str, budget: Budget | None = None, emit: Emit = ignore) -> Tree:
-        """The calls of one run and its children, with a ledger of their own."""
-        return Tree(self, run_id=run_id, ledger=Ledger(budget), emit=emit)
+    def tree(
+        self,
+        *,
+        run_id: str,
+        budget: Budget | None = None,
+        emit: Emit = ignore,
+        models: Sequence[str] = (),
+    ) -> Tree:
+        """The calls of one run and its children, with a ledger of their own.
+
+        Args:
+            run_id: the run that calls without one belong to.
+            budget: what the tree may spend.
+            emit: is told what happens.
+            models: models the tree will use, where they are known.
+
+        Raises:
+            SettingsError: there is a budget in dollars and one of the models has no known price.
+        """
+        ledger = Ledger(budget)
+        for model in models:
+            self.endpoint.require_price(model, ledger.budget)
+        return Tree(self, run_id=run_id, ledger=ledger, emit=emit)
 
     async def aclose(self) -> None:
-        """Close the client, if it can be closed."""
-        close = getattr(self.client, "aclose", None)
+        """Close the cache, and the client if it can be closed."""
+        if self.cache is not None:
+            await self.cache.aclose()
+        close = getattr(self.endpoint.client, "aclose", None)
         if close is not None:
             await close()
 
@@ -80,58 +113,30 @@ class Tree:
     """The calls of one run and its children; itself a `Client`. Made by `Scheduler.tree`.
 
     Attributes:
+        run_id: the run that calls without one belong to.
         ledger: what the tree has spent.
     """
 
     def __init__(self, scheduler: Scheduler, *, run_id: str, ledger: Ledger, emit: Emit) -> None:
-        self.ledger = ledger
         self.run_id = run_id
+        self.ledger = ledger
         self._scheduler = scheduler
         self._emit = emit
+        self._retries = Retries(scheduler.settings)
         self._call_numbers = count(1)
         self._batch_numbers = count(1)
+        self._deadline: float | None = None
+        self._cache_problem_told = False
 
     async def complete(self, call: Call) -> Reply:
         """Ask once and get the answer.
 
         Raises:
             CallError: the call failed for good.
-            LimitReached: the tree may not spend what the call could cost.
+            LimitReached: the tree may not spend what the call could cost, or its time is up.
+            SettingsError: there is a budget in dollars and the model has no known price.
         """
-        await checkpoint()  # a client that never waits, such as a scripted one, must not starve the loop
-        number = next(self._call_numbers)
-        self._emit(
-            CallStarted(
-                run_id=call.run_id,
-                depth=call.depth,
-                at=time.time(),
-                call=number,
-                role=call.role,
-                model=call.model,
-                messages=call.messages,
-                batch=call.batch,
-            )
-        )
-        try:
-            reply = await self._attempt(call)
-        except CallError as error:
-            self._emit(
-                CallFailed(
-                    run_id=call.run_id,
-                    depth=call.depth,
-                    at=time.time(),
-                    call=number,
-                    kind=type(error).__name__,
-                    error=str(error),
-                )
-            )
-            raise
-        self._emit(
-            CallFinished(run_id=call.run_id, depth=call.depth, at=time.time(), call=number, reply=reply)
-        )
-        for warning in reply.warnings:
-            self._emit(Warned(run_id=call.run_id, depth=call.depth, at=time.time(), message=warning))
-        return reply
+        return await self._complete(call, occurrence=0)
 
     async def complete_all(
         self, calls: Sequence[Call], *, max_concurrent: int, dedupe: bool = True
@@ -143,17 +148,16 @@ class Tree:
         sampling, where each is asked.
 
         Raises:
-            SettingsError: `max_concurrent` is below 1.
-            LimitReached: the tree may not spend what the next call could cost. The calls in flight are finished
-                first where the limit is money, tokens or calls.
+            LimitReached: the tree may not spend what the next call could cost. Where the limit is money, tokens
+                or calls, the calls in flight are finished first.
+            SettingsError: `max_concurrent` is below 1, or a budget in dollars meets a model without a price.
         """
         if max_concurrent < 1:
             raise SettingsError(f"max_concurrent={max_concurrent!r}: must be a number above 0")
         if not calls:
             return []
         batch = next(self._batch_numbers)
-        run_id, depth = calls[0].run_id, calls[0].depth
-        workers = min(max_concurrent, len(calls))
+        run_id, depth = calls[0].run_id or self.run_id, calls[0].depth
         self._emit(
             BatchStarted(
                 run_id=run_id,
@@ -164,97 +168,99 @@ class Tree:
                 max_concurrent=max_concurrent,
             )
         )
+        samples = occurrences(calls) if self._scheduler.cache is not None else None
+
+        async def ask(index: int) -> Reply:
+            occurrence = samples[index] if samples is not None else 0
+            return await self._complete(replace(calls[index], batch=batch), occurrence=occurrence)
+
         first = first_of_each(calls) if dedupe else range(len(calls))
-        outcomes = await self._work(calls, first, batch, workers)
+        outcomes = await run_batch(ask, first, workers=min(max_concurrent, len(calls)))
         failed = sum(isinstance(outcome, CallError) for outcome in outcomes)
         self._emit(BatchFinished(run_id=run_id, depth=depth, at=time.time(), batch=batch, failed=failed))
         return outcomes
 
-    async def _work(
-        self, calls: Sequence[Call], first: Sequence[int], batch: int, workers: int
-    ) -> list[Reply | CallError]:
-        outcomes: list[Reply | CallError | None] = [None] * len(calls)
-        pending = (index for index in range(len(calls)) if first[index] == index)
-        exceeded: list[BudgetExceeded] = []
+    async def _complete(self, call: Call, *, occurrence: int) -> Reply:
+        await checkpoint()  # a client that never waits, such as a scripted one, must not starve the loop
+        call = self._prepared(call)
+        told = CallEvents(self._emit, call, number=next(self._call_numbers))
+        told.started()
         try:
-            async with anyio.create_task_group() as group:
-                for _ in range(workers):
-                    group.start_soon(self._worker, calls, pending, batch, outcomes, exceeded)
-        except BaseExceptionGroup as errors:
-            raise _only_error(errors) from None
-        if exceeded:
-            raise exceeded[0]
-        return [_copy_for(outcomes, index, first[index]) for index in range(len(calls))]
-
-    async def _worker(
-        self,
-        calls: Sequence[Call],
-        pending: Iterator[int],
-        batch: int,
-        outcomes: list[Reply | CallError | None],
-        exceeded: list[BudgetExceeded],
-    ) -> None:
-        for index in pending:
-            try:
-                outcomes[index] = await self.complete(replace(calls[index], batch=batch))
-            except CallError as error:
-                outcomes[index] = error
-            except BudgetExceeded as error:
-                # The others finish what they have in flight, which is paid for, and take nothing more.
-                exceeded.append(error)
-            if exceeded:
-                return
-
-    async def _attempt(self, call: Call) -> Reply:
-        gate = self._scheduler.gate
-        await gate.enter(call.model, self._group(call))
-        outcome: Outcome = "other"
-        started = anyio.current_time()
-        try:
-            reply = await self._request(call)
-            outcome = "answered"
-        except CallError as error:
-            outcome = "overloaded" if _means_overload(error) else "other"
-            if error.usage is not None:
-                self._charge(call, error.usage, started)
+            reply = await self._within_time(call, told, occurrence)
+        except BaseException as error:
+            told.failed(error)
             raise
-        finally:
-            gate.leave(call.model, outcome)
-        cost_usd = self._charge(call, reply.usage, started)
-        return replace(reply, latency_s=anyio.current_time() - started, cost_usd=cost_usd)
+        told.finished(reply)
+        return reply
 
-    async def _request(self, call: Call) -> Reply:
-        seconds = self._scheduler.settings.call_timeout_s
-        with anyio.move_on_after(seconds):
-            return await self._scheduler.client.complete(call)
-        raise CallTimedOut(f"{call.model} gave no complete answer within {seconds:g} s", model=call.model)
+    def _prepared(self, call: Call) -> Call:
+        """The call as it is sent: of a run, and with an output cap where a worst case has to be known."""
+        if not call.run_id:
+            call = replace(call, run_id=self.run_id)
+        budget = self.ledger.budget
+        if call.max_output_tokens is None and (budget.dollars is not None or budget.tokens is not None):
+            call = replace(call, max_output_tokens=self._scheduler.settings.default_max_output_tokens)
+        return call
 
-    def _charge(self, call: Call, usage: Usage, started: float) -> float | None:
-        cost_usd = self._scheduler.price(call.model, usage)
-        self.ledger.charge(call, usage, cost_usd, anyio.current_time() - started)
-        return cost_usd
+    async def _within_time(self, call: Call, told: CallEvents, occurrence: int) -> Reply:
+        seconds = self.ledger.budget.seconds
+        if seconds is None:
+            return await self._cached(call, told, occurrence)
+        if self._deadline is None:
+            self._deadline = anyio.current_time() + seconds
+        with anyio.CancelScope(deadline=self._deadline):
+            return await self._cached(call, told, occurrence)
+        raise DeadlineExceeded(
+            f"the run's {seconds:g} seconds are over", name="seconds", limit=seconds, spent=seconds
+        )
 
-    def _group(self, call: Call) -> Hashable:
-        return (id(self), call.batch)
+    async def _cached(self, call: Call, told: CallEvents, occurrence: int) -> Reply:
+        cache = self._scheduler.cache
+        if cache is None:
+            return await self._retried(call, told)
+        stored = await cache.get(call, occurrence=occurrence)
+        if stored is not None:
+            self.ledger.note_stored(call)
+            return stored
+        reply = await self._retried(call, told)
+        await cache.put(call, reply, occurrence=occurrence)
+        if cache.problem and not self._cache_problem_told:
+            self._cache_problem_told = True
+            told.warned(cache.problem)
+        return reply
+
+    async def _retried(self, call: Call, told: CallEvents) -> Reply:
+        endpoint, bill = self._scheduler.endpoint, Spent()
+        failures = 0
+        started = anyio.current_time()
+        while True:
+            try:
+                reply = await endpoint.ask(call, ledger=self.ledger, group=(self, call.batch), bill=bill)
+            except CallError as error:
+                failures += 1
+                wait_s = self._retries.wait_before_next(
+                    error,
+                    failures=failures,
+                    elapsed_s=anyio.current_time() - started,
+                    ever_answered=endpoint.ever_answered(call.model),
+                )
+                if wait_s is None:
+                    raise
+                told.retried(error, attempt=failures, wait_s=wait_s)
+            else:
+                self._retries.answered()
+                return replace(reply, attempts=failures + 1, usage=bill.usage, cost_usd=bill.cost_usd)
+            await anyio.sleep(wait_s)
 
 
-def _means_overload(error: CallError) -> bool:
-    return isinstance(error, (RateLimited, CallTimedOut)) or (
-        isinstance(error, ServerError) and error.status in {503, 529}
+def _make_cache(client: Client, settings: SchedulerSettings) -> Cache | None:
+    if settings.cache == "off":
+        return None
+    return Cache(
+        cache_path(settings),
+        mode=settings.cache,
+        # Two endpoints may give one name to two models.
+        endpoint=str(getattr(client, "endpoint", type(client).__qualname__)),
+        sampled=settings.cache_sampled,
+        max_bytes=settings.cache_bytes,
     )
-
-
-def _copy_for(outcomes: list[Reply | CallError | None], index: int, first: int) -> Reply | CallError:
-    outcome = outcomes[first]
-    assert outcome is not None, "every first call of its kind was asked"  # noqa: S101 - tells mypy what holds
-    if index == first or isinstance(outcome, CallError):
-        return outcome
-    return replace(outcome, usage=Usage(), cost_usd=0.0, attempts=0)
-
-
-def _only_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group: a batch fails as one call does, not as a group."""
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
