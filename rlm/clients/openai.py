@@ -49,6 +49,7 @@ from rlm.errors import (
     CallTimedOut,
     ConnectionFailed,
     SettingsError,
+    TransientError,
     UnknownModel,
 )
 from rlm.portal import lease
@@ -563,8 +564,6 @@ def _errors_of_ours(call: Call, endpoint: str, timeout_s: float, key: str) -> It
         failure = read_failure(error.status_code, error.body, error.response.headers)
         failure = replace(failure, message=redact(failure.message, key))
         raise error_of(failure, model, endpoint) from _without_key(error, key)
-    except httpx2.DecodingError as error:
-        raise BadReply(f"{endpoint} sent a body that cannot be decoded for {model!r}", model=model) from error
     except (
         openai.APIConnectionError,
         httpx2.RequestError,
@@ -573,35 +572,38 @@ def _errors_of_ours(call: Call, endpoint: str, timeout_s: float, key: str) -> It
         anyio.EndOfStream,
         TimeoutError,
     ) as error:
-        if _is_timeout(error):
-            message = f"{endpoint} gave no complete answer for {model!r} within {timeout_s:g} s"
-            raise CallTimedOut(message, model=model) from error
-        raise ConnectionFailed(_no_connection(error, model, endpoint), model=model) from error
+        raise _transport_error(error, model, endpoint, timeout_s) from error
     except openai.OpenAIError as error:
         message = redact(f"the request to {model!r} at {endpoint} could not be made: {error}", key)
         raise BadRequest(message, model=model) from _without_key(error, key)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
-    """The error and what caused it, to the bottom."""
+    """The error and what caused it, to the bottom.
+
+    Only by `__cause__`: a `__context__` may be an error that the caller was handling when it made this call.
+    """
     chain = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+    while (cause := chain[-1].__cause__) is not None and cause not in chain:
         chain.append(cause)
     return chain
 
 
-def _is_timeout(error: BaseException) -> bool:
-    """Whether a clock ran out. The aiohttp transport calls a broken connection a timeout too, so look deeper."""
-    return any(isinstance(cause, TimeoutError) for cause in _chain(error))
+def _transport_error(error: Exception, model: str, endpoint: str, timeout_s: float) -> TransientError:
+    """What went wrong below HTTP, judged by the causes: the aiohttp transport calls a broken connection a timeout."""
+    import httpx2
 
-
-def _no_connection(error: BaseException, model: str, endpoint: str) -> str:
     chain = _chain(error)
-    reason = " ".join((str(chain[-1]) or type(chain[-1]).__name__).split())
-    message = f"no answer from {endpoint} for {model!r}: {redact(reason)}"
-    if any(isinstance(cause, ConnectionRefusedError) for cause in chain):
-        return f"{message}; is a server running there?"
-    return message
+    if any(isinstance(cause, TimeoutError) for cause in chain):
+        return CallTimedOut(
+            f"{endpoint} gave no complete answer for {model!r} within {timeout_s:g} s", model=model
+        )
+    reason = redact(" ".join((str(chain[-1]) or type(chain[-1]).__name__).split()))
+    if any(isinstance(cause, httpx2.DecodingError) for cause in chain):
+        return BadReply(f"{endpoint} sent a body for {model!r} that cannot be decoded: {reason}", model=model)
+    refused = any(isinstance(cause, httpx2.ConnectError) for cause in chain)
+    hint = "; is a server running there?" if refused else ""
+    return ConnectionFailed(f"no answer from {endpoint} for {model!r}: {reason}{hint}", model=model)
 
 
 def _without_key(error: Exception, key: str) -> Exception:
