@@ -1,0 +1,315 @@
+"""What a cell can call, and the channel its process speaks on.
+
+`Channel` is the worker's end of the wire: many threads of a cell may call at once, each waits for its own reply.
+`namespace` makes the functions a cell sees. To add a call: write its function next to the others, let it check
+its arguments and hand them to `channel.call`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+
+from . import wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+__all__ = ["Channel", "FailedCall", "LLMError", "namespace"]
+
+_read = os.read
+_write = os.write
+_getpid = os.getpid
+
+
+class LLMError(Exception):
+    """A call failed for good; the message says why."""
+
+
+class FailedCall(str):
+    """The slot of a batch whose call failed: false, and its text names the error, as do `.kind` and `.error`."""
+
+    kind: str
+    error: str
+
+    def __new__(cls, kind: str, error: str) -> FailedCall:
+        self = super().__new__(cls, f"[failed: {kind}: {error}]")
+        self.kind = kind
+        self.error = error
+        return self
+
+    def __bool__(self) -> bool:
+        return False
+
+
+# In a cell these are simply there, so a traceback shows them without a module.
+LLMError.__module__ = FailedCall.__module__ = "builtins"
+
+
+class _Waiter:
+    """One thread that waits for the reply of one call."""
+
+    __slots__ = ("leads", "reply", "signal")
+
+    def __init__(self) -> None:
+        self.reply: Any = None
+        self.leads = False
+        self.signal = threading.Lock()
+        self.signal.acquire()
+
+
+class Channel:
+    """One process's end of the wire.
+
+    Among the threads that wait, one reads for all; when it has its own reply it wakes the next one to go on
+    reading. After `close_to_cells` only the harness may speak, and in a forked child nobody.
+    """
+
+    def __init__(self, incoming: int, outgoing: int) -> None:
+        self.incoming = incoming
+        self.outgoing = outgoing
+        self._owner = _getpid()
+        self._frames = wire.Frames()
+        self._arrived: list[wire.Frame] = []
+        self._writing = threading.Lock()
+        self._calls = threading.Lock()
+        self._waiting: dict[int, _Waiter] = {}
+        self._has_reader = False
+        self._number = 0
+        self._open = False
+
+    def open_to_cells(self) -> None:
+        """A cell runs: its threads may call."""
+        self._open = True
+
+    def close_to_cells(self) -> None:
+        """The cell has ended: what it left running may not call any more."""
+        with self._writing:
+            self._open = False
+
+    def call(self, name: str, arguments: dict[str, Any]) -> Any:
+        """Ask the host and wait for its reply; only this thread waits.
+
+        Raises:
+            LLMError: the host said no, or nobody may call now.
+            TypeError: an argument cannot cross.
+        """
+        try:
+            parts = wire.encode((name, arguments))
+        except wire.Uncrossable as problem:
+            where = problem.path.removeprefix("[1]")
+            raise TypeError(f"{name}: {where}: {problem.reason}") from None
+        if _getpid() != self._owner:
+            raise LLMError("a forked child of a cell cannot call: use threads, or call from the cell itself")
+        waiter = _Waiter()
+        with self._calls:
+            self._number += 1
+            number = self._number
+            self._waiting[number] = waiter
+        try:
+            self._send_call(number, parts)
+            ok, *rest = self._wait(waiter)
+        finally:
+            self._leave(number, waiter)
+        if ok:
+            return rest[0]
+        raise LLMError(rest[1])
+
+    def _send_call(self, number: int, parts: wire.Parts) -> None:
+        with self._writing:
+            if not self._open:
+                raise LLMError("the cell has ended: what it left running cannot call")
+            self._put(wire.CALL, number, parts)
+
+    def send(self, kind: int, number: int = 0, parts: wire.Parts | None = None) -> None:
+        """Send one message whole."""
+        with self._writing:
+            self._put(kind, number, [] if parts is None else parts)
+
+    def _put(self, kind: int, number: int, parts: wire.Parts) -> None:
+        for data in wire.frames(kind, number, parts):
+            view = memoryview(data)
+            while view:
+                view = view[_write(self.outgoing, view) :]
+
+    def prepend(self, data: bytes) -> None:
+        """Take bytes that somebody else has read off the channel."""
+        self._arrived += self._frames.feed(data)
+
+    def receive(self) -> tuple[int, int, bytes]:
+        """The next whole message, for whoever is the reader."""
+        payload = bytearray()
+        while True:
+            while not self._arrived:
+                data = _read(self.incoming, wire.FRAME_BYTES)
+                if not data:
+                    os._exit(0)  # whoever started this process is gone
+                self._arrived = self._frames.feed(data)
+            kind, more, number, piece = self._arrived.pop(0)
+            payload += piece
+            if not more:
+                return kind, number, bytes(payload)
+
+    def _wait(self, waiter: _Waiter) -> Any:
+        with self._calls:
+            if not self._has_reader:
+                self._has_reader = waiter.leads = True
+        if not waiter.leads:
+            waiter.signal.acquire()
+        while waiter.reply is None:
+            self._read_one()
+        return waiter.reply
+
+    def _read_one(self) -> None:
+        """As the reader, hand one reply to whoever waits for it."""
+        kind, number, payload = self.receive()
+        if kind != wire.REPLY:
+            return
+        reply = wire.decode(payload)
+        with self._calls:
+            target = self._waiting.pop(number, None)
+            if target is not None:
+                target.reply = reply
+                target.signal.release()
+
+    def _leave(self, number: int, waiter: _Waiter) -> None:
+        """This thread has its reply, or gave up; where it was the reader, the next one becomes it."""
+        with self._calls:
+            self._waiting.pop(number, None)
+            if not waiter.leads:
+                return
+            heir = next(iter(self._waiting.values()), None)
+            if heir is None:
+                self._has_reader = False
+            else:
+                heir.leads = True
+                heir.signal.release()
+
+
+def namespace(call: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:
+    """The functions of a cell that ask the host, by name. `call` is `Channel.call` of whatever process runs."""
+
+    def llm_query(prompt: str, model: str | None = None) -> str:
+        """Ask the sub-model one question; its answer as a str. Raises LLMError when it failed for good."""
+        _require_text("llm_query", "prompt", prompt)
+        _require_model("llm_query", model)
+        answer: str = call("llm_query", {"prompt": prompt, "model": model})
+        return answer
+
+    def llm_batch(prompts: Iterable[str], max_concurrent: int = 10, model: str | None = None) -> list[str]:
+        """Ask many questions at once; the answers in the same order. A slot that failed is false."""
+        asked = _texts("llm_batch", prompts)
+        _require_count("llm_batch", max_concurrent)
+        _require_model("llm_batch", model)
+        if not asked:
+            return []
+        slots = call("llm_batch", {"prompts": asked, "max_concurrent": max_concurrent, "model": model})
+        return _slots("llm_batch", slots, "text")
+
+    def rlm_query(question: str, context: Any = None, model: str | None = None) -> Any:
+        """Have a child run answer a question about its own context."""
+        _require_text("rlm_query", "question", question)
+        _require_model("rlm_query", model)
+        return call("rlm_query", {"question": question, "context": context, "model": model})
+
+    def rlm_batch(items: Iterable[Any], max_concurrent: int = 10) -> list[Any]:
+        """Have child runs answer many (question, context) pairs at once; a slot that failed is false."""
+        asked = [_question(index, item) for index, item in enumerate(_iterable("rlm_batch", "items", items))]
+        _require_count("rlm_batch", max_concurrent)
+        if not asked:
+            return []
+        slots = call("rlm_batch", {"items": asked, "max_concurrent": max_concurrent})
+        return _slots("rlm_batch", slots, "value")
+
+    functions: dict[str, Any] = {
+        "llm_query": llm_query,
+        "llm_batch": llm_batch,
+        "llm_query_batched": llm_batch,
+        "rlm_query": rlm_query,
+        "rlm_batch": rlm_batch,
+        "rlm_query_batched": rlm_batch,
+    }
+    for function in functions.values():
+        function.__module__ = "builtins"
+        function.__qualname__ = function.__name__
+    return {**functions, "LLMError": LLMError}
+
+
+def _require_text(function: str, name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise TypeError(f"{function}: {name} must be a str, not {type(value).__name__}: {_head(value)}")
+
+
+def _require_model(function: str, model: Any) -> None:
+    if model is not None and not isinstance(model, str):
+        raise TypeError(f"{function}: model must be a model's name or None, not {type(model).__name__}")
+
+
+def _require_count(function: str, max_concurrent: Any) -> None:
+    if isinstance(max_concurrent, bool) or not isinstance(max_concurrent, int) or max_concurrent < 1:
+        raise TypeError(
+            f"{function}: max_concurrent must be an int of at least 1, not {_head(max_concurrent)}"
+        )
+
+
+def _iterable(function: str, name: str, value: Any) -> list[Any]:
+    if isinstance(value, (str, bytes, dict)):
+        raise TypeError(f"{function}: {name} must be a list, not one {type(value).__name__}")
+    try:
+        return list(value)
+    except TypeError:
+        raise TypeError(f"{function}: {name} must be a list, not {type(value).__name__}") from None
+
+
+def _texts(function: str, prompts: Any) -> list[str]:
+    if isinstance(prompts, str):
+        raise TypeError(
+            f"{function}: prompts must be a list of str, not one str; for one prompt use llm_query"
+        )
+    asked = _iterable(function, "prompts", prompts)
+    for index, prompt in enumerate(asked):
+        _require_text(function, f"prompts[{index}]", prompt)
+    return asked
+
+
+def _question(index: int, item: Any) -> dict[str, Any]:
+    if isinstance(item, str):
+        question, context = item, None
+    elif isinstance(item, dict) and "question" in item and not item.keys() - {"question", "context"}:
+        question, context = item["question"], item.get("context")
+    elif isinstance(item, (list, tuple)) and len(item) == 2:  # noqa: PLR2004 - a pair
+        question, context = item
+    else:
+        raise TypeError(f"rlm_batch: items[{index}] must be a pair (question, context), not {_head(item)}")
+    _require_text("rlm_batch", f"the question of items[{index}]", question)
+    return {"question": question, "context": context}
+
+
+def _slots(function: str, slots: list[dict[str, Any]], key: str) -> list[Any]:
+    """The values of a batch; what failed becomes a `FailedCall`, and one line on stderr says how many and why."""
+    results: list[Any] = [
+        slot[key] if key in slot else FailedCall(slot["kind"], slot["error"]) for slot in slots
+    ]
+    reasons: dict[str, int] = {}
+    for result in results:
+        if type(result) is FailedCall:
+            reason = f"{result.kind}: {result.error}"
+            reasons[reason] = reasons.get(reason, 0) + 1
+    if reasons:
+        grouped = "; ".join(
+            f"{reason} ({count} times)" if count > 1 else reason for reason, count in reasons.items()
+        )
+        text = f"{function}: {sum(reasons.values())} of {len(results)} failed: {grouped}"
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - this is the cell's own output
+    return results
+
+
+def _head(value: Any) -> str:
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - the value is a cell's, and its repr may do anything
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else text[:79] + "…"  # noqa: PLR2004 - one line of an error message

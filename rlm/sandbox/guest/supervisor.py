@@ -1,0 +1,690 @@
+"""The trusted process of the guest: holds the context as it was loaded, runs no cell, and decides about life and death.
+
+It forks the first worker from itself after loading. Then there are at most two workers: the *ancestor*, stopped,
+with the state after the last cell; and its copy, which is ready to run the next one. A cell that ends well must
+prove it: its process forks the copy for the cell after it, and only then is the ancestor given up. In every other
+case the cell's process is killed and the ancestor goes on.
+
+The supervisor never blocks on a worker: all it writes is queued, all it waits for has a deadline.
+"""
+
+from __future__ import annotations
+
+import array
+import gc
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+from collections import deque
+
+from . import hardening, wire, worker
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
+
+__all__ = ["Supervisor", "main"]
+
+FORK_SECONDS = 10.0
+TELL_SECONDS = 3.0
+BACKLOG_BYTES = 4 << 20
+PENDING_CALLS = 20_000
+CREDENTIALS = struct.Struct("3i")
+PASS_CREDENTIALS = getattr(socket, "SO_PASSCRED", None)
+DRAIN_BYTES = 8 << 20
+
+
+class HostGone(Exception):
+    """The host has closed the channel: time to go."""
+
+
+class Lost(Exception):
+    """A worker did not do what it must."""
+
+
+def main(incoming: int, outgoing: int) -> NoReturn:
+    """Serve the host until it goes away."""
+    supervisor = Supervisor(incoming, outgoing)
+    status = 0
+    try:
+        supervisor.serve()
+    except HostGone:
+        pass
+    except BaseException:  # noqa: BLE001 - the border of this process: the log is all that is left to tell
+        import traceback
+
+        traceback.print_exc()
+        status = 70
+    finally:
+        supervisor.kill_everything()
+        os._exit(status)
+
+
+class Outbox:
+    """Bytes on their way to a descriptor that may not take them all at once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._waiting: deque[memoryview] = deque()
+        self.size = 0
+        os.set_blocking(descriptor, False)
+
+    def put(self, data: bytes) -> None:
+        """Queue and send what goes."""
+        self._waiting.append(memoryview(data))
+        self.size += len(data)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what goes."""
+        while self._waiting:
+            try:
+                sent = os.write(self._descriptor, self._waiting[0])
+            except BlockingIOError:
+                return
+            self.size -= sent
+            if sent == len(self._waiting[0]):
+                self._waiting.popleft()
+            else:
+                self._waiting[0] = self._waiting[0][sent:]
+
+
+class Process:
+    """A worker as the supervisor sees it: its process number, channel, output and what is on its way to it."""
+
+    def __init__(self, channel: socket.socket, stdout: int, stderr: int) -> None:
+        self.channel = channel
+        self.streams = {stdout: 1, stderr: 2}
+        self.pid = 0
+        self.pidfd = -1
+        self.outbox = Outbox(channel.fileno())
+        self.frames = wire.Frames()
+        self.arrived: deque[wire.Frame] = deque()
+        for descriptor in self.streams:
+            os.set_blocking(descriptor, False)
+
+    def receive(self) -> bool:
+        """Take in what has come; False at the end of the stream. Raises `Lost` when somebody else spoke."""
+        try:
+            data, ancillary, _, _ = self.channel.recvmsg(
+                wire.FRAME_BYTES, socket.CMSG_SPACE(CREDENTIALS.size)
+            )
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        if not data:
+            return False
+        self._check_speaker(ancillary)
+        try:
+            self.arrived += self.frames.feed(data)
+        except wire.WireError as error:
+            raise Lost(str(error)) from None
+        return True
+
+    def _check_speaker(self, ancillary: list[tuple[int, int, bytes]]) -> None:
+        """The kernel says who wrote: only the one process that the channel was made for may."""
+        for level, kind, data in ancillary:
+            if level == socket.SOL_SOCKET and kind == getattr(socket, "SCM_CREDENTIALS", None):
+                pid = CREDENTIALS.unpack(data[: CREDENTIALS.size])[0]
+                if self.pid and pid != self.pid:
+                    raise Lost("a process that the cell started spoke on the channel")
+                self.pid = pid
+
+    def watch(self) -> None:
+        """From now on the process is known by number; watch for its end where the platform can."""
+        if hasattr(os, "pidfd_open"):
+            try:
+                self.pidfd = os.pidfd_open(self.pid)
+            except OSError:
+                self.pidfd = -1
+
+    def cpu_seconds(self) -> float:
+        """How much processor time it has used, or 0 where nobody tells."""
+        try:
+            # The kernel's clock of another process: its number inverted, times eight, plus two (clock_getcpuclockid).
+            return time.clock_gettime((~self.pid << 3) | 2) if sys.platform == "linux" else 0.0
+        except OSError:
+            return 0.0
+
+    def send_signal(self, number: int) -> None:
+        """Signal it, if it is still there."""
+        try:
+            os.kill(self.pid, number)
+        except ProcessLookupError:
+            pass
+
+    def close(self) -> None:
+        """Close all that belongs to it here."""
+        self.channel.close()
+        for descriptor in (*self.streams, self.pidfd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.streams = {}
+        self.pidfd = -1
+
+
+class Clock:
+    """The compute time of a cell: wall time while no call is pending, processor time while one is."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._pending: set[int] = set()
+        self._counted = 0.0
+        self._since = time.monotonic()
+        self._cpu_since = 0.0
+
+    @property
+    def waits(self) -> bool:
+        """Whether a call is pending."""
+        return bool(self._pending)
+
+    def call_began(self, number: int) -> None:
+        """A call went to the host."""
+        if not self._pending:
+            self._counted += time.monotonic() - self._since
+            self._cpu_since = self._process.cpu_seconds()
+        self._pending.add(number)
+        if len(self._pending) > PENDING_CALLS:
+            raise Lost(f"more than {PENDING_CALLS:,} calls at once")
+
+    def call_ended(self, number: int) -> None:
+        """Its reply came."""
+        if number in self._pending:
+            self._pending.discard(number)
+            if not self._pending:
+                self._counted += self._process.cpu_seconds() - self._cpu_since
+                self._since = time.monotonic()
+
+    def seconds(self) -> float:
+        """Compute time so far."""
+        if self._pending:
+            return self._counted + self._process.cpu_seconds() - self._cpu_since
+        return self._counted + time.monotonic() - self._since
+
+
+class Supervisor:
+    """What the host talks to."""
+
+    def __init__(self, incoming: int, outgoing: int) -> None:
+        self._incoming = incoming
+        self._frames = wire.Frames()
+        self._arrived: deque[wire.Frame] = deque()
+        self._outbox = Outbox(outgoing)
+        self._settings: dict[str, Any] = {}
+        self._context: Any = None
+        self._ancestor: Process | None = None
+        self._next: Process | None = None
+        self._nonce = 0
+
+    # --- the host --------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Do what the host asks, one thing at a time."""
+        kind, payload = self._receive()
+        if kind != wire.START:
+            raise wire.WireError("a host begins with START")
+        self._settings = wire.decode(payload)
+        hardening.adopt_orphans()
+        self._say(wire.READY, 0, {"python": sys.version.split()[0], "platform": sys.platform, "fork": True})
+        while True:
+            kind, more, _, piece = self._first_frame()
+            if kind == wire.LOAD:
+                self._load(piece, more=more)
+                continue
+            payload = piece + (self._receive_rest() if more else b"")
+            if kind == wire.RUN:
+                self._run(payload)
+            elif kind == wire.ASK:
+                self._ask(payload)
+            elif kind == wire.RESET:
+                self._drop_workers()
+                self._say(wire.LOADED, 0, None)
+
+    def _load(self, first: bytes, *, more: bool) -> None:
+        self._drop_workers()
+        self._context = None
+        self._context = wire.decode_from(Incoming(self, first, more=more))
+        gc.collect()
+        gc.freeze()
+        self._say(wire.LOADED, 0, None)
+
+    def _say(self, kind: int, number: int, value: Any) -> None:
+        for data in wire.frames(kind, number, wire.encode(value)):
+            self._outbox.put(data)
+
+    def _receive(self) -> tuple[int, bytes]:
+        kind, more, _, piece = self._first_frame()
+        return kind, piece + (self._receive_rest() if more else b"")
+
+    def _receive_rest(self) -> bytes:
+        rest = bytearray()
+        more = True
+        while more:
+            _, more, _, piece = self._first_frame()
+            rest += piece
+        return bytes(rest)
+
+    def _first_frame(self) -> wire.Frame:
+        """The next frame from the host; meanwhile what is queued for it goes out."""
+        while not self._arrived:
+            poller = select.poll()
+            poller.register(self._incoming, select.POLLIN)
+            if self._outbox.size:
+                poller.register(self._outbox._descriptor, select.POLLOUT)
+            poller.poll()
+            self._outbox.flush()
+            poller = select.poll()
+            poller.register(self._incoming, select.POLLIN)
+            if poller.poll(0):
+                self._take_in()
+        return self._arrived.popleft()
+
+    def _take_in(self) -> None:
+        data = os.read(self._incoming, wire.FRAME_BYTES)
+        if not data:
+            raise HostGone
+        self._arrived += self._frames.feed(data)
+
+    # --- a cell ----------------------------------------------------------------------------------------------
+
+    def _run(self, payload: bytes) -> None:
+        """Run one cell to whatever end it comes to, and say so."""
+        began = time.monotonic()
+        state, process = self._ready_worker()
+        cell = Cell(self, process, wire.decode(payload)["timeout"])
+        for data in wire.frames(wire.RUN, 0, [payload]):
+            process.outbox.put(data)
+        outcome, error = cell.watch()
+        if outcome == "":
+            heir = self._prove(process)
+            if heir is None:
+                outcome, error = "protocol", "the cell left its process unable to go on"
+            else:
+                self._commit(process, heir)
+        self._drain(process)
+        if outcome == "":
+            for data in cell.report:
+                self._outbox.put(data)
+        else:
+            detail = self._roll_back(process)
+            if outcome == "gone":
+                outcome, error = detail
+            state = "lost" if state == "lost" or self._ancestor is None else "rolled back"
+        verdict = {
+            "outcome": outcome,
+            "error": error,
+            "state": state,
+            "wall": time.monotonic() - began,
+            "compute": cell.clock.seconds(),
+        }
+        self._say(wire.ENDED, 0, verdict)
+
+    def _prove(self, process: Process) -> Process | None:
+        """Have the process that ran the cell fork the one for the next; that is what it is there for."""
+        self._kill_leftovers(process)
+        try:
+            return self._fork(process)
+        except Lost:
+            return None
+
+    def _commit(self, process: Process, heir: Process) -> None:
+        """The cell's process becomes the ancestor; it waits, stopped, and with it whatever the cell left running."""
+        old = self._ancestor
+        self._ancestor, self._next = process, heir
+        process.send_signal(signal.SIGSTOP)
+        if old is not None:
+            self._end(old)
+
+    def _roll_back(self, process: Process) -> tuple[str, str]:
+        """Kill the cell's process; the ancestor knows how it ended, where it ended by itself."""
+        self._kill_leftovers(process)
+        process.send_signal(signal.SIGKILL)
+        self._kill_leftovers(process)
+        status = self._status_of(process)
+        process.close()
+        self._reap()
+        return describe_end(status)
+
+    def _status_of(self, process: Process) -> int:
+        if self._ancestor is None:
+            return 0
+        try:
+            self._ancestor.send_signal(signal.SIGCONT)
+            self._ancestor.outbox.put(wire.frame(wire.REAP, process.pid))
+            kind, _, number, _ = self._await_frame(self._ancestor, FORK_SECONDS)
+            return number if kind == wire.STATUS else 0
+        except Lost:
+            self._end(self._ancestor)
+            self._ancestor = None
+            return 0
+
+    def _drain(self, process: Process) -> None:
+        """Pass on what the cell wrote last."""
+        for descriptor, number in process.streams.items():
+            left = DRAIN_BYTES
+            while left > 0 and self._pass_output(descriptor, number):
+                left -= wire.FRAME_BYTES
+
+    def _pass_output(self, descriptor: int, number: int) -> bool:
+        """Pass on a piece of output; False when there is none at the moment, or no more."""
+        try:
+            data = os.read(descriptor, wire.FRAME_BYTES)
+        except BlockingIOError:
+            return False
+        if data:
+            self._outbox.put(wire.frame(wire.OUTPUT, number, data))
+        return bool(data)
+
+    # --- asking ----------------------------------------------------------------------------------------------
+
+    def _ask(self, payload: bytes) -> None:
+        """Put a question to a copy that is thrown away, since answering may run a cell's own code."""
+        _, process = self._ready_worker()
+        self._next = None
+        told: list[bytes] = []
+        try:
+            for data in wire.frames(wire.ASK, 0, [payload]):
+                process.outbox.put(data)
+            deadline = time.monotonic() + TELL_SECONDS
+            size, more = 0, True
+            while more:
+                kind, more, _, piece = self._await_frame(process, deadline - time.monotonic())
+                size += len(piece)
+                if kind != wire.TOLD or size > self._settings["answer_bytes"] + BACKLOG_BYTES:
+                    raise Lost("not what was asked")
+                told.append(wire.frame(wire.TOLD, 0, piece, more=more))
+        except Lost:
+            told = list(wire.frames(wire.TOLD, 0, wire.encode(("silent", None))))
+        finally:
+            self._roll_back(process)
+        for data in told:
+            self._outbox.put(data)
+
+    # --- workers ---------------------------------------------------------------------------------------------
+
+    def _ready_worker(self) -> tuple[str, Process]:
+        """A process that is ready for a cell, and what became of the variables: `kept`, or `lost`."""
+        process, self._next = self._next, None
+        if process is not None:
+            return "kept", process
+        state = "kept"
+        if self._ancestor is not None:
+            self._ancestor.send_signal(signal.SIGCONT)
+            try:
+                process = self._fork(self._ancestor)
+            except Lost:
+                self._end(self._ancestor)
+                self._ancestor, state = None, "lost"
+        if process is None:
+            self._ancestor = self._first_worker()
+            process = self._fork(self._ancestor)
+        self._ancestor_stops()
+        return state, process
+
+    def _ancestor_stops(self) -> None:
+        if self._ancestor is not None:
+            self._ancestor.send_signal(signal.SIGSTOP)
+
+    def _first_worker(self) -> Process:
+        """Fork a worker from this process, which has the context and nothing else."""
+        process, theirs = self._new_process()
+        pid = os.fork()
+        if pid == 0:
+            os.close(self._incoming)
+            os.close(self._outbox._descriptor)
+            process.close()
+            worker.start(theirs, self._context, self._settings)
+        for descriptor in theirs:
+            os.close(descriptor)
+        return self._greeted(process)
+
+    def _fork(self, parent: Process) -> Process:
+        """Have a worker fork; raises `Lost` where it does not."""
+        process, theirs = self._new_process()
+        try:
+            message = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", theirs))]
+            parent.channel.sendmsg([wire.frame(wire.FORK)], message)
+        except OSError as error:
+            process.close()
+            raise Lost(f"the worker is gone: {error}") from None
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        return self._greeted(process)
+
+    def _greeted(self, process: Process) -> Process:
+        try:
+            kind, _, number, _ = self._await_frame(process, FORK_SECONDS)
+            if PASS_CREDENTIALS is None:
+                process.pid = number
+            if kind != wire.HELLO or not process.pid:
+                raise Lost("the new worker did not say hello")
+        except Lost:
+            if process.pid:
+                process.send_signal(signal.SIGKILL)
+            process.close()
+            raise
+        process.watch()
+        return process
+
+    def _new_process(self) -> tuple[Process, list[int]]:
+        ours, theirs = socket.socketpair()
+        if PASS_CREDENTIALS is not None:
+            ours.setsockopt(socket.SOL_SOCKET, PASS_CREDENTIALS, 1)
+        stdout, stdout_theirs = os.pipe()
+        stderr, stderr_theirs = os.pipe()
+        return Process(ours, stdout, stderr), [theirs.detach(), stdout_theirs, stderr_theirs]
+
+    def _await_frame(self, process: Process, seconds: float) -> wire.Frame:
+        """The next frame of a worker that is not running a cell; raises `Lost` when it does not come in time."""
+        deadline = time.monotonic() + seconds
+        while not process.arrived:
+            poller = select.poll()
+            poller.register(process.channel, select.POLLIN | (select.POLLOUT if process.outbox.size else 0))
+            left = deadline - time.monotonic()
+            if left <= 0 or not poller.poll(left * 1000):
+                raise Lost("no answer in time")
+            try:
+                process.outbox.flush()
+            except OSError:
+                raise Lost("the worker is gone") from None
+            if not process.receive():
+                raise Lost("the worker is gone")
+        return process.arrived.popleft()
+
+    def _end(self, process: Process) -> None:
+        """Kill a worker and all it started."""
+        process.send_signal(signal.SIGKILL)
+        process.close()
+        self._reap()
+
+    def _drop_workers(self) -> None:
+        for process in (self._next, self._ancestor):
+            if process is not None:
+                self._kill_leftovers(process)
+                self._end(process)
+        self._next = self._ancestor = None
+
+    def _kill_leftovers(self, process: Process) -> None:
+        """Kill what the cell started and left running, until nothing new appears."""
+        spared = {process.pid}
+        spared.update(other.pid for other in (self._ancestor, self._next) if other is not None)
+        for _ in range(100):
+            found = [pid for pid in hardening.descendants(os.getpid()) if pid not in spared]
+            living = [pid for pid in found if not hardening.is_zombie(pid)]
+            for pid in living:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+            self._reap()
+            if not living:
+                return
+
+    def _reap(self) -> None:
+        """Take note of children that have ended."""
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            pass
+
+    def kill_everything(self) -> None:
+        """Leave nothing behind."""
+        self._drop_workers()
+        self._reap()
+
+
+class Cell:
+    """One cell while it runs: its clock, its calls, its report."""
+
+    def __init__(self, supervisor: Supervisor, process: Process, timeout: float) -> None:
+        self._supervisor = supervisor
+        self._process = process
+        self._timeout = timeout
+        self.clock = Clock(process)
+        self.report: list[bytes] = []
+        self._report_size = 0
+        self._verdict: tuple[str, str] | None = None
+
+    def watch(self) -> tuple[str, str]:
+        """Relay until the cell has ended; `("", "")` when it says so itself, else what happened instead."""
+        try:
+            while self._verdict is None:
+                self._wait()
+        except Lost as error:
+            return "protocol", str(error)
+        return self._verdict
+
+    def _wait(self) -> None:
+        left = self._timeout - self.clock.seconds()
+        if left <= 0:
+            self._verdict = (
+                "timeout",
+                f"the cell computed for more than {self._timeout:g} seconds and was stopped",
+            )
+            return
+        ready = dict(self._poller().poll(min(left, 1.0) * 1000 + 1))
+        self._supervisor._outbox.flush()
+        if self._process.outbox.size:
+            self._flush_to_cell()
+        for descriptor, number in list(self._process.streams.items()):
+            if descriptor in ready and not self._supervisor._pass_output(descriptor, number):
+                self._forget_stream(descriptor, ready[descriptor])
+        if self._supervisor._incoming in ready:
+            self._supervisor._take_in()
+        self._relay_to_cell()
+        if self._process.channel.fileno() in ready and not self._process.receive():
+            self._verdict = "gone", ""
+        self._relay_to_host()
+        if self._verdict is None and self._process.pidfd in ready:
+            self._verdict = "gone", ""
+
+    def _poller(self) -> select.poll:
+        poller = select.poll()
+        supervisor, process = self._supervisor, self._process
+        poller.register(supervisor._incoming, select.POLLIN)
+        if process.pidfd >= 0:
+            poller.register(process.pidfd, select.POLLIN)
+        wanted = select.POLLOUT if process.outbox.size else 0
+        if supervisor._outbox.size:
+            poller.register(supervisor._outbox._descriptor, select.POLLOUT)
+        if supervisor._outbox.size < BACKLOG_BYTES:  # else the host must read first
+            wanted |= select.POLLIN
+            for descriptor in process.streams:
+                poller.register(descriptor, select.POLLIN)
+        poller.register(process.channel, wanted)
+        return poller
+
+    def _flush_to_cell(self) -> None:
+        try:
+            self._process.outbox.flush()
+        except OSError:
+            self._verdict = "gone", ""
+
+    def _forget_stream(self, descriptor: int, event: int) -> None:
+        """A stream that the cell has closed would be ready for ever."""
+        if event & select.POLLHUP and not event & select.POLLIN:
+            del self._process.streams[descriptor]
+            os.close(descriptor)
+
+    def _relay_to_cell(self) -> None:
+        arrived = self._supervisor._arrived
+        while arrived and self._verdict is None:
+            kind, more, number, payload = arrived.popleft()
+            if kind == wire.CANCEL:
+                self._verdict = "cancelled", "the cell was cancelled"
+            elif kind == wire.REPLY:
+                if not more:
+                    self.clock.call_ended(number)
+                try:
+                    self._process.outbox.put(wire.frame(kind, number, payload, more=more))
+                except OSError:
+                    self._verdict = "gone", ""
+
+    def _relay_to_host(self) -> None:
+        arrived = self._process.arrived
+        while arrived:
+            if self.report and self._report_done:
+                raise Lost("the cell spoke after its end")
+            kind, more, number, payload = arrived.popleft()
+            if kind == wire.CALL:
+                if not more:
+                    self.clock.call_began(number)
+                self._supervisor._outbox.put(wire.frame(kind, number, payload, more=more))
+            elif kind == wire.DONE:
+                self._take_report(number, payload, more=more)
+            else:
+                raise Lost(f"the cell's process sent a message of kind {kind}, which is not its to send")
+
+    _report_done = False
+
+    def _take_report(self, keeps_state: int, payload: bytes, *, more: bool) -> None:
+        self._report_size += len(payload)
+        if self._report_size > 2 * self._supervisor._settings["answer_bytes"] + BACKLOG_BYTES:
+            raise Lost("a report that is too long")
+        self.report.append(wire.frame(wire.DONE, 0, payload, more=more))
+        if not more:
+            self._report_done = True
+            self._verdict = (
+                ("", "") if keeps_state else ("memory", "MemoryError: the cell used more memory than it may")
+            )
+
+
+class Incoming:
+    """A message from the host as a source of bytes, read as it comes."""
+
+    def __init__(self, supervisor: Supervisor, first: bytes, *, more: bool) -> None:
+        self._supervisor = supervisor
+        self._buffer = memoryview(first)
+        self._more = more
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes."""
+        if len(self._buffer) >= count:
+            piece = bytes(self._buffer[:count])
+            self._buffer = self._buffer[count:]
+            return piece
+        data = bytearray(self._buffer)
+        while len(data) < count:
+            if not self._more:
+                raise wire.WireError("a value that ends too early")
+            _, self._more, _, payload = self._supervisor._first_frame()
+            needed = count - len(data)
+            data += payload[:needed]
+            self._buffer = memoryview(payload)[needed:]
+        return bytes(data)
+
+
+def describe_end(status: int) -> tuple[str, str]:
+    """The outcome and a sentence for a process that ended by itself."""
+    if os.WIFSIGNALED(status):
+        number = os.WTERMSIG(status)
+        name = signal.Signals(number).name if number in set(signal.Signals) else str(number)
+        return "crashed", f"the cell's process was ended by signal {name}"
+    return "exited", f"the cell ended its own process with exit status {os.WEXITSTATUS(status)}"

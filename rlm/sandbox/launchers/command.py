@@ -1,0 +1,77 @@
+"""A launcher is a command prefix."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Launcher", "local"]
+
+PASSED_ON = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "SYSTEMROOT")
+MODULES = ("wire", "hardening", "calls", "worker", "supervisor")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Launcher:
+    """Starts a guest by a command.
+
+    Attributes:
+        name: what to call it in messages and reports.
+        prefix: the command that takes another command, as in `("docker", "run", "-i", "--rm", "--network",
+            "none", "python:3.13-slim")`; empty for a process of this machine.
+        python: the interpreter there, 3.11 or newer.
+        environment: variables to set; of this process's own, only PATH, the locale and TZ are passed on.
+        inherit: further variables to pass on by name, for a command that needs them (`HOME`, `SSH_AUTH_SOCK`).
+        through_shell: the prefix hands the rest to a shell, as `ssh` does, so it must be quoted.
+        shares_files: the guest sees this machine's files, so its scratch folder can be made here.
+    """
+
+    name: str
+    prefix: tuple[str, ...] = ()
+    python: str = "python3"
+    environment: Mapping[str, str] = field(default_factory=dict)
+    inherit: tuple[str, ...] = ()
+    through_shell: bool = False
+    shares_files: bool = False
+
+    def command(self) -> list[str]:
+        """The whole command that starts a guest."""
+        start = [self.python, "-I", "-S", "-u", "-c", guest_source("bootstrap")]
+        if self.through_shell:
+            start = [shlex.quote(word) for word in start]
+        return [*self.prefix, *start]
+
+    def variables(self) -> dict[str, str]:
+        """The whole environment of that command."""
+        passed = {name: os.environ[name] for name in (*PASSED_ON, *self.inherit) if name in os.environ}
+        return {**passed, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **self.environment}
+
+
+def local(*, python: str = sys.executable) -> Launcher:
+    """A guest that is a process of this machine; what confines it is what it can do to itself."""
+    return Launcher(name="local", python=python, shares_files=True)
+
+
+@cache
+def guest_source(module: str) -> str:
+    """The text of one file of the guest."""
+    return resources.files("rlm.sandbox.guest").joinpath(f"{module}.py").read_text(encoding="utf-8")
+
+
+@cache
+def guest_code() -> bytes:
+    """All modules of the guest as its bootstrap reads them."""
+    data = bytearray(len(MODULES).to_bytes(4, "big"))
+    for module in MODULES:
+        for text in (module, guest_source(module)):
+            encoded = text.encode()
+            data += len(encoded).to_bytes(4, "big") + encoded
+    return bytes(data)

@@ -1,0 +1,685 @@
+"""The host's side of one guest: feed it cells, serve its calls, and survive whatever it does.
+
+    session = await open_session()
+    await session.load(text)
+    result = await session.run("len(context)", serve=answer_host_call)
+    await session.aclose()
+
+A `Session` may be held by one task and used by another; calls take turns. No task outlives a method. The host
+trusts nothing that arrives: it only decodes plain values, of bounded size, of the kinds that are due.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import shutil
+import tempfile
+from collections import deque
+from dataclasses import dataclass, field
+from subprocess import PIPE
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import anyio
+
+from rlm.errors import (
+    CallError,
+    ContextError,
+    GuestDied,
+    GuestStartFailed,
+    HostCallRefused,
+    ProtocolViolation,
+    SessionClosed,
+)
+from rlm.sandbox.guest import wire
+from rlm.sandbox.launchers import Launcher, local
+from rlm.sandbox.launchers.command import guest_code
+from rlm.settings import SandboxSettings
+from rlm.values import CellResult, Final, HostCall, Variable
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+    from typing import IO
+
+    from anyio.abc import Process, TaskGroup
+
+HostCallHandler: TypeAlias = "Callable[[HostCall], Awaitable[Any]]"
+OutputHandler: TypeAlias = "Callable[[str, str], None]"
+
+__all__ = ["HostCallHandler", "Isolation", "OutputHandler", "Session", "open_session"]
+
+CALL_BYTES = 512 << 20
+SMALL_BYTES = 1 << 20
+DECODED_VALUES = 2_000_000
+OVERDUE_SECONDS = 30.0
+KILL_SECONDS = 10.0
+LOG_CHARS = 4000
+STREAMS = {1: "stdout", 2: "stderr"}
+OUTCOMES = frozenset({"ok", "raised", "timeout", "memory", "exited", "crashed", "protocol", "cancelled"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isolation:
+    """What confines a guest, as it found by trying.
+
+    Attributes:
+        tier: the tier that is reached.
+        levels: what is in force.
+        missing: what is not, each with the reason.
+        python: the version of the guest's interpreter.
+        platform: the guest's `sys.platform`.
+        recovers: whether a cell that dies costs only that cell (a fork before each), or all variables.
+    """
+
+    tier: str
+    levels: tuple[str, ...] = ()
+    missing: dict[str, str] = field(default_factory=dict)
+    python: str = ""
+    platform: str = ""
+    recovers: bool = True
+
+
+async def open_session(
+    settings: SandboxSettings = SandboxSettings(),  # noqa: B008 - frozen
+    *,
+    launcher: Launcher | None = None,
+) -> Session:
+    """Start a guest.
+
+    Raises:
+        GuestStartFailed: it did not get ready in time, or ended; `.log` is what it wrote.
+    """
+    session = Session(settings, local() if launcher is None else launcher)
+    await session._start()
+    return session
+
+
+class Session:
+    """One guest in the host's hand. Made by `open_session`."""
+
+    isolation: Isolation
+
+    def __init__(self, settings: SandboxSettings, launcher: Launcher) -> None:
+        self._settings = settings
+        self._launcher = launcher
+        self._turn = anyio.Lock()
+        self._guest: _Guest | None = None
+        self._loaded: wire.Parts | None = None
+        self._fresh_answer = True
+        self._cells = 0
+        self._lost = False
+        self._closed = False
+
+    async def load(self, context: Any) -> None:
+        """Set `context` and forget every variable.
+
+        Raises:
+            ContextError: it holds a value that cannot cross; the message names its type and place.
+        """
+        parts = _encode_context(context)
+        async with self._turn:
+            self._require_open()
+            self._loaded = parts
+            self._begin_anew()
+            if self._guest is None:
+                await self._start()
+            else:
+                await self._reload(self._guest)
+
+    async def run(
+        self, code: str, *, serve: HostCallHandler, on_output: OutputHandler | None = None
+    ) -> CellResult:
+        """Run one cell.
+
+        `serve` answers what the cell asks of the host; each call runs in a task of its own. Where it raises
+        `CallError` or `HostCallRefused`, that is raised in the cell as `LLMError`; any other exception kills
+        the cell and is raised here. `on_output` gets `("stdout" | "stderr", text)` as it comes.
+
+        Cancelled, it kills the cell, and the variables are as before.
+        """
+        async with self._turn:
+            self._require_open()
+            lost_before = await self._revive()
+            self._cells += 1
+            result = await _CellRun(self, code, serve, on_output).perform()
+            if result.state == "kept":
+                self._fresh_answer = False
+            if lost_before and result.state == "kept":
+                return _replace_state(result)
+            return result
+
+    async def variables(self) -> tuple[Variable, ...]:
+        """What the cells made, with bounded previews; a `__repr__` that hangs or lies costs a preview."""
+        async with self._turn:
+            told = await self._ask({"what": "variables", "plain": False, "name": ""})
+            if not isinstance(told, list):
+                told = await self._ask({"what": "variables", "plain": True, "name": ""})
+            if not isinstance(told, list):
+                return ()
+            return tuple(_variable(row) for row in told)
+
+    async def fetch(self, name: str) -> Any:
+        """The value of a variable.
+
+        Raises:
+            KeyError: there is none of this name; the message lists those there are.
+            ContextError: its type cannot cross.
+        """
+        async with self._turn:
+            told = await self._ask({"what": "fetch", "plain": True, "name": name})
+        match told:
+            case ("value", value):
+                return value
+            case ("missing", list(names)):
+                there = ", ".join(str(name) for name in names) or "none yet"
+                raise KeyError(f"no variable {name!r}; the variables are: {there}")
+            case (_, str(reason)):
+                raise ContextError(reason)
+            case _:
+                raise ContextError(f"{name}: the guest did not give its value in time")
+
+    async def clear_answer(self) -> None:
+        """A new question begins: the next cell finds `answer` as it was at first."""
+        async with self._turn:
+            self._require_open()
+            self._fresh_answer = True
+
+    async def reset(self) -> None:
+        """Forget every variable; `context` is as it was loaded."""
+        async with self._turn:
+            self._require_open()
+            self._begin_anew()
+            if self._guest is None:
+                await self._start()
+            else:
+                await self._exchange(self._guest, [wire.frame(wire.RESET)], wire.LOADED)
+
+    async def aclose(self) -> None:
+        """End the guest and all it started; nothing is left of it. Again is no error."""
+        with anyio.CancelScope(shield=True):
+            async with self._turn:
+                self._closed = True
+                await self._discard()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise SessionClosed("this session was closed; open another one")
+
+    def _begin_anew(self) -> None:
+        self._fresh_answer = True
+        self._lost = False
+        self._cells = 0
+
+    async def _start(self) -> None:
+        self._guest, facts = await _Guest.start(self._settings, self._launcher)
+        self.isolation = facts
+        if self._loaded is not None:
+            await self._reload(self._guest)
+
+    async def _reload(self, guest: _Guest) -> None:
+        assert self._loaded is not None  # noqa: S101 - for the type checker: callers have loaded
+        await self._exchange(guest, wire.frames(wire.LOAD, 0, self._loaded), wire.LOADED)
+
+    async def _exchange(self, guest: _Guest, frames: Any, expected: int) -> bytes | bytearray:
+        """Say something and hear the one answer; whatever goes wrong ends the guest."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(guest.send, frames)
+                kind, _, payload = await guest.receive()
+            if kind != expected:
+                raise ProtocolViolation(f"the guest answered with a message of kind {kind}, not {expected}")
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self._discard()
+            raise _alone(error) from None
+        return payload
+
+    async def _ask(self, question: dict[str, Any]) -> Any:
+        self._require_open()
+        await self._revive()
+        assert self._guest is not None  # noqa: S101 - _revive has seen to it
+        payload = await self._exchange(
+            self._guest, wire.frames(wire.ASK, 0, wire.encode(question)), wire.TOLD
+        )
+        try:
+            told = wire.decode(payload, values=DECODED_VALUES)
+        except wire.WireError as error:
+            raise ContextError(f"what the guest told cannot be read: {error}") from None
+        return tuple(told) if isinstance(told, tuple) else told
+
+    async def _revive(self) -> bool:
+        """Have a guest, whatever happened to the last one; whether variables were lost with it."""
+        if self._guest is None:
+            await self._start()
+            self._lost = True
+        lost, self._lost = self._lost, False
+        return lost
+
+    async def _discard(self) -> None:
+        guest, self._guest = self._guest, None
+        if guest is not None:
+            await guest.end()
+
+
+def _replace_state(result: CellResult) -> CellResult:
+    import dataclasses
+
+    return dataclasses.replace(result, state="lost")
+
+
+def _encode_context(context: Any) -> wire.Parts:
+    try:
+        return wire.encode(context)
+    except wire.Uncrossable as problem:
+        raise ContextError(f"context{problem.path}: {problem.reason}") from None
+
+
+def _variable(row: Any) -> Variable:
+    match row:
+        case (str(name), str(kind), int() | None as length, str(preview)):
+            return Variable(name=name, type_name=kind, length=length, preview=preview)
+        case _:
+            raise ProtocolViolation("the guest described a variable in a way of its own")
+
+
+def _alone(error: BaseException) -> BaseException:
+    """The one exception that a task group wrapped, as itself."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
+
+
+class _CellRun:
+    """One cell from RUN to ENDED."""
+
+    def __init__(
+        self, session: Session, code: str, serve: HostCallHandler, on_output: OutputHandler | None
+    ) -> None:
+        assert session._guest is not None  # noqa: S101 - run has revived it
+        self._session = session
+        self._guest = session._guest
+        self._settings = session._settings
+        self._code = code
+        self._serve = serve
+        self._output = {
+            number: _Output(name, self._settings.output_chars, on_output) for number, name in STREAMS.items()
+        }
+        self._report: Any = None
+        self._failure: BaseException | None = None
+        self._calls: set[int] = set()
+        self._began = anyio.current_time()
+        self._watch = anyio.CancelScope()
+
+    async def perform(self) -> CellResult:
+        """Run it; the guest is usable afterwards, or is replaced when it is next needed."""
+        try:
+            async with anyio.create_task_group() as tasks:
+                with self._watch:
+                    self._set_deadline()
+                    verdict = await self._follow(tasks)
+                if self._watch.cancelled_caught:
+                    verdict = await self._broken_off()
+                tasks.cancel_scope.cancel()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._kill_cell()
+            raise
+        if self._failure is not None:
+            raise self._failure
+        return self._result(verdict)
+
+    async def _follow(self, tasks: TaskGroup) -> dict[str, Any]:
+        """Listen to the guest until its last word on this cell."""
+        try:
+            cell = {
+                "cell": self._session._cells,
+                "code": self._code,
+                "fresh_answer": self._session._fresh_answer,
+                "timeout": float(self._settings.cell_timeout_s),
+            }
+            tasks.start_soon(self._send, wire.frames(wire.RUN, 0, wire.encode(cell)))
+            while True:
+                kind, number, payload = await self._guest.receive()
+                if kind == wire.ENDED:
+                    return _verdict(payload)
+                self._take(kind, number, payload, tasks)
+        except (GuestDied, ProtocolViolation) as broken:
+            return await self._lost(broken)
+
+    def _take(self, kind: int, number: int, payload: bytes | bytearray, tasks: TaskGroup) -> None:
+        if kind == wire.OUTPUT and number in self._output:
+            self._output[number].take(payload)
+        elif kind == wire.CALL and number not in self._calls:
+            self._calls.add(number)
+            self._set_deadline()
+            tasks.start_soon(self._answer, number, _host_call(payload))
+        elif kind == wire.DONE and self._report is None:
+            self._report = _report(payload)
+        else:
+            raise ProtocolViolation(f"a message of kind {kind} out of turn")
+
+    async def _answer(self, number: int, call: HostCall) -> None:
+        """Serve one call; its task ends with its cell."""
+        try:
+            reply: tuple[Any, ...] = (True, await self._serve(call))
+            parts = wire.encode(reply)
+        except (CallError, HostCallRefused) as refusal:
+            parts = wire.encode((False, type(refusal).__name__, str(refusal)))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the run; `perform` raises it
+            self._fail(error)
+            return
+        await self._send(wire.frames(wire.REPLY, number, parts))
+        self._calls.discard(number)
+        self._set_deadline()
+
+    async def _send(self, frames: Iterator[bytes]) -> None:
+        try:
+            await self._guest.send(frames)
+        except GuestDied:
+            pass  # the listener hears of it too, and knows what to do
+
+    def _fail(self, error: BaseException) -> None:
+        if self._failure is None:
+            self._failure = error
+        self._watch.cancel()
+
+    def _set_deadline(self) -> None:
+        """The guest stops a cell by itself; a guest that does not do so in time is stopped from here."""
+        grace = OVERDUE_SECONDS if self._guest.isolation.recovers else 0.0
+        waits = bool(self._calls)
+        self._watch.deadline = (
+            float("inf") if waits else anyio.current_time() + self._settings.cell_timeout_s + grace
+        )
+
+    async def _broken_off(self) -> dict[str, Any]:
+        """The cell was stopped from here: by a handler's failure, or because the guest was overdue."""
+        if self._failure is not None:
+            with anyio.CancelScope(shield=True):
+                return await self._kill_cell()
+        with anyio.CancelScope(shield=True):
+            await self._session._discard()
+        seconds = self._settings.cell_timeout_s
+        return _own_verdict("timeout", f"the cell computed for more than {seconds:g} seconds and was stopped")
+
+    async def _kill_cell(self) -> dict[str, Any]:
+        """Have the cell killed, and hear the end of it, so that the guest is ready for the next one."""
+        guest = self._session._guest
+        if guest is None:
+            return _own_verdict("cancelled", "")
+        if not guest.isolation.recovers:
+            await self._session._discard()
+            return _own_verdict("cancelled", "")
+        with anyio.move_on_after(KILL_SECONDS):
+            try:
+                await guest.send([wire.frame(wire.CANCEL)])
+                while True:
+                    kind, _, payload = await guest.receive()
+                    if kind == wire.ENDED:
+                        return _verdict(payload)
+            except (GuestDied, ProtocolViolation):
+                pass
+        await self._session._discard()
+        return _own_verdict("cancelled", "")
+
+    async def _lost(self, broken: GuestDied | ProtocolViolation) -> dict[str, Any]:
+        with anyio.CancelScope(shield=True):
+            await self._session._discard()
+        outcome = "protocol" if isinstance(broken, ProtocolViolation) else "crashed"
+        return _own_verdict(outcome, f"{broken}; the guest was started anew")
+
+    def _result(self, verdict: dict[str, Any]) -> CellResult:
+        outcome, error, draft, final = verdict["outcome"], verdict["error"], None, None
+        if not outcome:
+            if self._report is None:
+                raise ProtocolViolation("the guest ended a cell without a report")
+            outcome, error, draft, final = self._report
+        stdout, stderr = self._output[1], self._output[2]
+        return CellResult(
+            stdout=stdout.finish(),
+            stderr=stderr.finish(),
+            stdout_chars=stdout.count,
+            stderr_chars=stderr.count,
+            error=error,
+            outcome=outcome,
+            state=verdict["state"],
+            final=final,
+            draft=draft,
+            execution_time=anyio.current_time() - self._began,
+            compute_time=verdict["compute"],
+        )
+
+
+def _own_verdict(outcome: str, error: str) -> dict[str, Any]:
+    return {"outcome": outcome, "error": error, "state": "lost", "wall": 0.0, "compute": 0.0}
+
+
+def _verdict(payload: bytes | bytearray) -> dict[str, Any]:
+    match _decode(payload):
+        case {
+            "outcome": str(outcome),
+            "error": str(),
+            "state": "kept" | "rolled back" | "lost",
+            "compute": float(),
+            **_rest,
+        } as verdict if outcome in OUTCOMES or not outcome:
+            return dict(verdict)
+        case _:
+            raise ProtocolViolation("the guest ended a cell in a way of its own")
+
+
+def _report(payload: bytes | bytearray) -> tuple[str, str, Any, Final | None]:
+    match _decode(payload):
+        case (("ok" | "raised" | "exited") as outcome, str(error), draft, None):
+            return outcome, error, draft, None
+        case (
+            ("ok" | "raised" | "exited") as outcome,
+            str(error),
+            draft,
+            (("FINAL" | "FINAL_VAR" | "answer") as source, value),
+        ):
+            return outcome, error, draft, Final(value, source)
+        case _:
+            raise ProtocolViolation("the guest reported on a cell in a way of its own")
+
+
+def _host_call(payload: bytes | bytearray) -> HostCall:
+    match _decode(payload):
+        case (str(name), dict(arguments)):
+            return HostCall(name, arguments)
+        case _:
+            raise ProtocolViolation("the guest made a call in a way of its own")
+
+
+def _decode(payload: bytes | bytearray) -> Any:
+    try:
+        return wire.decode(payload, values=DECODED_VALUES)
+    except wire.WireError as error:
+        raise ProtocolViolation(f"the guest sent what is not a value: {error}") from None
+
+
+class _Output:
+    """One stream of a cell: the whole as it comes, the head and tail of it to keep."""
+
+    def __init__(self, name: str, limit: int, on_output: OutputHandler | None) -> None:
+        self._name = name
+        self._head_left = limit - limit // 2
+        self._tail_limit = limit // 2
+        self._head: list[str] = []
+        self._tail: deque[str] = deque()
+        self._tail_size = 0
+        self._on_output = on_output
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.count = 0
+
+    def take(self, data: bytes | bytearray, *, final: bool = False) -> None:
+        """Add what came."""
+        text = self._decoder.decode(data, final)
+        if not text:
+            return
+        if self._on_output is not None:
+            self._on_output(self._name, text)
+        self.count += len(text)
+        if self._head_left:
+            self._head.append(text[: self._head_left])
+            text = text[len(self._head[-1]) :]
+            self._head_left -= len(self._head[-1])
+        if text:
+            self._tail.append(text[-self._tail_limit :])
+            self._tail_size += len(self._tail[-1])
+            while self._tail_size - len(self._tail[0]) >= self._tail_limit:
+                self._tail_size -= len(self._tail.popleft())
+
+    def finish(self) -> str:
+        """The head and tail, with a line between them that counts what was cut."""
+        self.take(b"", final=True)
+        head, tail = "".join(self._head), "".join(self._tail)
+        if self._tail_limit:
+            tail = tail[-self._tail_limit :]
+        cut = self.count - len(head) - len(tail)
+        return f"{head}\n… {cut:,} characters cut …\n{tail}" if cut else head + tail
+
+
+class _Guest:
+    """A running guest: its process, its two streams, its scratch folder and its log."""
+
+    isolation: Isolation
+
+    def __init__(self, process: Process, log: IO[bytes], scratch: str | None, answer_bytes: int) -> None:
+        self._process = process
+        self._log = log
+        self._scratch = scratch
+        self._sending = anyio.Lock()
+        self._messages: deque[tuple[int, int, bytes | bytearray]] = deque()
+        self._assembler = wire.Assembler(
+            {
+                wire.READY: SMALL_BYTES,
+                wire.FAILED: SMALL_BYTES,
+                wire.LOADED: SMALL_BYTES,
+                wire.OUTPUT: wire.FRAME_BYTES,
+                wire.CALL: CALL_BYTES,
+                wire.DONE: 2 * answer_bytes + 8 * SMALL_BYTES,
+                wire.ENDED: SMALL_BYTES,
+                wire.TOLD: answer_bytes + 8 * SMALL_BYTES,
+            }
+        )
+
+    @classmethod
+    async def start(cls, settings: SandboxSettings, launcher: Launcher) -> tuple[_Guest, Isolation]:
+        """Launch a guest, send it its code and settings, and hear that it is ready."""
+        log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
+        scratch = tempfile.mkdtemp(prefix="rlm-guest-") if launcher.shares_files else None
+        try:
+            process = await anyio.open_process(
+                launcher.command(),
+                stdin=PIPE,
+                stdout=PIPE,
+                stderr=log,
+                env=launcher.variables(),
+                cwd=scratch,
+                start_new_session=True,
+            )
+        except OSError as error:
+            log.close()
+            _remove(scratch)
+            raise GuestStartFailed(f"the {launcher.name} launcher did not start: {error}") from error
+        guest = cls(process, log, scratch, settings.answer_bytes)
+        try:
+            with anyio.fail_after(settings.start_timeout_s):
+                facts = await guest._greet(settings)
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                text = await guest.end()
+            if isinstance(error, (GuestDied, ProtocolViolation, TimeoutError)):
+                reason = (
+                    f"not ready within {settings.start_timeout_s:g} seconds"
+                    if isinstance(error, TimeoutError)
+                    else str(error)
+                )
+                raise GuestStartFailed(
+                    f"the guest did not start with the {launcher.name} launcher: {reason}"
+                    + (f"\n{text}" if text else ""),
+                    log=text,
+                ) from None
+            raise
+        return guest, facts
+
+    async def _greet(self, settings: SandboxSettings) -> Isolation:
+        start = {
+            "memory_bytes": settings.memory_bytes,
+            "answer_bytes": settings.answer_bytes,
+            "scratch_bytes": settings.scratch_bytes,
+            "processes": settings.processes,
+        }
+        await self._send_raw(guest_code())
+        await self.send(wire.frames(wire.START, 0, wire.encode(start)))
+        kind, _, payload = await self.receive()
+        if kind == wire.FAILED:
+            raise GuestDied(str(_decode(payload)))
+        match _decode(payload):
+            case {"python": str(python), "platform": str(platform), "fork": bool(fork), **_rest} if (
+                kind == wire.READY
+            ):
+                self.isolation = Isolation(tier="process", python=python, platform=platform, recovers=fork)
+                return self.isolation
+            case _:
+                raise ProtocolViolation("the guest did not say that it is ready")
+
+    async def send(self, frames: Any) -> None:
+        """Send frames, each whole even when cancelled, so that the stream stays in step."""
+        async with self._sending:
+            for data in frames:
+                with anyio.CancelScope(shield=True):
+                    await self._send_raw(data)
+                await anyio.lowlevel.checkpoint_if_cancelled()
+
+    async def _send_raw(self, data: bytes) -> None:
+        assert self._process.stdin is not None  # noqa: S101 - opened with a pipe
+        try:
+            await self._process.stdin.send(data)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+            raise GuestDied("the guest does not listen any more") from None
+
+    async def receive(self) -> tuple[int, int, bytes | bytearray]:
+        """The next message of the guest."""
+        assert self._process.stdout is not None  # noqa: S101 - opened with a pipe
+        while not self._messages:
+            try:
+                data = await self._process.stdout.receive(wire.FRAME_BYTES)
+            except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
+                raise GuestDied("the guest is gone") from None
+            try:
+                self._messages += self._assembler.feed(data)
+            except wire.WireError as error:
+                raise ProtocolViolation(f"the guest sent {error}") from None
+        return self._messages.popleft()
+
+    async def end(self) -> str:
+        """End it: politely for a moment, then not. Gives the end of its log."""
+        assert self._process.stdin is not None  # noqa: S101 - opened with a pipe
+        with contextlib.suppress(OSError, anyio.BrokenResourceError):
+            await self._process.stdin.aclose()
+        with anyio.move_on_after(2.0):
+            await self._process.wait()
+        if self._process.returncode is None:
+            self._kill_group()
+        await self._process.aclose()
+        self._log.seek(0)
+        text = self._log.read().decode("utf-8", "replace")[-LOG_CHARS:].strip()
+        self._log.close()
+        _remove(self._scratch)
+        return text
+
+    def _kill_group(self) -> None:
+        import os
+        import signal
+
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            if hasattr(os, "killpg"):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            else:
+                self._process.kill()
+
+
+def _remove(folder: str | None) -> None:
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
