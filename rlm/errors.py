@@ -4,6 +4,12 @@ RLMError
  ├── SettingsError (ValueError)        a setting has a value that cannot work
  ├── ContextError (ValueError)         the context is missing, empty, unreadable or of a type that cannot cross
  ├── MissingExtra (ImportError)        an optional dependency is not installed
+ ├── SchemaError (ValueError)          a schema for answers is wrong, or outside what can be checked
+ ├── InputError (ValueError)           rows that cannot be read, or a template that does not fit them
+ ├── OutputError                       a file that cannot be written, or would be overwritten
+ ├── JournalError                      a journal cannot be written, read or understood
+ │    └── JournalLocked                another process writes to this journal
+ ├── JobStopped                        a job over rows ended before its last row; `.cause`
  ├── CallError                         a request to a model failed for good
  │    ├── AuthenticationFailed         the key is missing, wrong or not allowed to do this
  │    ├── UnknownModel                 the endpoint has no such model; `.available` lists what it has
@@ -13,6 +19,7 @@ RLMError
  │    ├── Refused                      the provider's filter or the model declined to answer
  │    ├── OutputTruncated              the answer hit the output cap; `.text` is what came
  │    ├── PromptTruncated              the endpoint silently read only a part of the prompt
+ │    ├── InvalidAnswer                the answer does not meet its schema, nor does the repaired one; `.text`
  │    ├── CircuitOpen                  the endpoint failed so often that calls fail at once; `.cause`
  │    └── TransientError               worth asking again
  │         ├── RateLimited             429; `.retry_after` seconds where the provider said so
@@ -57,9 +64,15 @@ __all__ = [
     "GuestDied",
     "GuestStartFailed",
     "HostCallRefused",
+    "InputError",
+    "InvalidAnswer",
     "IsolationUnavailable",
+    "JobStopped",
+    "JournalError",
+    "JournalLocked",
     "LimitReached",
     "MissingExtra",
+    "OutputError",
     "OutputTruncated",
     "PromptTruncated",
     "ProtocolViolation",
@@ -68,6 +81,7 @@ __all__ = [
     "RateLimited",
     "Refused",
     "SandboxError",
+    "SchemaError",
     "ServerError",
     "SessionClosed",
     "SettingsError",
@@ -95,6 +109,37 @@ class MissingExtra(RLMError, ImportError):
         super().__init__(f"{feature} needs an extra package: pip install 'rlm-cells[{extra}]'")
         self.feature = feature
         self.extra = extra
+
+
+class SchemaError(RLMError, ValueError):
+    """A schema for answers is wrong, or uses what neither we nor the providers check; the message says where."""
+
+
+class InputError(RLMError, ValueError):
+    """Rows that cannot be read, or a template that does not fit them; found before anything is spent."""
+
+
+class OutputError(RLMError):
+    """A file that cannot be written, or that exists and would be overwritten."""
+
+
+class JournalError(RLMError):
+    """A journal cannot be written, read or understood; what it already holds is safe."""
+
+
+class JournalLocked(JournalError):
+    """Another process writes to this journal."""
+
+
+class JobStopped(RLMError):
+    """A job over rows ended before its last row; what was answered is in its journal.
+
+    `cause` is the error that stopped it, or None where the answers themselves were the reason.
+    """
+
+    def __init__(self, message: str, *, cause: Exception | None = None) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class CallError(RLMError):
@@ -155,6 +200,14 @@ class OutputTruncated(CallError):
 
 class PromptTruncated(CallError):
     """The endpoint read only a part of the prompt and did not say so."""
+
+
+class InvalidAnswer(CallError):
+    """The answer does not meet its schema, and neither did the one asked for to repair it; `text` is the last."""
+
+    def __init__(self, message: str, *, text: str, model: str = "", usage: Usage | None = None) -> None:
+        super().__init__(message, model=model, usage=usage)
+        self.text = text
 
 
 class TransientError(CallError):
