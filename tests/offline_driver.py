@@ -35,7 +35,9 @@ class Drive:
     answer: object = None
 
     def __post_init__(self):
-        self.messages.append(Message("system", f"Limits: {self.max_iterations} replies for a question; 60 s."))
+        self.messages.append(
+            Message("system", f"Limits: {self.max_iterations} replies for a question; 60 s.")
+        )
         self.namespace = {
             "context": self.context,
             "llm_batch": self.llm_batch,
@@ -86,7 +88,7 @@ class Drive:
                 exec(compile(code, "<cell>", "exec"), self.namespace)
         except Finished:
             pass
-        except Exception:
+        except Exception:  # noqa: BLE001 - a cell may raise anything
             error = f"\nError:\n{traceback.format_exc()}"
         output = f"Output:\n{printed.getvalue()}{error}"
         self.outputs.append(output)

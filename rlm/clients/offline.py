@@ -12,6 +12,7 @@ comparison, translation or counting of distinct things; an answer to a question 
 The client is stateless: what to do next is read from the dialogue alone, so one object serves any number of runs.
 """
 
+# ruff: noqa: RUF001 - quotation marks of several languages are what it reads and writes
 from __future__ import annotations
 
 import re
@@ -44,7 +45,7 @@ class OfflineClient:
 
     def __init__(self) -> None:
         """Read the cells, so that answering touches no file."""
-        for name in ("look", "search", "combine", "count", "places"):
+        for name in ("look", "search", "combine", "count", "places", "ask"):
             _cell_text(name)
 
     async def complete(self, call: Call) -> Reply:
@@ -143,6 +144,8 @@ class Plan:
 def plan_for(question: str) -> Plan:
     """Choose how to answer: by counting, by listing, or, for all else, by searching."""
     caveat = caveat_for(question)
+    if not question or _IN_CONTEXT in question:
+        return Plan((_LOOK, _ASK))
     if wanted := _wanted_count(question):
         step = Step("count", f"“{wanted}” can be counted by code.", ("WANTED", "CAVEAT"))
         return Plan((_LOOK, step), {"WANTED": wanted, "CAVEAT": caveat})
@@ -178,7 +181,8 @@ def sub_reply(prompt: str) -> str:
         found = rank(own["question"], weights, own["passage"])
         offset = int(own["offset"])
         lines = [
-            f"[{offset + quote.start}:{offset + quote.end}] covers {quote.covers:.2f}, rank {quote.rank:.2f}"
+            f"[{offset + quote.start}:{offset + quote.end}] has {', '.join(quote.has)}; "
+            f"covers {quote.covers:.2f}, rank {quote.rank:.2f}"
             for quote in found[:3]
         ]
         return "\n".join(lines) or "NOT FOUND"
@@ -187,10 +191,11 @@ def sub_reply(prompt: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A sentence of a passage: where it stands, the share of the terms' weight it has, and its rank."""
+    """A sentence of a passage: where it stands, its terms, the share of all terms' weight these are, its rank."""
 
     start: int
     end: int
+    has: tuple[str, ...]
     covers: float
     rank: float
 
@@ -212,13 +217,21 @@ def rank(question: str, weights: Mapping[str, float], passage: str) -> list[Quot
     for index, (start, end) in enumerate(spans):
         if not shares[index]:
             continue
-        near = set().union(*shares[max(0, index - 1) : index + 2]) - shares[index].keys()
+        near = [
+            word
+            for share in shares[max(0, index - 1) : index + 2]
+            for word in share
+            if word not in shares[index]
+        ]
+        near = list(dict.fromkeys(near))
         here = sum(weights[word] * share for word, share in shares[index].items())
         covers = (here + _NEIGHBOUR * sum(weights[word] for word in near)) / total
         quote = passage[start:end]
-        bonus = _BONUS * bool(cue and cue.search(quote)) + _BONUS * (is_definition and _opens_with(quote, terms))
-        penalty = min(_BONUS, len(quote) / 4_000) + 2 * _BONUS * _is_table(quote)
-        quotes.append(Quote(start, end, covers, covers + bonus - penalty))
+        bonus = _BONUS * bool(cue and cue.search(quote)) + _BONUS * (
+            is_definition and _opens_with(quote, terms)
+        )
+        penalty = min(_BONUS, len(quote) / 4_000) + 2 * _BONUS * (_is_table(quote) or _is_heading(quote))
+        quotes.append(Quote(start, end, (*shares[index], *near), covers, covers + bonus - penalty))
     return sorted(quotes, key=lambda quote: -quote.rank)
 
 
@@ -233,11 +246,15 @@ def _shares(terms: Sequence[KeyTerm], sentence: str) -> dict[str, float]:
 
 def _opens_with(quote: str, terms: Sequence[KeyTerm]) -> bool:
     opening = _OPENING.match(quote)
-    return bool(opening) and any(lowered(opening[1]) == lowered(term.word) for term in terms)
+    return opening is not None and any(lowered(opening[1]) == lowered(term.word) for term in terms)
 
 
 def _is_table(quote: str) -> bool:
     return len(_WIDE_GAP.findall(quote)) * 6 > len(quote.split())
+
+
+def _is_heading(quote: str) -> bool:
+    return len(quote) < _LONGEST_HEADING and "\n" not in quote and quote[-1] not in ".!?…。:;\"”’')]"
 
 
 def _quote_in_words(prompt: str) -> str:
@@ -252,9 +269,11 @@ def _quote_in_words(prompt: str) -> str:
     caveat = caveat_for(question)
     if not quotes or quotes[0].covers < _ENOUGH:
         unused = f" The passage never uses: {', '.join(missing)}." if missing else ""
-        return f"NOT FOUND\n({NO_MODEL}.{unused})"
+        return f"NOT FOUND\n({NO_MODEL}.{unused} {caveat}".rstrip() + ")"
     best = quotes[0]
-    source = f"({NO_MODEL}: quoted from characters {best.start}–{best.end} of the passage. {caveat}".rstrip() + ")"
+    source = (
+        f"({NO_MODEL}: quoted from characters {best.start}–{best.end} of the passage. {caveat}".rstrip() + ")"
+    )
     return f"{passage[best.start : best.end]}\n{source}"
 
 
@@ -283,19 +302,24 @@ def split_prompt(prompt: str) -> tuple[str, str]:
 _LONG_PROMPT = 50_000
 _LONGEST_QUESTION = 600
 _USUAL_LIMIT = 20
+_LONGEST_HEADING = 80
 _NEIGHBOUR = 0.6
 _KIND_WEIGHT = 0.4
 _INFLECTED = 0.85
 _BONUS = 0.1
 _ENOUGH = 0.6
 
+_IN_CONTEXT = "that the context itself contains"
+_ASK = Step("ask", "I was asked no question of its own; a sub-call looks for one in the context.")
 _LOOK = Step("look", "I use no language model. First I look at what there is.")
 _SEARCH = Step(
     "search",
     "Now I search: the pieces with the rarest terms of the question go to sub-calls.",
     ("QUESTION", "TERMS", "KINDS"),
 )
-_COMBINE = Step("combine", "The replies give positions. I take the quotes from the text itself and answer.", ("CAVEAT",))
+_COMBINE = Step(
+    "combine", "The replies give positions. I take the quotes from the text itself and answer.", ("CAVEAT",)
+)
 
 _FIRST_QUESTION = re.compile(r"^Question:[ \t]*\n?(?P<text>.*)", re.MULTILINE | re.DOTALL)
 _NEXT_QUESTION = re.compile(r"^New question:[ \t]*\n?(?P<text>.*)", re.MULTILINE | re.DOTALL)
@@ -307,12 +331,19 @@ _OWN_PROMPT = re.compile(
     r"Passage from character (?P<offset>\d+):\n(?P<passage>.*)",
     re.DOTALL,
 )
-_DEFINES = re.compile(r"\b(?:what (?:is|are|was|were|does|do|did|happens?)|define|definition|meaning|was ist|qu.est-ce)\b", re.IGNORECASE)
+_DEFINES = re.compile(
+    r"\b(?:what (?:is|are|was|were|does|do|did|happens?)|define|definition|meaning|was ist|qu.est-ce)\b",
+    re.IGNORECASE,
+)
 _OPENING = re.compile(r"[\W_]*(?:(?:the|a|an)\s+)?[\W_]*(\w+)", re.IGNORECASE)
 _WIDE_GAP = re.compile(r"\S[ \t]{2,}\S")
 _WEIGHT = re.compile(r"(\S+) ([\d.]+)(?:, |$)")
-_LABELLED = re.compile(r"^(?:context|passage|text|document|article|excerpt|chunk)\s*\d*:[ \t]*\n?", re.MULTILINE | re.IGNORECASE)
-_LABELLED_QUESTION = re.compile(r"^(?:question|query|q|task)\s*:[ \t]*\n?(?P<text>[\s\S]+?)(?=\n\s*\n|\Z)", re.MULTILINE | re.IGNORECASE)
+_LABELLED = re.compile(
+    r"^(?:context|passage|text|document|article|excerpt|chunk)\s*\d*:[ \t]*\n?", re.MULTILINE | re.IGNORECASE
+)
+_LABELLED_QUESTION = re.compile(
+    r"^(?:question|query|q|task)\s*:[ \t]*\n?(?P<text>[\s\S]+?)(?=\n\s*\n|\Z)", re.MULTILINE | re.IGNORECASE
+)
 
 _NUMBER = re.compile(
     r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|twenty|thirty|forty|fifty|sixty"
@@ -321,8 +352,20 @@ _NUMBER = re.compile(
 )
 _NAME = re.compile(r"(?<=[a-z,;] )[A-Z]\w+")
 _CUES = (
-    (re.compile(r"\b(?:how (?:many|much|old|long|tall|far|big|high|large|heavy|often)|when|which year|what year|combien|wie viele?)\b", re.IGNORECASE), _NUMBER),
-    (re.compile(r"\b(?:who|whom|whose|where|which (?:city|country|place|mountains?|person|king|man|woman)|wer|wo|qui|où)\b", re.IGNORECASE), _NAME),
+    (
+        re.compile(
+            r"\b(?:how (?:many|much|old|long|tall|far|big|high|large|heavy|often)|when|which year|what year|combien|wie viele?)\b",
+            re.IGNORECASE,
+        ),
+        _NUMBER,
+    ),
+    (
+        re.compile(
+            r"\b(?:who|whom|whose|where|which (?:city|country|place|mountains?|person|king|man|woman)|wer|wo|qui|où)\b",
+            re.IGNORECASE,
+        ),
+        _NAME,
+    ),
 )
 
 _BEYOND = tuple(
@@ -331,7 +374,7 @@ _BEYOND = tuple(
         (r"\b(?:why|how come|pourquoi|warum|weshalb)\b|为什么", "a reason"),
         (r"\b(?:compare|comparison|differences?|differ|versus|vs|better|worse|similarit\w+|in common)\b", "a comparison"),
         (r"\b(?:summar\w+|overview|gist|tl;?dr|main (?:idea|point|theme|topic|argument)s?|in short|key points?|résume\w*|zusammenfass\w*|fasse)\b", "a summary"),
-        (r"\bhow many (?:different|distinct|unique|other|kinds|types|sorts)\b|\b(?:distinct|unique)\b", "a count of distinct things"),
+        (r"\bhow many (?:different|distinct|unique|other|kinds|types|sorts|people|persons|names|places)\b|\b(?:distinct|unique)\b", "a count of distinct things"),
         (r"\b(?:list|name|which|what|who) (?:are )?(?:all )?(?:of )?(?:the )?(?:people|persons|characters|companies|organi[sz]ations|places|cities|countries|names)\b", "things of a kind (people, places, …)"),
         (r"\b(?:translate|rewrite|rephrase|paraphrase|write|draft|compose)\b", "a text to be written"),
         (r"\b(?:sentiment|opinion|should|recommend|evaluate|assess|judge|classify|imply|implies|infer|conclude|prove|likely|probably)\b", "a judgement"),
@@ -365,7 +408,9 @@ _FILTER = re.compile(
     r"(?:(?:mention|contain|include|use|have|has|with|containing|mentioning|including)s?)\s+(?P<what>.+)$",
     re.IGNORECASE,
 )
-_NO_FILTER = re.compile(r"^\s*(?:(?:are|is|does|do) (?:there|it|this)\b.*|(?:in|of) (?:the|this) .*|of .*)?$", re.IGNORECASE)
+_NO_FILTER = re.compile(
+    r"^\s*(?:(?:are|is|does|do) (?:there|it|this)\b.*|(?:in|of) (?:the|this) .*|of .*)?$", re.IGNORECASE
+)
 
 
 def _wanted_count(question: str) -> str:

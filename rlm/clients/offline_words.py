@@ -5,6 +5,7 @@ common (`raised`: `rais`), found by taking off English endings; other languages 
 which a few letters may still follow. Scripts written without spaces are cut into pairs of characters.
 """
 
+# ruff: noqa: RUF001 - quotation marks and full stops of several scripts are what it reads
 from __future__ import annotations
 
 import re
@@ -40,7 +41,8 @@ def key_terms(question: str) -> list[KeyTerm]:
     Where all are small words (`Who is it?`) those are returned, because something has to be searched for.
     """
     words = list(_words(question))
-    terms = [term for term in words if term.word.lower() not in _SMALL_WORDS]
+    quoted = {word.lower() for words_quoted in _QUOTED.findall(question) for word in words_quoted.split()}
+    terms = [term for term in words if term.word.lower() not in _SMALL_WORDS - quoted]
     seen: dict[str, KeyTerm] = {}
     for term in terms or words:
         if term.stem not in seen or seen[term.stem].is_kind:
@@ -55,7 +57,8 @@ def matcher(stem: str) -> re.Pattern[str]:
         return re.compile(re.escape(stem))
     if stem.endswith("y") and stem[-2:-1] not in "aeiou":
         return re.compile(rf"\b{re.escape(stem[:-1])}(?:y|ys|ies|ied|ying)\b")
-    ending = r"\w{0,3}" if len(stem) > _LONG_STEM else _ENDINGS
+    short = rf"(?:[edsn]|es|[ds]t|{re.escape(stem[-1])}?(?:ed|er|ers|ing))?"
+    ending = r"\w{0,4}" if len(stem) > _LONG_STEM else short
     return re.compile(rf"\b{re.escape(stem)}{ending}\b")
 
 
@@ -84,7 +87,7 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
     A line without a full stop stays with the indented sentence below it: what a term of a glossary means, or the
     example that a colon announces, is one quote.
     """
-    borders = [(border.start(), border.end()) for border in _BORDER.finditer(text)]
+    borders = [border.span(border.lastgroup or 0) for border in _BORDER.finditer(text)]
     starts = [0, *(end for _, end in borders)]
     ends = [*(start for start, _ in borders), len(text)]
     spans: list[tuple[int, int]] = []
@@ -99,18 +102,18 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 
 _SHORT_STEM = 4
 _LONG_STEM = 4
-_ENDINGS = "(?:e|d|s|es|ed|er|ers|ing|[ds]t|n)?"
-_STRIPPED = ("ations", "ation", "ments", "ings", "ing", "ed", "es", "ly", "s", "e")
+_STRIPPED = ("ing", "ed", "es", "ly", "s", "e")
 _HAS_WORD = re.compile(r"\w")
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
 _UNSPACED = re.compile("[\u2e80-\ud7ff\uf900-\ufaff]+")
+_QUOTED = re.compile(r"[\"“„«`]([^\"”“»`]+)[\"”“»`]")
 _KIND = re.compile(r"\b(?:which|what|how|welche[rs]?|quel(?:le)?s?)\s+(?P<kind>\w+)", re.IGNORECASE)
 _BORDER = re.compile(
-    r"(?<=[.!?…])[\"”’')\]]*\s+(?=[\"“‘'(\[]*[^\Wa-z_])"  # a full stop, then a capital or a digit
-    r"|(?<=[。!?])"
-    r"|\n[ \t]*\n\s*"
-    r"|\n(?=[ \t]*(?:[-*•]|\d+[.)])\s)"
-    r"|\n(?=[*=~^#-]{3,})|(?<=[*=~-]{4})\n"
+    r"(?<=[.!?…])[\"”’')\]]*(?P<border>\s+)(?=[\"“‘'(\[]*[^\Wa-z_])"  # a full stop, then a capital or a digit
+    r"|(?<=[。！？])(?P<stop>)"
+    r"|(?P<empty>\n[ \t]*\n\s*)"
+    r"|(?P<item>\n(?=[ \t]*(?:[-*•]|\d+[.)])\s))"
+    r"|(?P<ruler>\n(?=[*=~^#-]{3,})|(?<=[*=~-]{4})\n)"
 )
 _LONGEST_SENTENCE = 600
 _SMALL_WORDS = frozenset(
@@ -129,7 +132,7 @@ _SMALL_WORDS = frozenset(
     es er sie ich wir ihr hat haben hatte
     le la les un une des du de et ou est sont était qui que quoi quel quelle quels quelles où quand comment pourquoi
     combien dans en sur par pour avec sans ne pas il elle ils elles ce cette ces son sa ses au aux
-    """.split()
+    """.split()  # noqa: SIM905 - words read better as text
 )
 
 
@@ -151,7 +154,9 @@ def _pairs(run: str) -> list[str]:
 
 def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     while end - start > _LONGEST_SENTENCE:
-        cut = max(text.rfind(mark, start + 200, start + _LONGEST_SENTENCE) for mark in ("; ", ": ", "\n", ", "))
+        cut = max(
+            text.rfind(mark, start + 200, start + _LONGEST_SENTENCE) for mark in ("; ", ": ", "\n", ", ")
+        )
         cut = cut + 1 if cut > start else start + _LONGEST_SENTENCE
         yield from _trimmed(text, start, cut)
         start = cut
@@ -163,7 +168,9 @@ def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
 
 
 def _belongs_to(text: str, before: tuple[int, int], span: tuple[int, int]) -> bool:
-    if text[before[1] - 1] in ".!?…" or span[1] - before[0] > _LONGEST_SENTENCE:
+    ending = text[before[0] : before[1]].rstrip("\"”’')]")
+    is_sentence = ending.endswith((".", "!", "?", "…")) and not ending.endswith("...")
+    if is_sentence or span[1] - before[0] > _LONGEST_SENTENCE:
         return False
     gap = text[before[1] : span[0]]
     first_line = text.rfind("\n", 0, before[0]) + 1

@@ -44,7 +44,7 @@ def judge(question: dict, answer: str, text: str) -> str:
     expected = question["expected"]
     if question["kind"] == "count":
         number = len(re.findall(rf"(?i)(?<!\w){re.escape(expected[0])}(?!\w)", text))
-        return "exact" if f" {number:,} times" in answer.split("(")[0] else "missed"
+        return "exact" if f" {number:,} times" in answer.partition("(")[0] else "missed"
     quotes = [" ".join(quote.split()) for quote in QUOTE.findall(answer)]
     if question["kind"] == "list":
         return "exact" if all(any(item in quote for quote in quotes) for item in expected) else "missed"
@@ -67,7 +67,9 @@ def main() -> None:
         seconds = time.process_time() - started
         verdict = judge(question, answer, text)
         verdicts.append((question["kind"], verdict))
-        print(f"{verdict:9} {question['text']:7} {seconds:5.2f} CPU-s {drive.turns} turns  {question['question']}")
+        print(
+            f"{verdict:9} {question['text']:7} {seconds:5.2f} CPU-s {drive.turns} turns  {question['question']}"
+        )
         if "--answers" in sys.argv:
             print("\n".join("    " + line for line in answer.splitlines()))
     present = [verdict for kind, verdict in verdicts if kind != "absent"]

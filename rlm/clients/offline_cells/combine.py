@@ -1,52 +1,56 @@
 """Turn 3 of a search: compare the quotes and answer with the best."""
 
+# ruff: noqa: PLR2004 - a cell's numbers stand where they are used
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rlm.clients.offline_cells.given import (
+    CAVEAT,
+    FINAL,
+    KINDS,
+    TERMS,
+    chosen,
+    frequency,
+    missing,
+    pieces,
+    replies,
+    texts,
+)
 
-if TYPE_CHECKING:
-    from rlm.clients.offline_cells.given import (
-        CAVEAT,
-        FINAL,
-        TERMS,
-        chosen,
-        missing,
-        pieces,
-        replies,
-        texts,
-    )
-
+# isort: split
 # The cell:
 import re
 
-# A reply's line reads `[start:end] covers 0.83, rank 0.91`: positions in the text, share of the terms' weight.
-LINE = re.compile(r"^\[(\d+):(\d+)\] covers ([\d.]+), rank ([\d.]+)", re.MULTILINE)
-quotes = {}
+# A line of a reply reads `[120:187] has ark, mountain; covers 0.83, rank 0.91`.
+LINE = re.compile(r"^\[(\d+):(\d+)\] has (.+); covers ([\d.]+), rank ([\d.]+)$", re.MULTILINE)
+quotes: dict[str, tuple[bool, float, str]] = {}
 for i, reply in zip(chosen, replies, strict=True):
     where = pieces[i][0]
-    for start, end, covers, rank in LINE.findall(reply):
+    for start, end, has, covers, rank in LINE.findall(reply):
         quote = texts[where][int(start) : int(end)]  # taken from the text again, so it is verbatim
-        quotes.setdefault(quote, (float(rank), float(covers), f"{where}[{start}:{end}]"))
+        words = [word for word in has.split(", ") if word not in KINDS]
+        # One word is not enough of a witness, unless hardly any piece uses it.
+        is_backed = len(words) >= min(2, len(TERMS) - len(KINDS)) or any(
+            frequency[word] <= 2 for word in words
+        )
+        fits = float(covers) >= 0.6 and is_backed
+        quotes.setdefault(quote, (fits, float(rank), f"{where}[{start}:{end}]"))
 
-best = sorted(quotes.items(), key=lambda item: -item[1][0])[:3]
-enough = [(quote, source) for quote, (rank, covers, source) in best if covers >= 0.6 and rank >= 0.8 * best[0][1][0]]
-failed = sum(not reply for reply in replies)
-
-lines = []
-if enough:
-    lines.append("The passages that match the question best:" if len(enough) > 1 else "The passage that matches the question best:")
-    shown = enough
+best = sorted(quotes.items(), key=lambda item: item[1][:2], reverse=True)[:3]
+shown = [(quote, source) for quote, (fits, rank, source) in best if fits and rank >= 0.8 * best[0][1][1]]
+if shown:
+    lines = ["What the text says, the best match first:"]
 else:
-    unused = ", ".join(f"“{word}”" for word in missing)
-    why = f"the text never uses {unused}" if missing else "no passage has enough of the question's terms together"
-    lines.append(f"NOT FOUND: {why}.")
     shown = [(quote, source) for quote, (_, _, source) in best[:2]]
-    if shown:
-        lines.append("The nearest passages, which may have nothing to do with it:")
+    reason = "no passage has enough of the question's words together" if pieces else "there is no text"
+    if missing:
+        reason = "the text never uses " + ", ".join(f"“{word}”" for word in missing)
+    lines = [f"NOT FOUND: {reason}."]
+    lines += ["The nearest passages, which may have nothing to do with it:"] if shown else []
+
 lines += [f"\n“{quote}”\n— {source}" for quote, source in shown]
-if enough and missing:
+if missing and not lines[0].startswith("NOT FOUND"):
     lines.append("\nThe text never uses: " + ", ".join(missing) + ".")
-if failed:
+if failed := sum(not reply for reply in replies):
     lines.append(f"\n{failed} of {len(replies)} sub-calls failed, so something may have been missed.")
-lines.append(f"\nNo language model was used: searched {len(pieces):,} pieces for {', '.join(TERMS)}, read {len(chosen)}. {CAVEAT}")
-FINAL("\n".join(lines))
+lines.append(f"\nNo language model was used: {len(pieces):,} pieces searched, {len(chosen)} read, by rules.")
+FINAL("\n".join(lines) + f" {CAVEAT}".rstrip())

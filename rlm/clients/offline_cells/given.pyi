@@ -1,5 +1,6 @@
-"""Names that a cell finds when it runs, for type checkers only: nothing here exists at run time."""
+# The names that a cell finds when it runs, for type checkers: there is no such module at run time.
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -20,6 +21,7 @@ CAVEAT: str
 # Left behind by an earlier cell.
 texts: dict[str, str]
 pieces: list[tuple[str, int, int]]
+frequency: Counter[str]
 weight: dict[str, float]
 missing: list[str]
 chosen: list[int]

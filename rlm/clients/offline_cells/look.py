@@ -1,13 +1,12 @@
 """Turn 1: what is there?"""
 
-# ruff: noqa: T201 - a cell prints what the model is to see
+# ruff: noqa: PLR2004, T201 - a cell prints what the model is to see, and its numbers stand where they are used
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rlm.clients.offline_cells.given import context
 
-if TYPE_CHECKING:
-    from rlm.clients.offline_cells.given import context
 
+# isort: split
 # The cell:
 def texts_in(value: object, where: str) -> list[tuple[str, str]]:
     """Every text in `value`, with the expression that reaches it."""

@@ -1,14 +1,14 @@
 """Turn 2 of a list: which headings, sections, documents, lines or paragraphs are there, or use a phrase?"""
 
+# ruff: noqa: PLR2004 - a cell's numbers stand where they are used
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rlm.clients.offline_cells.given import CAVEAT, FINAL, UNIT, WANTED, texts
 
-if TYPE_CHECKING:
-    from rlm.clients.offline_cells.given import CAVEAT, FINAL, UNIT, WANTED, texts
-
+# isort: split
 # The cell:
 import re
+from itertools import pairwise
 
 STYLES = (
     r"^#{1,6} +(?P<title>\S.*)$",  # Markdown
@@ -31,25 +31,27 @@ def headings(text: str) -> list[tuple[int, int]]:
 places = []
 for where, text in texts.items():
     if UNIT in ("heading", "section"):
-        titles = headings(text)
-        ends = [start for start, _ in titles[1:]] + [len(text)]
-        places += [(where, title, title if UNIT == "heading" else (title[0], end)) for title, end in zip(titles, ends, strict=True)]
+        for title, following in pairwise([*headings(text), (len(text), 0)]):
+            places.append((where, title, title if UNIT == "heading" else (title[0], following[0])))
     elif UNIT == "document":
         places.append((where, (0, min(80, len(text))), (0, len(text))))
-    else:
-        units = r".+" if UNIT == "line" else r"(?:.+\n?)+"
-        places += [(where, hit.span(), hit.span()) for hit in re.finditer(units, text) if hit[0].strip()]
+    else:  # a paragraph ends with an empty line, or, in a text that has none, with its line
+        unit = r"(?:.+\n?)+" if UNIT == "paragraph" and re.search(r"\n[ \t]*\n", text.strip()) else r".+"
+        for start, end in (hit.span() for hit in re.finditer(unit, text) if hit[0].strip()):
+            places.append((where, (start, min(end, start + 150)), (start, end)))
 
 phrase = re.compile(r"\s+".join(map(re.escape, WANTED.split())), re.IGNORECASE)
 listed = [(where, label) for where, label, (start, end) in places if phrase.search(texts[where], start, end)]
 
-which = f"{UNIT}s mention “{WANTED}”" if WANTED else f"{UNIT}s are there"
-lines = [f"{len(listed):,} {which}." if listed else f"NOT FOUND: no {which}."]
+which = f"{UNIT}s with “{WANTED}”" if WANTED else f"{UNIT}s"
+lines = [f"Number of {which}: {len(listed):,}." if listed else f"NOT FOUND: there are no {which}."]
 if not places:
-    lines = [f"NOT FOUND: I see no {UNIT}s (looked for Markdown, underlined, “Chapter 1” and “1.2 Title” forms)."]
+    lines = [
+        f"NOT FOUND: I see no {UNIT}s (looked for Markdown, underlined, “Chapter 1” and “1.2 Title” forms)."
+    ]
 for number, (where, (start, end)) in enumerate(listed[:200], 1):
     lines.append(f"{number}. “{texts[where][start:end]}” — {where}[{start}:{end}]")
 if len(listed) > 200:
     lines.append(f"… and {len(listed) - 200:,} more.")
-lines.append(f"\nNo language model was used: this was listed by code. {CAVEAT}")
-FINAL("\n".join(lines))
+lines.append("\nNo language model was used: this was listed by code.")
+FINAL("\n".join(lines) + f" {CAVEAT}".rstrip())

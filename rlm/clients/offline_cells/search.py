@@ -1,13 +1,11 @@
 """Turn 2 of a search: choose the pieces that could answer, and let sub-calls read them."""
 
-# ruff: noqa: T201 - a cell prints what the model is to see
+# ruff: noqa: PLR2004, T201 - a cell prints what the model is to see, and its numbers stand where they are used
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from rlm.clients.offline_cells.given import KINDS, QUESTION, TERMS, llm_batch, texts
 
-if TYPE_CHECKING:
-    from rlm.clients.offline_cells.given import KINDS, QUESTION, TERMS, llm_batch, texts
-
+# isort: split
 # The cell:
 import heapq
 import math
@@ -35,7 +33,8 @@ def matcher(stem: str) -> re.Pattern[str]:
         return re.compile(re.escape(stem))
     if stem.endswith("y") and stem[-2:-1] not in "aeiou":
         return re.compile(rf"\b{re.escape(stem[:-1])}(?:y|ys|ies|ied|ying)\b")
-    ending = r"\w{0,3}" if len(stem) > 4 else "(?:e|d|s|es|ed|er|ers|ing|[ds]t|n)?"
+    short = rf"(?:[edsn]|es|[ds]t|{re.escape(stem[-1])}?(?:ed|er|ers|ing))?"
+    ending = r"\w{0,4}" if len(stem) > 4 else short
     return re.compile(rf"\b{re.escape(stem)}{ending}\b")
 
 
