@@ -13,9 +13,15 @@ import anyio
 from rlm.clients.offline import OfflineClient
 from rlm.values import Call, Message
 
-__all__ = ["Drive"]
+__all__ = ["BLOCK", "QUOTED", "Drive"]
 
 BLOCK = re.compile(r"```repl\n(.*?)```", re.DOTALL)
+
+
+QUOTED = re.compile(
+    r"(?:\n\n|\n\d+\. )“(.*?)”\s+— ((?:str\()?context.*?\[\d+:\d+\])$", re.DOTALL | re.MULTILINE
+)
+"""A quote of an answer and the expression that gives it."""
 
 
 class Finished(BaseException):

@@ -278,23 +278,51 @@ def _quote_in_words(prompt: str) -> str:
 
 
 def split_prompt(prompt: str) -> tuple[str, str]:
-    """The question and the passage of a prompt that somebody wrote, by labels, blank lines and question marks."""
-    if labelled := _LABELLED.search(prompt):
-        before, after = prompt[: labelled.start()].strip(), prompt[labelled.end() :]
-        later = _LABELLED_QUESTION.search(after)
-        if later and not before:
-            return later["text"].strip(), after[: later.start()].strip()
-        return _LABELLED_QUESTION.sub(r"\g<text>", before).strip(), after.strip()
-    paragraphs = re.split(r"\n\s*\n|\n(?=\S)", prompt.strip(), maxsplit=1)
-    if len(paragraphs) == 2 and len(paragraphs[0]) < _LONGEST_QUESTION:  # noqa: PLR2004
-        first, rest = paragraphs
-        last = rest.rstrip().rpartition("\n")[2]
-        if last.rstrip().endswith("?") and not first.rstrip().endswith("?") and len(last) < _LONGEST_QUESTION:
-            return last.strip(), prompt[: prompt.rstrip().rfind(last)].strip()
+    """The question and the passage of a prompt that somebody wrote, by labels, question marks and blank lines."""
+    return _split_by_label(prompt) or _split_by_form(prompt.strip())
+
+
+def _split_by_label(prompt: str) -> tuple[str, str] | None:
+    label = _PASSAGE_LABEL.search(prompt)
+    if not label:
+        question = _QUESTION_LABEL.search(prompt)
+        if not question:
+            return None
+        rest = prompt[: question.start()].strip() or prompt[question.end() :].strip()
+        return question["text"].strip(), rest
+    before, passage = prompt[: label.start()], prompt[label.end() :]
+    if question := _QUESTION_LABEL.search(before):
+        return question["text"].strip(), passage.strip()
+    if question := _last_match(_QUESTION_LABEL, passage):
+        return question["text"].strip(), passage[: question.start()].strip()
+    if before.strip():
+        return before.strip(), passage.strip()
+    return None
+
+
+def _split_by_form(prompt: str) -> tuple[str, str]:
+    first, _, rest = prompt.partition("\n")
+    body, _, last = prompt.rpartition("\n")
+    if _is_question(first) and rest.strip():
         return first.strip(), rest.strip()
-    if (ask := re.match(r"[^?\n]{3,300}\?", prompt)) and prompt[ask.end() :].strip():
-        return ask[0], prompt[ask.end() :].strip()
-    return prompt.strip(), ""
+    if _is_question(last) and body.strip():
+        return last.strip(), body.strip()
+    if (asked := _LEADING_QUESTION.match(prompt)) and prompt[asked.end() :].strip():
+        return asked[0].strip(), prompt[asked.end() :].strip()
+    head, _, tail = prompt.partition("\n\n")
+    if tail.strip() and len(head) < _LONGEST_QUESTION:
+        return head.strip(), tail.strip()
+    if rest.strip() and len(first) < _LONGEST_QUESTION:
+        return first.strip(), rest.strip()
+    return prompt, ""
+
+
+def _is_question(line: str) -> bool:
+    return line.rstrip().endswith(("?", "？")) and len(line) < _LONGEST_QUESTION
+
+
+def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
+    return max(pattern.finditer(text), key=re.Match.start, default=None)
 
 
 # --- Details --------------------------------------------------------------------------------------------------
@@ -338,11 +366,12 @@ _DEFINES = re.compile(
 _OPENING = re.compile(r"[\W_]*(?:(?:the|a|an)\s+)?[\W_]*(\w+)", re.IGNORECASE)
 _WIDE_GAP = re.compile(r"\S[ \t]{2,}\S")
 _WEIGHT = re.compile(r"(\S+) ([\d.]+)(?:, |$)")
-_LABELLED = re.compile(
+_LEADING_QUESTION = re.compile(r"[^?\n]{3,300}\?(?=\s)")
+_PASSAGE_LABEL = re.compile(
     r"^(?:context|passage|text|document|article|excerpt|chunk)\s*\d*:[ \t]*\n?", re.MULTILINE | re.IGNORECASE
 )
-_LABELLED_QUESTION = re.compile(
-    r"^(?:question|query|q|task)\s*:[ \t]*\n?(?P<text>[\s\S]+?)(?=\n\s*\n|\Z)", re.MULTILINE | re.IGNORECASE
+_QUESTION_LABEL = re.compile(
+    r"^(?:question|query|q|task)\s*:[ \t]*\n?(?P<text>\S[\s\S]*?)(?=\n\s*\n|\Z)", re.MULTILINE | re.IGNORECASE
 )
 
 _NUMBER = re.compile(
@@ -447,7 +476,7 @@ def _without_context(text: str) -> str:
 
 
 def _show_step(step: Step, plan: Plan) -> str:
-    header = "".join(f"{name} = {plan.values[name]!r}\n" for name in step.values)
+    header = "".join(f"{name} = {_literal(plan.values[name])}\n" for name in step.values)
     cell = _cell_text(step.cell)
     return f"{step.says}\n\n```repl\n{header}{cell}```"
 
@@ -461,9 +490,13 @@ def _next_step(dialogue: Dialogue, plan: Plan) -> int:
     return min(max(sent, default=-1) + 1, len(plan.steps) - 1)
 
 
+def _literal(value: object) -> str:
+    return repr(value).replace("```", r"\x60\x60\x60")  # a fence in the question must not end the cell
+
+
 def _give_up(failure: str) -> str:
     text = f"I could not answer: my cells failed twice. {NO_MODEL}.\n{failure[:500]}"
-    return f"My cells failed twice; I stop here.\n\n```repl\nFINAL({text!r})\n```"
+    return f"My cells failed twice; I stop here.\n\n```repl\nFINAL({_literal(text)})\n```"
 
 
 @cache

@@ -21,12 +21,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from offline_driver import Drive
+from offline_driver import QUOTED, Drive
 
 from rlm.clients.offline_demo import python_topics
 
 HERE = Path(__file__).parent
-QUOTE = re.compile(r"“(.*?)”\s+— context\[", re.DOTALL)
 
 
 def texts() -> dict[str, str]:
@@ -45,7 +44,7 @@ def judge(question: dict, answer: str, text: str) -> str:
     if question["kind"] == "count":
         number = len(re.findall(rf"(?i)(?<!\w){re.escape(expected[0])}(?!\w)", text))
         return "exact" if f" {number:,} times" in answer.partition("(")[0] else "missed"
-    quotes = [" ".join(quote.split()) for quote in QUOTE.findall(answer)]
+    quotes = [" ".join(quote.split()) for quote, _ in QUOTED.findall(answer)]
     if question["kind"] == "list":
         return "exact" if all(any(item in quote for quote in quotes) for item in expected) else "missed"
     holds = [any(words in quote for words in expected) for quote in quotes]

@@ -4,22 +4,19 @@ import ast
 import re
 import sys
 from importlib.resources import files
+from itertools import pairwise
 
 import anyio
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from offline_driver import BLOCK, Drive
+from offline_driver import BLOCK, QUOTED, Drive
 
 from rlm.clients.base import Client
 from rlm.clients.offline import NO_MODEL, OfflineClient, split_prompt
 from rlm.clients.offline_demo import python_topics
 from rlm.clients.offline_words import key_terms, lowered, matcher, sentence_spans, stem_of
 from rlm.values import Call, Message
-
-QUOTED = re.compile(
-    r"“((?:(?!“).)*?)”\s+— (context.*?\[\d+:\d+\]|str\(context.*?\)\[\d+:\d+\])$", re.DOTALL | re.MULTILINE
-)
 
 STORY = """\
 Chapter 1 The island
@@ -297,7 +294,7 @@ def test_failed_sub_calls_are_counted_in_the_answer():
     [
         ("Der Hafen liegt im Norden. Die Brücke wurde 1902 gebaut. Der Markt ist klein.", "Wann wurde die Brücke gebaut?", "1902"),
         ("Le port est au nord. Le pont fut construit en 1902. Le marché est petit.", "Quand le pont a-t-il été construit ?", "1902"),
-        ("港口在北方。这座桥建于一九零二年。市场很小。", "桥建于哪一年？", "一九零二年"),
+        ("港口在北方。这座桥建于一九零二年。市场很小。", "桥建于哪一年？", "一九零二年"),  # noqa: RUF001 - Chinese
         ("Порт на севере. Мост построен в 1902 году. Рынок мал.", "Когда построен мост?", "1902"),
     ],
 )  # fmt: skip
@@ -390,7 +387,7 @@ def test_a_word_does_not_find_a_longer_stranger(one, other):
 def test_sentences_come_in_order_and_leave_out_nothing_but_marks(text):
     spans = sentence_spans(text)
     assert all(start < end for start, end in spans)
-    assert all(before[1] <= after[0] for before, after in zip(spans, spans[1:], strict=False))
+    assert all(before[1] <= after[0] for before, after in pairwise(spans))
     kept = "".join(text[start:end] for start, end in spans)
     assert re.findall(r"\w", kept) == re.findall(r"\w", text)
 
