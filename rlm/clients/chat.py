@@ -317,7 +317,7 @@ def redact(text: str, secret: str = "") -> str:
     return KEY.sub("[key]", text)
 
 
-KEY = re.compile(r"\b(?:sk|rk|pk|gsk|xai|hf|key)[-_][\w*.-]{8,}|\bAIza[\w-]{20,}|(?<=Bearer )\S+")
+KEY = re.compile(r"\b(?:sk|rk|pk|gsk|xai|hf)[-_][\w*.-]{8,}|\bAIza[\w-]{20,}|(?<=Bearer )\S+")
 NO_SUCH_MODEL = re.compile(
     r"\bmodel\b[^.]*\b(?:not found|not exist|no such|unknown|not a valid model|is not available)"
     r"|\b(?:unknown|no such|invalid) model\b|not a valid model",

@@ -343,22 +343,21 @@ class AsyncOpenAIClient:
 
         fast = on_asyncio and find_spec("aiohttp") is not None
         transport = openai.DefaultAioHttpClient if fast else openai.DefaultAsyncHttpxClient
-        http = transport(
-            timeout=httpx2.Timeout(
-                self._timeout_s, connect=min(CONNECT_TIMEOUT_S, self._timeout_s), pool=None
-            ),
-            limits=httpx2.Limits(
-                max_connections=self._max_connections,
-                max_keepalive_connections=self._max_connections,
-                keepalive_expiry=KEEP_ALIVE_S,
-            ),
-        )
+        connect_s = min(CONNECT_TIMEOUT_S, self._timeout_s)
         try:
+            http = transport(
+                timeout=httpx2.Timeout(self._timeout_s, connect=connect_s, pool=None),
+                limits=httpx2.Limits(
+                    max_connections=self._max_connections,
+                    max_keepalive_connections=self._max_connections,
+                    keepalive_expiry=KEEP_ALIVE_S,
+                ),
+            )
             sdk = openai.AsyncOpenAI(api_key=self._key or NO_KEY, base_url=self._url, http_client=http)
-        except openai.OpenAIError as error:  # the package reads more of the environment than we do
-            raise SettingsError(
-                redact(f"the openai package refuses its settings: {error}", self._key)
-            ) from error
+        except (openai.OpenAIError, ValueError, ImportError, OSError) as error:
+            # Both read more of the environment than we do: proxies, certificates, kinds of credentials.
+            message = redact(f"the HTTP client cannot be set up: {error}", self._key)
+            raise SettingsError(" ".join(message.split())) from error
         headers = {**sdk.default_headers, **sdk.auth_headers}
         return http, httpx2.Headers(
             {name: value for name, value in headers.items() if isinstance(value, str)}
