@@ -106,7 +106,7 @@ class Conversation:
             self._tell(prompts.next_question(question, note=note))
         else:
             self.transcript.append(Message("system", prompts.system_prompt(self.settings, depth=self.depth)))
-            self._tell(prompts.first_message(question, self.context_summary))
+            self._tell(prompts.first_message(question, self.context_summary, note=note))
 
     def _close_open_turn(self) -> None:
         if self.transcript[-1].role == "user":

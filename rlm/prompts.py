@@ -83,9 +83,9 @@ def system_prompt(settings: RunSettings, *, depth: int = 0) -> str:
     )
 
 
-def first_message(question: str, context_summary: str) -> str:
-    """The user message that opens a run."""
-    return f"Question:\n{question}\n\nContext:\n{context_summary}"
+def first_message(question: str, context_summary: str, *, note: str = "") -> str:
+    """The user message that opens a run; `note` is what happened before it."""
+    return "\n\n".join(filter(None, (f"Question:\n{question}", f"Context:\n{context_summary}", note)))
 
 
 def next_question(question: str, *, note: str = "") -> str:

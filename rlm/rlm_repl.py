@@ -98,10 +98,8 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             sandbox=sandbox or SandboxSettings(cell_timeout_s=cell_timeout_s),
             scheduler=scheduler or SchedulerSettings(max_concurrent=max_concurrent or "auto"),
         )
-        self._scheduler = Scheduler(
-            client or AsyncOpenAIClient(recursive_model, api_key=api_key, base_url=base_url),
-            self.settings.scheduler,
-        )
+        self.client = client or AsyncOpenAIClient(recursive_model, api_key=api_key, base_url=base_url)
+        self._scheduler = Scheduler(self.client, self.settings.scheduler)
         self._ledger = Ledger()
         self._listeners = [listener for listener in (on_event,) if listener is not None]
         if enable_logging:

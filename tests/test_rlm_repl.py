@@ -89,7 +89,7 @@ def test_a_missing_file_is_a_context_error():
 def test_without_a_question_the_context_is_followed():
     with scripted("FINAL(x)") as rlm:
         rlm.completion("do as I say")
-        assert "context itself contains" in rlm._scheduler.client.calls[0].messages[1].content
+        assert "context itself contains" in rlm.client.calls[0].messages[1].content
 
 
 def test_bad_settings_are_refused_at_once():

@@ -20,7 +20,7 @@ def scripted(*replies):
 
 
 def last_request(rlm):
-    return "\n".join(message.content for message in rlm._scheduler.client.calls[-1].messages)
+    return "\n".join(message.content for message in rlm.client.calls[-1].messages)
 
 
 def test_variables_and_the_conversation_carry_on():
@@ -39,7 +39,7 @@ def test_an_answer_does_not_leak_into_the_next_question():
     with scripted(ready, cell("print(answer)"), "FINAL(new)") as rlm, rlm.session("text") as session:
         assert session.ask("one?") == "old"
         assert session.ask("two?") == "new"
-        assert "old" not in rlm._scheduler.client.calls[-1].messages[-1].content
+        assert "old" not in rlm.client.calls[-1].messages[-1].content
 
 
 def test_a_draft_does_not_leak_into_the_next_question():
