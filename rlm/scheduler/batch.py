@@ -1,4 +1,8 @@
-"""Many calls at once by a fixed number of workers, so that memory does not grow with the size of the batch."""
+"""Many calls at once by a fixed number of workers, so that memory does not grow with the size of the batch.
+
+A call that waits before it is asked again gives its place in the batch to another, so there are twice as many workers
+as places: one slow provider's `Retry-After` does not stall the rest.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from rlm.errors import BudgetExceeded, CallError
+from rlm.scheduler.line import Line, Place
 from rlm.values import Reply, Usage
 
 if TYPE_CHECKING:
@@ -16,20 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["Ask", "run_batch"]
 
-Ask: TypeAlias = Callable[[int], Awaitable[Reply]]
-"""Makes the call with this index."""
+Ask: TypeAlias = Callable[[int, Place], Awaitable[Reply]]
+"""Makes the call with this index, in a place that it may give back while it waits to be asked again."""
 
 
-async def run_batch(ask: Ask, first: Sequence[int], *, workers: int) -> list[Reply | CallError]:
+async def run_batch(ask: Ask, first: Sequence[int], *, max_concurrent: int) -> list[Reply | CallError]:
     """Ask every call whose index is its own entry in `first`; the others share the outcome of their entry.
 
     A `CallError` fills its slot. Anything else ends the batch and is raised as it is, not in a group. A
     `BudgetExceeded` lets the calls in flight finish first, because they are paid for.
     """
-    batch = _Batch(ask, first)
+    batch = _Batch(ask, first, Line(max_concurrent))
     try:
         async with anyio.create_task_group() as group:
-            for _ in range(workers):
+            for _ in range(min(2 * max_concurrent, len(first))):
                 group.start_soon(batch.work)
     except BaseExceptionGroup as errors:
         raise _first_error(errors) from None
@@ -39,23 +44,31 @@ async def run_batch(ask: Ask, first: Sequence[int], *, workers: int) -> list[Rep
 
 
 class _Batch:
-    def __init__(self, ask: Ask, first: Sequence[int]) -> None:
+    def __init__(self, ask: Ask, first: Sequence[int], line: Line) -> None:
         self.exceeded: BudgetExceeded | None = None
         self._ask = ask
         self._first = first
+        self._line = line
         self._pending: Iterator[int] = (index for index, own in enumerate(first) if index == own)
         self._outcomes: dict[int, Reply | CallError] = {}
 
     async def work(self) -> None:
-        for index in self._pending:
-            try:
-                self._outcomes[index] = await self._ask(index)
-            except CallError as error:
-                self._outcomes[index] = error
-            except BudgetExceeded as error:
-                self.exceeded = self.exceeded or error
-            if self.exceeded is not None:
-                return
+        place = Place(self._line)
+        try:
+            await place.take()
+            while self.exceeded is None and (index := next(self._pending, None)) is not None:
+                await self._fill(index, place)
+                await place.take()
+        finally:
+            place.give_back()
+
+    async def _fill(self, index: int, place: Place) -> None:
+        try:
+            self._outcomes[index] = await self._ask(index, place)
+        except CallError as error:
+            self._outcomes[index] = error
+        except BudgetExceeded as error:
+            self.exceeded = self.exceeded or error
 
     def outcome(self, index: int) -> Reply | CallError:
         first = self._first[index]

@@ -122,6 +122,14 @@ class Spent:
         else:
             self.priced_usd += cost_usd
 
+    def absorb(self, other: Spent) -> None:
+        """Add another sum to this one."""
+        self.usage = self.usage + other.usage
+        self.priced_usd += other.priced_usd
+        self.unpriced += other.unpriced
+        self.latency_s += other.latency_s
+        self.stored += other.stored
+
     def summary(self) -> dict[str, Any]:
         """The sum as a plain dict."""
         return {
@@ -221,6 +229,16 @@ class Ledger:
         """A reply came from the cache."""
         for spent in self._accounts(call):
             spent.stored += 1
+
+    def absorb(self, other: Ledger) -> None:
+        """Add what another tree has spent, for the sum over all trees of an owner."""
+        self._settled += other._settled
+        self._set_aside += other._set_aside
+        self._total.absorb(other._total)
+        for model, spent in other.by_model.items():
+            self._by_model.setdefault(model, Spent()).absorb(spent)
+        for depth, spent in other.by_depth.items():
+            self._by_depth.setdefault(depth, Spent()).absorb(spent)
 
     def cost_summary(self) -> dict[str, Any]:
         """Everything as a plain dict that JSON can hold; costs in dollars, times in seconds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from rlm.scheduler.line import Line
@@ -13,8 +14,11 @@ __all__ = ["AdaptiveWidth", "Gate", "Outcome"]
 
 Outcome: TypeAlias = Literal["answered", "overloaded", "other"]
 
-FIRST_WIDTH = 32
+FIRST_WIDTH = 64
 WIDEST = 1000
+WINDOWS_REMEMBERED = 8
+MOST_NOISE = 0.25
+SMALLEST_WINDOW = 8  # the share of refusals in fewer requests than this says little
 
 
 class Gate:
@@ -60,20 +64,24 @@ class Gate:
 class AdaptiveWidth:
     """The arithmetic of an adaptive gate, without clock or I/O.
 
-    Additive increase, multiplicative decrease, in windows of `limit` finished requests. Until the first refusal
-    the width grows by one for each answer (so it doubles per round trip), after it by one for each window. A
-    window with refusals narrows it in proportion to their share, as DCTCP does (Alizadeh et al., SIGCOMM 2010):
-    a server at its limit is met at that limit, and a server that refuses now and then for reasons of its own does
-    not choke the run. It widens only while it is full. The signal is refusals and timeouts; latency is none,
-    because that of a language model grows with the length of its answer.
+    It starts wide: each answer widens it by one, so that it doubles per round trip, and each refusal narrows it by
+    one, which takes a server with a fixed capacity straight to it. After the first window (of as many finished
+    requests as it is wide) with many refusals it is careful: it widens by one per window, and narrows in
+    proportion to the share of refusals, as DCTCP does (Alizadeh et al., SIGCOMM 2010). What was refused in each of
+    the last windows, however wide the gate was, has other reasons than load, and narrowing would not help: it does
+    not count. It widens only while it is full. The signal is refusals and timeouts; latency is none, because that
+    of a language model grows with the length of its answer.
     """
 
     def __init__(self, first: int = FIRST_WIDTH, widest: int = WIDEST) -> None:
         self._limit = float(first)
         self._widest = widest
-        self._refused_before = False
+        self._starting = True
+        self._shares: deque[float] = deque(maxlen=WINDOWS_REMEMBERED)
+        self._window = first
+        self._finished = 0
+        self._refused = 0
         self._was_full = False
-        self._start_window()
 
     @property
     def limit(self) -> int:
@@ -88,23 +96,22 @@ class AdaptiveWidth:
         self._was_full = self._was_full or was_full
         if outcome == "overloaded":
             self._refused += 1
-        elif was_full and not self._refused_before and not self._refused:
-            self._limit = min(self._limit + 1, self._widest)
+        if self._starting and was_full:
+            self._limit += 1 if outcome == "answered" else -1
+            self._limit = min(max(self._limit, 1), self._widest)
         if self._finished >= self._window:
             self._close_window()
 
     def _close_window(self) -> None:
         share = self._refused / self._finished
-        if self._refused:
-            self._limit *= 1 - share / 2 if self._refused_before else 1 - min(share, 0.5)
-            self._refused_before = True
-        elif self._was_full and self._refused_before:
-            self._limit += 1
+        if self._starting:
+            self._starting = share <= MOST_NOISE
+        else:
+            excess = max(share - min(self._shares, default=0.0), 0.0)
+            self._limit = self._limit * (1 - excess / 2) + self._was_full
+        self._shares.append(min(share, MOST_NOISE))
         self._limit = min(max(self._limit, 1), self._widest)
-        self._start_window()
-
-    def _start_window(self) -> None:
-        self._window = self.limit
+        self._window = max(self.limit, SMALLEST_WINDOW)
         self._finished = 0
         self._refused = 0
         self._was_full = False

@@ -10,7 +10,7 @@ import anyio
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-__all__ = ["Line"]
+__all__ = ["Line", "Place"]
 
 
 class Line:
@@ -82,3 +82,23 @@ class Line:
         waiting.remove(admitted)
         if not waiting:
             del self._waiting[group]
+
+
+class Place:
+    """A place in a line that its holder may give back and take again."""
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+        self._is_held = False
+
+    async def take(self) -> None:
+        """Wait for a place, unless it is held."""
+        if not self._is_held:
+            await self._line.enter(None)
+            self._is_held = True
+
+    def give_back(self) -> None:
+        """Let the next one in, if the place is held."""
+        if self._is_held:
+            self._is_held = False
+            self._line.leave()

@@ -52,8 +52,10 @@ class Rates:
             return
         await pace.line.enter(group)
         try:
-            while (seconds := pace.delay(tokens, anyio.current_time())) > 0:  # noqa: ASYNC110 - waits for time to pass
-                await anyio.sleep(seconds)
+            while (seconds := pace.delay(tokens, anyio.current_time())) > 0:
+                pace.changed = anyio.Event()
+                with anyio.move_on_after(seconds):
+                    await pace.changed.wait()
             yield
         finally:
             pace.line.leave()
@@ -65,13 +67,16 @@ class Rates:
 
     def correct(self, model: str, taken: Taken, tokens: int) -> None:
         """Replace the estimate of a call that went out by what it used."""
-        self._pace(model).tokens.correct(taken.tokens, tokens)
+        pace = self._pace(model)
+        pace.tokens.correct(taken.tokens, tokens)
+        pace.changed.set()
 
     def learn(self, model: str, told: RateLimits) -> None:
         """Take in what an endpoint says of its limits; a limit the user set stays where it is lower."""
         pace, now = self._pace(model), anyio.current_time()
         pace.requests.learn(told.requests_per_minute, told.requests_remaining, told.requests_reset_s, now)
         pace.tokens.learn(told.tokens_per_minute, told.tokens_remaining, told.tokens_reset_s, now)
+        pace.changed.set()
 
     def _pace(self, model: str) -> _Pace:
         pace = self._paces.get(model)
@@ -180,6 +185,7 @@ class _Pace:
     requests: Window
     tokens: Window
     line: Line = field(default_factory=lambda: Line(1))
+    changed: anyio.Event = field(default_factory=anyio.Event)
 
     @property
     def is_limited(self) -> bool:

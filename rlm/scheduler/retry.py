@@ -46,7 +46,7 @@ class Retries:
         Args:
             error: how the last attempt failed.
             failures: attempts of the call so far, all failed.
-            elapsed_s: seconds since the call's first request.
+            elapsed_s: seconds since the call first failed.
             ever_answered: whether the endpoint was ever heard of; a wrong address is not worth many tries.
         """
         if not isinstance(error, TransientError) or not self._may_ask_again(error, failures, ever_answered):

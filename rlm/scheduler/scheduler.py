@@ -25,8 +25,9 @@ can take does not depend on who asks. A `Tree` has the ledger, the retries and t
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -40,6 +41,7 @@ from rlm.scheduler.budget import Budget, Ledger, Spent
 from rlm.scheduler.cache import Cache, cache_path
 from rlm.scheduler.endpoint import Endpoint, Price
 from rlm.scheduler.inflight import first_of_each, occurrences
+from rlm.scheduler.line import Line, Place
 from rlm.scheduler.measure import CountTokens, estimate_tokens
 from rlm.scheduler.retry import Retries
 from rlm.scheduler.telling import CallEvents
@@ -136,7 +138,7 @@ class Tree:
             LimitReached: the tree may not spend what the call could cost, or its time is up.
             SettingsError: there is a budget in dollars and the model has no known price.
         """
-        return await self._complete(call, occurrence=0)
+        return await self._complete(call, 0, Place(Line(1)))
 
     async def complete_all(
         self, calls: Sequence[Call], *, max_concurrent: int, dedupe: bool = True
@@ -170,23 +172,23 @@ class Tree:
         )
         samples = occurrences(calls) if self._scheduler.cache is not None else None
 
-        async def ask(index: int) -> Reply:
+        async def ask(index: int, place: Place) -> Reply:
             occurrence = samples[index] if samples is not None else 0
-            return await self._complete(replace(calls[index], batch=batch), occurrence=occurrence)
+            return await self._complete(replace(calls[index], batch=batch), occurrence, place)
 
         first = first_of_each(calls) if dedupe else range(len(calls))
-        outcomes = await run_batch(ask, first, workers=min(max_concurrent, len(calls)))
+        outcomes = await run_batch(ask, first, max_concurrent=max_concurrent)
         failed = sum(isinstance(outcome, CallError) for outcome in outcomes)
         self._emit(BatchFinished(run_id=run_id, depth=depth, at=time.time(), batch=batch, failed=failed))
         return outcomes
 
-    async def _complete(self, call: Call, *, occurrence: int) -> Reply:
+    async def _complete(self, call: Call, occurrence: int, place: Place) -> Reply:
         await checkpoint()  # a client that never waits, such as a scripted one, must not starve the loop
         call = self._prepared(call)
         told = CallEvents(self._emit, call, number=next(self._call_numbers))
         told.started()
         try:
-            reply = await self._within_time(call, told, occurrence)
+            reply = await self._within_time(_Question(call, occurrence, place, told))
         except BaseException as error:
             told.failed(error)
             raise
@@ -202,55 +204,68 @@ class Tree:
             call = replace(call, max_output_tokens=self._scheduler.settings.default_max_output_tokens)
         return call
 
-    async def _within_time(self, call: Call, told: CallEvents, occurrence: int) -> Reply:
+    async def _within_time(self, question: _Question) -> Reply:
         seconds = self.ledger.budget.seconds
         if seconds is None:
-            return await self._cached(call, told, occurrence)
+            return await self._cached(question)
         if self._deadline is None:
             self._deadline = anyio.current_time() + seconds
         with anyio.CancelScope(deadline=self._deadline):
-            return await self._cached(call, told, occurrence)
+            return await self._cached(question)
         raise DeadlineExceeded(
             f"the run's {seconds:g} seconds are over", name="seconds", limit=seconds, spent=seconds
         )
 
-    async def _cached(self, call: Call, told: CallEvents, occurrence: int) -> Reply:
-        cache = self._scheduler.cache
+    async def _cached(self, question: _Question) -> Reply:
+        cache, call = self._scheduler.cache, question.call
         if cache is None:
-            return await self._retried(call, told)
-        stored = await cache.get(call, occurrence=occurrence)
+            return await self._retried(question)
+        stored = await cache.get(call, occurrence=question.occurrence)
         if stored is not None:
             self.ledger.note_stored(call)
             return stored
-        reply = await self._retried(call, told)
-        await cache.put(call, reply, occurrence=occurrence)
+        reply = await self._retried(question)
+        await cache.put(call, reply, occurrence=question.occurrence)
         if cache.problem and not self._cache_problem_told:
             self._cache_problem_told = True
-            told.warned(cache.problem)
+            question.told.warned(cache.problem)
         return reply
 
-    async def _retried(self, call: Call, told: CallEvents) -> Reply:
-        endpoint, bill = self._scheduler.endpoint, Spent()
+    async def _retried(self, question: _Question) -> Reply:
+        call, endpoint, bill = question.call, self._scheduler.endpoint, Spent()
         failures = 0
-        started = anyio.current_time()
+        first_failed = math.inf
         while True:
+            await question.place.take()
             try:
                 reply = await endpoint.ask(call, ledger=self.ledger, group=(self, call.batch), bill=bill)
             except CallError as error:
                 failures += 1
+                first_failed = min(first_failed, anyio.current_time())
                 wait_s = self._retries.wait_before_next(
                     error,
                     failures=failures,
-                    elapsed_s=anyio.current_time() - started,
+                    elapsed_s=anyio.current_time() - first_failed,
                     ever_answered=endpoint.ever_answered(call.model),
                 )
                 if wait_s is None:
                     raise
-                told.retried(error, attempt=failures, wait_s=wait_s)
+                question.told.retried(error, attempt=failures, wait_s=wait_s)
             else:
                 self._retries.answered()
                 return replace(reply, attempts=failures + 1, usage=bill.usage, cost_usd=bill.cost_usd)
+            question.place.give_back()
             await anyio.sleep(wait_s)
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """A call on its way: which sample of its prompt it is, its place in its batch, and who hears of it."""
+
+    call: Call
+    occurrence: int
+    place: Place
+    told: CallEvents
 
 
 def _make_cache(client: Client, settings: SchedulerSettings) -> Cache | None:
