@@ -68,8 +68,8 @@ class Request:
 class Response:
     """One response; `body` is JSON unless it is bytes.
 
-    `latency_s` comes before the first byte. `drop` closes the connection instead of the headers, or half-way
-    through the body. `trickle_s` is the pause between the body's bytes, which then come one by one, or between
+    `latency_s` comes before the first byte. `drop` closes the connection instead of the headers, half-way
+    through the body, or after something that is no HTTP. `trickle_s` is the pause between the body's bytes, which then come one by one, or between
     the chunks of a stream.
     """
 
@@ -77,7 +77,7 @@ class Response:
     body: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
     latency_s: float = 0.0
-    drop: Literal["", "headers", "body"] = ""
+    drop: Literal["", "headers", "body", "nonsense"] = ""
     trickle_s: float = 0.0
 
 
@@ -135,8 +135,8 @@ def bad_parameter(name: str, hint: str = "") -> Response:
     return failed(400, message, code="unsupported_parameter", kind="invalid_request_error", param=name)
 
 
-def dropped(where: Literal["headers", "body"] = "headers") -> Response:
-    """The connection breaks before the headers or in the middle of the body."""
+def dropped(where: Literal["headers", "body", "nonsense"] = "headers") -> Response:
+    """The connection breaks before the headers, in the middle of the body, or after something that is no HTTP."""
     return reply("an answer that breaks off", drop=where)
 
 
@@ -318,6 +318,10 @@ class _Connection(asyncio.Protocol):
     def send(self, request: Request, response: Response) -> None:
         if response.drop == "headers":
             self.transport.abort()
+            return
+        if response.drop == "nonsense":
+            self.transport.write(b"this is no HTTP\r\n\r\n")
+            self.transport.close()
             return
         streamed = bool(request.body.get("stream")) and isinstance(response.body, dict)
         if streamed and "choices" in response.body:

@@ -73,6 +73,9 @@ OPENAI_HOST = "api.openai.com"
 NO_KEY = "none"
 """What local servers are sent for a key: they take any, but the package and some of them want one."""
 
+SHOWN_CHARS = 300
+"""How much of a transport's own words goes into an error."""
+
 CONNECT_TIMEOUT_S = 60.0
 LISTING_TIMEOUT_S = 5.0
 KEEP_ALIVE_S = 30.0
@@ -200,6 +203,8 @@ class AsyncOpenAIClient:
         if max_concurrent < 1:
             raise SettingsError(f"max_concurrent={max_concurrent!r}: must be at least 1")
         calls = [self._call(prompt, max_tokens) for prompt in prompts]
+        if calls:
+            await self._pool()  # what is wrong with the settings is raised once, here
         outcomes = await _ask_all(self, calls, max_concurrent)
         _warn(warning for outcome in outcomes if isinstance(outcome, Reply) for warning in outcome.warnings)
         return [outcome.text if isinstance(outcome, Reply) else FailedCall(outcome) for outcome in outcomes]
@@ -581,7 +586,8 @@ def _errors_of_ours(call: Call, endpoint: str, timeout_s: float, key: str) -> It
         _without_key(error, key)
         raise
     except _transport_errors() as error:
-        raise _transport_error(error, call.model, endpoint, timeout_s) from error
+        ours = _transport_error(error, call.model, endpoint, timeout_s)
+        raise ours from _fit_to_be_shown(error, str(ours), key)
 
 
 def _failure_in(response: httpx2.Response) -> Failure:
@@ -622,6 +628,15 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
+def _fit_to_be_shown(error: Exception, words: str, key: str) -> Exception:
+    """The error, or one in its place where its `repr` shows the key: some of aiohttp's quote the whole request."""
+    import httpx2
+
+    if not key or not any(key in repr(cause) for cause in _chain(error)):
+        return error
+    return httpx2.RemoteProtocolError(f"{type(error).__name__}: {words}")
+
+
 def _transport_error(error: Exception, model: str, endpoint: str, timeout_s: float) -> TransientError:
     """What went wrong below HTTP, judged by the causes: the aiohttp transport calls a broken connection a timeout."""
     import httpx2
@@ -631,7 +646,7 @@ def _transport_error(error: Exception, model: str, endpoint: str, timeout_s: flo
         return CallTimedOut(
             f"{endpoint} gave no complete answer for {model!r} within {timeout_s:g} s", model=model
         )
-    reason = redact(" ".join((str(chain[-1]) or type(chain[-1]).__name__).split()))
+    reason = redact(" ".join((str(chain[-1]) or type(chain[-1]).__name__).split()))[:SHOWN_CHARS]
     if any(isinstance(cause, httpx2.DecodingError) for cause in chain):
         return BadReply(f"{endpoint} sent a body for {model!r} that cannot be decoded: {reason}", model=model)
     refused = any(isinstance(cause, (ConnectionRefusedError, httpx2.ConnectError)) for cause in chain)

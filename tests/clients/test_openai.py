@@ -267,6 +267,7 @@ FAULTS = {
         dropped("headers"), errors.ConnectionFailed, "no answer from 127.0.0.1"
     ),
     "dropped in the body": Fault(dropped("body"), errors.ConnectionFailed, "no answer from 127.0.0.1"),
+    "no HTTP at all": Fault(dropped("nonsense"), errors.ConnectionFailed, "no answer from 127.0.0.1"),
     "garbage": Fault(raw("{{{"), errors.BadReply, "'{{{'"),
     "a web page with 200": Fault(raw("<html>login</html>", "text/html"), errors.BadReply, "base URL"),
     "JSON of another kind": Fault(raw("[1, 2]"), errors.BadReply, "[1, 2]"),
@@ -737,6 +738,16 @@ def test_neither_key_nor_password_is_in_the_repr():
 def test_the_models_of_the_endpoint_are_listed(server):
     with OpenAIClient(base_url=server.base_url) as client:
         assert client.available_models() == ("gpt-5", "gpt-5-nano")
+
+
+@pytest.mark.parametrize("method", ["completion", "batch_completion"])
+def test_a_proxy_that_is_none_is_a_setting_that_cannot_work(server, monkeypatch, method):
+    monkeypatch.setenv("ALL_PROXY", "socks9://x")
+    with (
+        OpenAIClient(base_url=server.base_url) as client,
+        pytest.raises(errors.SettingsError, match="socks9"),
+    ):
+        getattr(client, method)(["hello"] if method == "batch_completion" else "hello")
 
 
 def test_openai_itself_is_asked_with_its_own_name_for_the_cap():
