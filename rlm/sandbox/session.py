@@ -21,6 +21,7 @@ from subprocess import PIPE
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
+import anyio.to_thread
 
 from rlm.errors import (
     CallError,
@@ -116,7 +117,7 @@ class Session:
         Raises:
             ContextError: it holds a value that cannot cross; the message names its type and place.
         """
-        parts = _encode_context(context)
+        parts = await anyio.to_thread.run_sync(_encode_context, context)
         async with self._turn:
             self._require_open()
             self._loaded = parts
@@ -566,8 +567,7 @@ class _Guest:
     @classmethod
     async def start(cls, settings: SandboxSettings, launcher: Launcher) -> tuple[_Guest, Isolation]:
         """Launch a guest, send it its code and settings, and hear that it is ready."""
-        log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `end`
-        scratch = tempfile.mkdtemp(prefix="rlm-guest-") if launcher.shares_files else None
+        log, scratch, code = await anyio.to_thread.run_sync(_prepare, launcher)
         try:
             process = await anyio.open_process(
                 launcher.command(),
@@ -578,14 +578,16 @@ class _Guest:
                 cwd=scratch,
                 start_new_session=True,
             )
-        except OSError as error:
-            log.close()
-            _remove(scratch)
-            raise GuestStartFailed(f"the {launcher.name} launcher did not start: {error}") from error
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(_clear_up, log, scratch)
+            if isinstance(error, OSError):
+                raise GuestStartFailed(f"the {launcher.name} launcher did not start: {error}") from error
+            raise
         guest = cls(process, log, scratch, settings.answer_bytes)
         try:
             with anyio.fail_after(settings.start_timeout_s):
-                facts = await guest._greet(settings)
+                facts = await guest._greet(code, settings)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 text = await guest.end()
@@ -603,14 +605,14 @@ class _Guest:
             raise
         return guest, facts
 
-    async def _greet(self, settings: SandboxSettings) -> Isolation:
+    async def _greet(self, code: bytes, settings: SandboxSettings) -> Isolation:
         start = {
             "memory_bytes": settings.memory_bytes,
             "answer_bytes": settings.answer_bytes,
             "scratch_bytes": settings.scratch_bytes,
             "processes": settings.processes,
         }
-        await self._send_raw(guest_code())
+        await self._send_raw(code)
         await self.send(wire.frames(wire.START, 0, wire.encode(start)))
         kind, _, payload = await self.receive()
         if kind == wire.FAILED:
@@ -663,11 +665,7 @@ class _Guest:
         if self._process.returncode is None:
             self._kill_group()
         await self._process.aclose()
-        self._log.seek(0)
-        text = self._log.read().decode("utf-8", "replace")[-LOG_CHARS:].strip()
-        self._log.close()
-        _remove(self._scratch)
-        return text
+        return await anyio.to_thread.run_sync(_clear_up, self._log, self._scratch)
 
     def _kill_group(self) -> None:
         import os
@@ -680,6 +678,18 @@ class _Guest:
                 self._process.kill()
 
 
-def _remove(folder: str | None) -> None:
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+def _prepare(launcher: Launcher) -> tuple[IO[bytes], str | None, bytes]:
+    """A file for what the guest logs, a folder to write in where the host can give one, and the guest's code."""
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_clear_up`
+    scratch = tempfile.mkdtemp(prefix="rlm-guest-") if launcher.shares_files else None
+    return log, scratch, guest_code()
+
+
+def _clear_up(log: IO[bytes], scratch: str | None) -> str:
+    """Remove both; the end of what was logged."""
+    with log:
+        log.seek(0)
+        text = log.read().decode("utf-8", "replace")[-LOG_CHARS:].strip()
+    if scratch is not None:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return text
