@@ -142,7 +142,8 @@ class Plan:
 
 
 def plan_for(question: str) -> Plan:
-    """Choose how to answer: by counting, by listing, or, for all else, by searching."""
+    """Choose how to answer: by counting, by listing, or, for all else, by searching. Reads 2,000 characters."""
+    question = question[:_LONGEST_READ]
     caveat = caveat_for(question)
     if not question or _IN_CONTEXT in question:
         return Plan((_LOOK, _ASK))
@@ -153,7 +154,7 @@ def plan_for(question: str) -> Plan:
         unit, wanted = listing
         step = Step("places", f"Listing {unit}s needs no reading, only code.", ("UNIT", "WANTED", "CAVEAT"))
         return Plan((_LOOK, step), {"UNIT": unit, "WANTED": wanted, "CAVEAT": caveat})
-    terms = key_terms(question)
+    terms = key_terms(question)[:_MOST_TERMS]
     values = {
         "QUESTION": question,
         "TERMS": {term.word: term.stem for term in terms},
@@ -329,6 +330,8 @@ def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 
 _LONG_PROMPT = 50_000
 _LONGEST_QUESTION = 600
+_LONGEST_READ = 2_000
+_MOST_TERMS = 40
 _USUAL_LIMIT = 20
 _LONGEST_HEADING = 80
 _NEIGHBOUR = 0.6
@@ -397,6 +400,7 @@ _CUES = (
     ),
 )
 
+_ASKED_TO = r"(?:^|[.?!:,]\s+|\b(?:you|please|to)\s+)"
 _BEYOND = tuple(
     (re.compile(pattern, re.IGNORECASE), what)
     for pattern, what in (
@@ -405,21 +409,31 @@ _BEYOND = tuple(
         (r"\b(?:summar\w+|overview|gist|tl;?dr|main (?:idea|point|theme|topic|argument)s?|in short|key points?|résume\w*|zusammenfass\w*|fasse)\b", "a summary"),
         (r"\bhow many (?:different|distinct|unique|other|kinds|types|sorts|people|persons|names|places)\b|\b(?:distinct|unique)\b", "a count of distinct things"),
         (r"\b(?:list|name|which|what|who) (?:are )?(?:all )?(?:of )?(?:the )?(?:people|persons|characters|companies|organi[sz]ations|places|cities|countries|names)\b", "things of a kind (people, places, …)"),
-        (r"\b(?:translate|rewrite|rephrase|paraphrase|write|draft|compose)\b", "a text to be written"),
-        (r"\b(?:sentiment|opinion|should|recommend|evaluate|assess|judge|classify|imply|implies|infer|conclude|prove|likely|probably)\b", "a judgement"),
-        (r"\b(?:explain|describe|discuss|analy[sz]e|interpret)\b", "an explanation in other words"),
+        (rf"{_ASKED_TO}(?:translate|rewrite|rephrase|paraphrase|write|draft|compose)\b", "a text to be written"),
+        (r"\b(?:sentiment|opinion|should (?:i|we|you|one)|recommend|evaluate|assess|judge|classify|imply|implies|infer|conclude|prove|likely|probably)\b", "a judgement"),
+        (rf"{_ASKED_TO}(?:explain|describe|discuss|analy[sz]e|interpret)\b", "an explanation in other words"),
     )
 )  # fmt: skip
 
-_COUNT = re.compile(
-    r"\bhow (?:many times|often)\s+(?:do|does|did|is|are|was|were|has|have)\s+(?P<what>.+?)\s+(?:been\s+)?"
-    r"(?:occur|appear|mentioned|used|named|found|come up|there|repeated|written|present)\b"
-    r"|\b(?:how many|count|number of)(?: all)?(?: the)?(?: number of)?\s+(?:occurrences|mentions|instances|times)\s+(?:of|that)?\s*(?P<of>.+?)"
-    r"(?:\s+(?:are|is|do|does|occurs?|appears?|in (?:the|this))\b.*)?[?.!]*\s*$"
-    r"|\bcount\s+(?P<named>(?:the )?(?:word|term|phrase|name)\s+.+?)(?:\s+in (?:the|this)\b.*)?[?.!]*\s*$",
-    re.IGNORECASE,
+_COUNTS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        (
+            r"\b(?:how (?:many times|often)|where) (?:do|does|did|is|are|was|were|has|have) (?P<what>.+?) (?:been )?"
+            r"(?:occur|appear|mentioned|used|come up|repeated)\b"
+        ),
+        r"\bhow (?:many times|often) (?:do|does|did) (?:it|they|the \w+|this \w+) (?:mention|use|say|contain) (?P<what>.+)",
+        r"\b(?:how many|count|number of)(?: all)?(?: the)?(?: number of)? (?:occurrences|mentions|instances) of (?P<what>.+)",
+        r"\b(?:count|number of)(?: the)?(?: number of)? times(?: that)? (?P<what>.+?) (?:occurs?|appears?|is mentioned|is used)\b",
+        r"\bcount (?:the )?(?:word|term|phrase|name)s? (?P<what>.+)",
+    )
 )
 _QUOTED = re.compile(r"[\"“„«`‘']([^\"”“»`’']+)[\"”“»`’']")
+_TRAILING = re.compile(
+    r"(?:\s+(?:are there|there are|anywhere|here|in (?:it|them|(?:the|this) (?:text|document|book|file|context|passage))))*"
+    r"[?.!\s]*$",
+    re.IGNORECASE,
+)
 _WORDY = re.compile(r"^(?:the\s+)?(?:(?:word|term|phrase|name|string|expression)s?\s+)?", re.IGNORECASE)
 
 _UNITS = {
@@ -427,26 +441,26 @@ _UNITS = {
     "file": "document", "text": "document", "message": "document", "item": "document", "line": "line", "paragraph": "paragraph",
 }  # fmt: skip
 _LIST = re.compile(
-    r"\b(?P<ask>list|enumerate|show|give me|which|what|how many)\b(?:\s+(?:me|all|of|the|are|is))*\s+"
+    r"\b(?P<ask>list|count|enumerate|show|give me|which|what|how many)\b(?:\s+(?:me|all|of|the|are|is))*\s+"
     r"(?P<units>(?:section|chapter)?\s*(?:headings?|titles?)|chapters?|sections?|documents?|files?|texts?|messages?|items?|lines?|paragraphs?)\b"
     r"(?P<filter>.*?)[?.!]*\s*$",
     re.IGNORECASE,
 )
 _FILTER = re.compile(
-    r"^\s*(?:\((?:s|es)\))?\s*(?P<title>(?:whose|with|where)\s+(?:a\s+|the\s+)?(?:titles?|headings?|names?)?\s*)?(?:(?:that|which|do|does)\s+)?"
-    r"(?:(?:mention|contain|include|use|have|has|with|containing|mentioning|including)s?)\s+(?P<what>.+)$",
+    r"^\s*(?P<title>(?:whose|with|where)\s+(?:a\s+|the\s+)?(?:titles?|headings?|names?)?\s*)?(?:(?:that|which|do|does)\s+)?"
+    r"(?:(?:mention|contain|include|use|have|has|with|containing|mentioning|including)s?)\s+(?P<what>.+)$"
+    r"|^\s*(?:is|are|does|do|has|have)\s+(?P<whom>.+?)\s+(?:been\s+)?(?:occur|appear|mentioned|used|named)\w*$",
     re.IGNORECASE,
 )
 _NO_FILTER = re.compile(
-    r"^\s*(?:(?:are|is|does|do) (?:there|it|this)\b.*|(?:in|of) (?:the|this) .*|of .*)?$", re.IGNORECASE
+    r"^\s*(?:(?:are|is)\s+there\b.*|(?:does|do|has)\s+.*\b(?:have|contain|include|got)|(?:in|of) (?:the|this) .*|of .*)?$",
+    re.IGNORECASE,
 )
 
 
 def _wanted_count(question: str) -> str:
-    found = _COUNT.search(question)
-    if not found:
-        return ""
-    return _phrase(found["what"] or found["of"] or found["named"] or "")
+    found = next((found for pattern in _COUNTS if (found := pattern.search(question))), None)
+    return _phrase(found["what"]) if found else ""
 
 
 def _wanted_list(question: str) -> tuple[str, str] | None:
@@ -458,7 +472,7 @@ def _wanted_list(question: str) -> tuple[str, str] | None:
     if narrowed := _FILTER.match(found["filter"]):
         if narrowed["title"] and unit == "section":
             unit = "heading"
-        return unit, _phrase(narrowed["what"])
+        return unit, _phrase(narrowed["what"] or narrowed["whom"])
     if found["ask"].lower() != "which" and _NO_FILTER.match(found["filter"]):
         return ("heading" if unit == "section" else unit), ""
     return None
@@ -467,7 +481,7 @@ def _wanted_list(question: str) -> tuple[str, str] | None:
 def _phrase(words: str) -> str:
     if quoted := _QUOTED.search(words):
         return quoted[1].strip()
-    return _WORDY.sub("", words.strip().rstrip("?.! ")).strip()
+    return _WORDY.sub("", _TRAILING.sub("", words)).strip()
 
 
 def _without_context(text: str) -> str:

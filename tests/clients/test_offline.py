@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from offline_driver import BLOCK, QUOTED, Drive
 
 from rlm.clients.base import Client
-from rlm.clients.offline import NO_MODEL, OfflineClient, split_prompt
+from rlm.clients.offline import NO_MODEL, OfflineClient, plan_for, split_prompt
 from rlm.clients.offline_demo import python_topics
 from rlm.clients.offline_words import key_terms, lowered, matcher, sentence_spans, stem_of
 from rlm.values import Call, Message
@@ -189,6 +189,36 @@ def test_documents_that_mention_a_word_are_listed_by_name():
 
 
 @pytest.mark.parametrize(
+    ("question", "cell", "wanted"),
+    [
+        ("How many times does the text mention goats?", "count", "goats"),
+        ("How often does it use the word very?", "count", "very"),
+        ("Count the number of times that Moses appears", "count", "Moses"),
+        ("Count the word boat.", "count", "boat"),
+        ("Count the chapters.", "places", ""),
+        ("How often is Lord of the Rings mentioned in the book?", "count", "Lord of the Rings"),
+        ("How many occurrences of red boat are there in the text?", "count", "red boat"),
+        ("Where is Magnus mentioned?", "count", "Magnus"),
+        ("How many lines contain error?", "places", "error"),
+        ("Which lines have ERROR in them?", "places", "ERROR"),
+        ("In which documents is Magnus mentioned?", "places", "Magnus"),
+        ("In which chapter does the storm occur?", "places", "storm"),
+        ("How many sections does the document have?", "places", ""),
+        ("What are the titles of the chapters?", "places", ""),
+        ("How many times did Peter deny Jesus?", "search", None),
+        ("How often does Peter deny Jesus?", "search", None),
+        ("Which section describes the payment?", "search", None),
+        ("How many files does the system open?", "search", None),
+        ("Where is Moses buried?", "search", None),
+    ],
+)
+def test_only_what_code_can_answer_is_counted_or_listed(question, cell, wanted):
+    plan = plan_for(question)
+    assert plan.steps[1].cell == cell
+    assert plan.values.get("WANTED") == wanted
+
+
+@pytest.mark.parametrize(
     "heads",
     [
         "# One\nx\n\n## Two\ny\n",
@@ -211,12 +241,19 @@ def test_headings_are_seen_in_several_styles(heads):
         ("How many different people live on Skerry?", "a count of distinct things"),
         ("List all people.", "things of a kind"),
         ("Translate the first chapter into French.", "a text to be written"),
-        ("Should Magnus have bought a boat?", "a judgement"),
+        ("What is likely to happen to Magnus?", "a judgement"),
         ("Explain the storm.", "an explanation"),
     ],
 )
 def test_a_question_that_needs_a_model_is_told_so(question, what):
     assert f"This question asks for {what}" in ask(STORY, question)
+
+
+@pytest.mark.parametrize(
+    "question", ["Which chapter describes the storm?", "What should be returned?", "Did Paul write it?"]
+)
+def test_a_question_of_fact_is_not_mistaken_for_more(question):
+    assert "needs a language model" not in ask(STORY, question)
 
 
 @pytest.mark.parametrize("question", ["Where was the boat built?", "Who is Napoleon?", "How often is Magnus mentioned?", "List the chapters.", ""])  # fmt: skip

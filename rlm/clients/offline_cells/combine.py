@@ -43,13 +43,13 @@ else:
     shown = [(quote, source) for quote, (_, _, source) in best[:2]]
     reason = "no passage has enough of the question's words together" if pieces else "there is no text"
     if missing:
-        reason = "the text never uses " + ", ".join(f"“{word}”" for word in missing)
+        reason = "the text never uses " + ", ".join(f"“{word}”" for word in missing[:10])
     lines = [f"NOT FOUND: {reason}."]
     lines += ["The nearest passages, which may have nothing to do with it:"] if shown else []
 
 lines += [f"\n“{quote}”\n— {source}" for quote, source in shown]
 if missing and not lines[0].startswith("NOT FOUND"):
-    lines.append("\nThe text never uses: " + ", ".join(missing) + ".")
+    lines.append("\nThe text never uses: " + ", ".join(missing[:10]) + ".")
 if failed := sum(not reply for reply in replies):
     lines.append(f"\n{failed} of {len(replies)} sub-calls failed, so something may have been missed.")
 lines.append(f"\nNo language model was used: {len(pieces):,} pieces searched, {len(chosen)} read, by rules.")
