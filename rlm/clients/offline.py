@@ -185,6 +185,7 @@ def sub_reply(prompt: str) -> str:
             f"[{offset + quote.start}:{offset + quote.end}] has {', '.join(quote.has)}; "
             f"covers {quote.covers:.2f}, rank {quote.rank:.2f}"
             for quote in found[:3]
+            if quote.covers >= _WORTH_SHOWING
         ]
         return "\n".join(lines) or "NOT FOUND"
     return _quote_in_words(prompt)
@@ -339,6 +340,7 @@ _KIND_WEIGHT = 0.4
 _INFLECTED = 0.85
 _BONUS = 0.1
 _ENOUGH = 0.6
+_WORTH_SHOWING = 0.3
 
 _IN_CONTEXT = "that the context itself contains"
 _ASK = Step("ask", "I was asked no question of its own; a sub-call looks for one in the context.")

@@ -25,6 +25,7 @@ def texts_in(value: object, where: str) -> list[tuple[str, str]]:
 
 
 texts = {where: text for where, text in texts_in(context, "context") if text.strip()}
-print(f"{type(context).__name__}: {len(texts):,} texts, {sum(map(len, texts.values())):,} characters")
+size = sum(map(len, texts.values()))
+print(f"a {type(context).__name__}: {len(texts):,} text{'s' * (len(texts) != 1)}, {size:,} characters")
 for where, text in list(texts.items())[:3]:
-    print(f"{where}, {len(text):,} characters, begins {text[:60]!r}")
+    print(f"{where}, {len(text):,} characters, begins {text[:60].strip()!r}")

@@ -67,5 +67,7 @@ replies = llm_batch(
     f"Passage from character {pieces[i][1]}:\n{texts[pieces[i][0]][pieces[i][1] : pieces[i][2]]}"
     for i in chosen
 )
-answered = sum("NOT FOUND" not in reply for reply in replies)
-print(f"asked about the {len(chosen)} most promising pieces; {answered} replies have a quote")
+answered = sum(bool(reply) and reply != "NOT FOUND" for reply in replies)
+print(
+    f"{len(chosen)} sub-calls read the most promising pieces; {answered} of them found a sentence worth quoting"
+)
