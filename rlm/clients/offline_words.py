@@ -105,6 +105,7 @@ _LONG_STEM = 4
 _STRIPPED = ("ing", "ed", "es", "ly", "s", "e")
 _HAS_WORD = re.compile(r"\w")
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
+_ASKING = re.compile("[哪谁何吗呢几么啥]|多少|什么|怎|誰|嗎|幾")
 _UNSPACED = re.compile("[\u2e80-\ud7ff\uf900-\ufaff]+")
 _QUOTED = re.compile(r"[\"“„«`]([^\"”“»`]+)[\"”“»`]")
 _KIND = re.compile(r"\b(?:which|what|how|welche[rs]?|quel(?:le)?s?)\s+(?P<kind>\w+)", re.IGNORECASE)
@@ -131,7 +132,7 @@ _SMALL_WORDS = frozenset(
     wann warum wem wen welche welcher welches im in an am auf aus bei mit nach von vor zu zum zur für über nicht auch
     es er sie ich wir ihr hat haben hatte
     le la les un une des du de et ou est sont était qui que quoi quel quelle quels quelles où quand comment pourquoi
-    combien dans en sur par pour avec sans ne pas il elle ils elles ce cette ces son sa ses au aux
+    combien dans en sur par pour avec sans ne pas il elle ils elles ce cette ces son sa ses au aux été a-t-il a-t-elle est-ce
     """.split()  # noqa: SIM905 - words read better as text
 )
 
@@ -149,7 +150,8 @@ def _words(question: str) -> Iterator[KeyTerm]:
 
 
 def _pairs(run: str) -> list[str]:
-    return [run[i : i + 2] for i in range(max(1, len(run) - 1))]
+    pairs = [run[i : i + 2] for i in range(max(1, len(run) - 1))]
+    return [pair for pair in pairs if not _ASKING.search(pair)] or pairs
 
 
 def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
