@@ -55,7 +55,7 @@ class OfflineClient:
         else:
             prompt = call.messages[-1].content if call.messages else ""
             if len(prompt) > _LONG_PROMPT:
-                text = await anyio.to_thread.run_sync(sub_reply, prompt)
+                text = await anyio.to_thread.run_sync(sub_reply, prompt, abandon_on_cancel=True)
             else:
                 text = sub_reply(prompt)
         return Reply(text=text, model=self.model, usage=Usage(calls=1), cost_usd=0.0)
@@ -281,7 +281,10 @@ def _quote_in_words(prompt: str) -> str:
 
 def split_prompt(prompt: str) -> tuple[str, str]:
     """The question and the passage of a prompt that somebody wrote, by labels, question marks and blank lines."""
-    return _split_by_label(prompt) or _split_by_form(prompt.strip())
+    question, passage = _split_by_label(prompt) or _split_by_form(prompt.strip())
+    if instruction := _INSTRUCTION.match(passage):
+        passage = passage[instruction.end() :]
+    return question, passage
 
 
 def _split_by_label(prompt: str) -> tuple[str, str] | None:
@@ -372,6 +375,10 @@ _OPENING = re.compile(r"[\W_]*(?:(?:the|a|an)\s+)?[\W_]*(\w+)", re.IGNORECASE)
 _WIDE_GAP = re.compile(r"\S[ \t]{2,}\S")
 _WEIGHT = re.compile(r"(\S+) ([\d.]+)(?:, |$)")
 _LEADING_QUESTION = re.compile(r"[^?\n]{3,300}\?(?=\s)")
+_INSTRUCTION = re.compile(
+    r"(?:reply|answer|respond|quote|return|give|output|say|use|if|only|be)\b[^\n]{0,300}\n\s*\n",
+    re.IGNORECASE,
+)
 _PASSAGE_LABEL = re.compile(
     r"^(?:context|passage|text|document|article|excerpt|chunk)\s*\d*:[ \t]*\n?", re.MULTILINE | re.IGNORECASE
 )

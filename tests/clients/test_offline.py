@@ -326,6 +326,14 @@ def test_failed_sub_calls_are_counted_in_the_answer():
     assert "Stromness" in answer
 
 
+def test_when_every_sub_call_fails_the_answer_says_that_nothing_was_read():
+    drive = Drive(STORY)
+    drive.namespace["llm_batch"] = lambda prompts: ["" for _ in prompts]
+    answer = drive.ask("Where was the boat built?")
+    assert answer.startswith("NOT FOUND: nothing could be read.")
+    assert "sub-calls failed" in answer
+
+
 @pytest.mark.parametrize(
     ("text", "question", "expected"),
     [
@@ -344,6 +352,7 @@ def test_other_languages_are_searched_by_their_words(text, question, expected):
     [
         f"Where was the boat built?\n\n{STORY}",
         f"Where was the boat built?\n{STORY}",
+        f"Where was the boat built?\n\nReply with the sentences that say where it was built, or NOT FOUND.\n\n{STORY}",
         f"Where was the boat built? {STORY}",
         f"{STORY}\n\nWhere was the boat built?",
         f"{STORY}\n\nQuestion: Where was the boat built?",

@@ -35,22 +35,25 @@ for i, reply in zip(chosen, replies, strict=True):
         fits = float(covers) >= 0.6 and is_backed
         quotes.setdefault(quote, (fits, float(rank), f"{where}[{start}:{end}]"))
 
+failed = sum(not reply for reply in replies)
 best = sorted(quotes.items(), key=lambda item: item[1][:2], reverse=True)[:3]
 shown = [(quote, source) for quote, (fits, rank, source) in best if fits and rank >= 0.8 * best[0][1][1]]
 if shown:
-    lines = ["What the text says, the best match first:"]
+    lines = ["The passages that match the question's words best:"]
 else:
     shown = [(quote, source) for quote, (_, _, source) in best[:2]]
     reason = "no passage has enough of the question's words together" if pieces else "there is no text"
     if missing:
         reason = "the text never uses " + ", ".join(f"“{word}”" for word in missing[:10])
+    if 0 < failed == len(replies):
+        reason = "nothing could be read"
     lines = [f"NOT FOUND: {reason}."]
     lines += ["The nearest passages, which may have nothing to do with it:"] if shown else []
 
 lines += [f"\n“{quote}”\n— {source}" for quote, source in shown]
 if missing and not lines[0].startswith("NOT FOUND"):
     lines.append("\nThe text never uses: " + ", ".join(missing[:10]) + ".")
-if failed := sum(not reply for reply in replies):
+if failed:
     lines.append(f"\n{failed} of {len(replies)} sub-calls failed, so something may have been missed.")
 lines.append(f"\nNo language model was used: {len(pieces):,} pieces searched, {len(chosen)} read, by rules.")
 FINAL("\n".join(lines) + f" {CAVEAT}".rstrip())
