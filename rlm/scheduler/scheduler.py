@@ -208,10 +208,12 @@ class Tree:
         seconds = self.ledger.budget.seconds
         if seconds is None:
             return await self._cached(question)
+        now = anyio.current_time()
         if self._deadline is None:
-            self._deadline = anyio.current_time() + seconds
-        with anyio.CancelScope(deadline=self._deadline):
-            return await self._cached(question)
+            self._deadline = now + seconds
+        if now < self._deadline:
+            with anyio.CancelScope(deadline=self._deadline):
+                return await self._cached(question)
         raise DeadlineExceeded(
             f"the run's {seconds:g} seconds are over", name="seconds", limit=seconds, spent=seconds
         )

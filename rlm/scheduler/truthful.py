@@ -17,7 +17,7 @@ __all__ = ["examined"]
 
 FEWEST_BYTES = 4_000
 MOST_BYTES_PER_TOKEN = 8
-REPETITIVE = 8
+MONOTONOUS = 8
 SAMPLE_BYTES = 1 << 16
 
 
@@ -31,7 +31,7 @@ def examined(call: Call, reply: Reply, count_tokens: CountTokens) -> Reply:
         BadReply: nothing came, and nothing was used.
     """
     reply = _with_usage(call, reply, count_tokens)
-    _refuse_truncated_prompt(call, reply)
+    reply = _with_whole_prompt(call, reply)
     if not reply.text.strip():
         return _examined_empty(call, reply)
     if reply.finish_reason == "length":
@@ -55,27 +55,29 @@ def _with_usage(call: Call, reply: Reply, count_tokens: CountTokens) -> Reply:
     return replace(reply, usage=replace(usage, calls=1))
 
 
-def _refuse_truncated_prompt(call: Call, reply: Reply) -> None:
+def _with_whole_prompt(call: Call, reply: Reply) -> Reply:
     if reply.usage.estimated:
-        return
+        return reply
     counted = reply.usage.input_tokens + reply.usage.cached_tokens
     sent = sum(utf8_size(message.content) for message in call.messages)
-    if sent < FEWEST_BYTES or counted * MOST_BYTES_PER_TOKEN >= sent or _is_repetitive(call):
-        return
+    if sent < FEWEST_BYTES or counted * MOST_BYTES_PER_TOKEN >= sent:
+        return reply
+    found = f"{call.model} read {counted:,} tokens of a prompt of {sent:,} bytes"
+    if _is_monotonous(call):
+        return _warned(reply, f"{found}: it may have cut it")
     raise PromptTruncated(
-        f"{call.model} read {counted:,} tokens of a prompt of {sent:,} bytes, which is about {sent // 4:,} tokens: "
-        "the endpoint cuts long prompts without saying so. Give it a larger context window (Ollama: "
-        "OLLAMA_CONTEXT_LENGTH or num_ctx) or send shorter prompts",
+        f"{found}, which is about {sent // 4:,} tokens: the endpoint cuts long prompts without saying so. Give it a "
+        "larger context window (Ollama: OLLAMA_CONTEXT_LENGTH or num_ctx) or send shorter prompts",
         model=call.model,
         usage=reply.usage,
     )
 
 
-def _is_repetitive(call: Call) -> bool:
+def _is_monotonous(call: Call) -> bool:
     """Whether the text is of the kind, such as rows of spaces, that packs many bytes into a token."""
     longest = max((message.content for message in call.messages), key=len)
     sample = longest[:SAMPLE_BYTES].encode("utf-8", "surrogatepass")
-    return len(sample) > REPETITIVE * len(zlib.compress(sample, 1))
+    return len(sample) > MONOTONOUS * len(zlib.compress(sample, 1))
 
 
 def _examined_empty(call: Call, reply: Reply) -> Reply:
