@@ -22,16 +22,18 @@ import atexit
 import os
 import sys
 import threading
+from collections import deque
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, TypeVarTuple, Unpack
 
 import anyio
 import anyio.to_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from contextvars import Context
     from types import TracebackType
 
@@ -71,10 +73,7 @@ class Portal:
         """
         thread = self._running_thread()
         if thread.is_current():
-            raise RuntimeError(
-                "a blocking call was made on the event loop that would have to answer it: "
-                "await the async twin of this method instead"
-            )
+            raise _called_on_own_loop()
         job = thread.submit(function, arguments)
         try:
             return job.outcome.result()
@@ -111,6 +110,56 @@ class Portal:
             raise
         return job.outcome.result()
 
+    def iterate(self, produce: Callable[[Callable[[T], None]], Awaitable[object]]) -> Iterator[T]:
+        """Run `produce(put)` on the portal's loop and yield, in this thread, whatever it puts.
+
+        Leaving the iteration early cancels `produce` and waits until it has cleaned up. An exception it raises is
+        raised here, after all that was put before.
+
+        Raises:
+            RuntimeError: as `call`.
+        """
+        thread = self._running_thread()
+        if thread.is_current():
+            raise _called_on_own_loop()
+        made: SimpleQueue[T | _End] = SimpleQueue()
+        job = thread.submit(produce, (made.put,))
+        job.outcome.add_done_callback(lambda _: made.put(_END))
+        try:
+            while not isinstance(item := made.get(), _End):
+                yield item
+        finally:
+            if not job.outcome.done():
+                thread.cancel(job)
+                job.outcome.exception()
+        job.outcome.result()
+
+    async def aiterate(self, produce: Callable[[Callable[[T], None]], Awaitable[object]]) -> AsyncIterator[T]:
+        """Run `produce(put)` on the portal's loop and yield, on any other loop, whatever it puts; see `iterate`.
+
+        Leave it early only through `contextlib.aclosing`, which waits for the cleaning up.
+        """
+        made: deque[T] = deque()
+        wakes = _Wakes()
+
+        def put(item: T) -> None:
+            made.append(item)
+            wakes.wake()
+
+        thread = await self._usable_thread()
+        job = thread.submit(produce, (put,))
+        job.outcome.add_done_callback(lambda _: wakes.wake())
+        try:
+            while made or not job.outcome.done():
+                while made:
+                    yield made.popleft()
+                await wakes.wait_until(lambda: bool(made) or job.outcome.done())
+        finally:
+            thread.cancel(job)
+            with anyio.CancelScope(shield=True):
+                await wakes.wait_until(job.outcome.done)
+        job.outcome.result()
+
     def close(self) -> None:
         """Give the lease back; the last one out cancels what still runs, and ends the thread. Idempotent."""
         with _lock:
@@ -135,6 +184,13 @@ class Portal:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    async def _usable_thread(self) -> _LoopThread:
+        """The thread, started off this loop where it has to be started."""
+        thread = self._thread
+        if self._closed or thread is None or not thread.is_usable():
+            return await anyio.to_thread.run_sync(self._running_thread)
+        return thread
 
     def _running_thread(self) -> _LoopThread:
         with _lock:
@@ -296,6 +352,13 @@ def _forget_after_fork() -> None:
 os.register_at_fork(after_in_child=_forget_after_fork)
 
 
+def _called_on_own_loop() -> RuntimeError:
+    return RuntimeError(
+        "a blocking call was made on the event loop that would have to answer it: "
+        "await the async twin of this method instead"
+    )
+
+
 def _closed_meanwhile() -> RuntimeError:
     return RuntimeError("the portal was closed before the call was done")
 
@@ -306,6 +369,30 @@ def _context_of_caller() -> Context:
     if sniffio := sys.modules.get("sniffio"):  # how anyio tells loops apart where trio is installed
         context.run(sniffio.current_async_library_cvar.set, "asyncio")
     return context
+
+
+class _End:
+    """Stands after the last item of an iteration."""
+
+
+_END = _End()
+
+
+class _Wakes:
+    """Lets one task wait, on the loop it was made on, for what other threads bring about."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self.wake = _waker(self._set)
+
+    async def wait_until(self, is_so: Callable[[], bool]) -> None:
+        """Wait until `is_so()`, which is asked again after each `wake`."""
+        while not is_so():
+            await self._event.wait()
+            self._event = anyio.Event()
+
+    def _set(self) -> None:
+        self._event.set()
 
 
 def _waker(function: Callable[[], object]) -> Callable[[], None]:

@@ -10,8 +10,9 @@ be used from scripts, notebooks, servers and many threads at once, and keeps its
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import AsyncIterator, Iterator, Sequence, Sized
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakSet
 
@@ -22,7 +23,7 @@ from rlm import prompts, sources
 from rlm.clients.openai import AsyncOpenAIClient
 from rlm.conversation import Conversation
 from rlm.errors import ContextError
-from rlm.events import Warned
+from rlm.events import Warned, ignore
 from rlm.portal import Portal, lease
 from rlm.rlm_session import RLMSession
 from rlm.runtime import Run, new_run_id
@@ -132,6 +133,17 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         """
         return await self._portal.acall(self._complete, context, query)
 
+    def stream(self, context: Any, query: str | None = None) -> Iterator[Event]:
+        """Answer a question, and yield what happens as it happens; the last event is `AnswerGiven`.
+
+        Leaving the loop early cancels the run. Raises what `acompletion` raises.
+        """
+        return self._portal.iterate(partial(self._complete, context, query))
+
+    def astream(self, context: Any, query: str | None = None) -> AsyncIterator[Event]:
+        """The same on an event loop; leave it early through `contextlib.aclosing`."""
+        return self._portal.aiterate(partial(self._complete, context, query))
+
     def session(self, context: Any) -> RLMSession:
         """Open a session: several questions about one context, on one guest."""
         return self._portal.call(self._open_session, context)
@@ -190,9 +202,9 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
     ) -> None:
         await self.aclose()
 
-    async def _complete(self, context: Any, query: str | None) -> Answer:
+    async def _complete(self, context: Any, query: str | None, listener: Emit = ignore) -> Answer:
         context = await _load(context)
-        with self._new_run() as run:
+        with self._new_run(listener) as run:
             return await run.complete(query or prompts.DEFAULT_QUESTION, context)
 
     async def _open_session(self, context: Any) -> RLMSession:
@@ -229,7 +241,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             return await run.tree.complete_all(calls, max_concurrent=max_concurrent)
 
     @contextmanager
-    def _new_run(self) -> Iterator[Run]:
+    def _new_run(self, listener: Emit = ignore) -> Iterator[Run]:
         """A new tree with its first run; what it spent is added to this object's sum at the end."""
         run_id = new_run_id()
         warned: list[str] = []
@@ -237,6 +249,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         def emit(event: Event) -> None:
             if isinstance(event, Warned):
                 warned.append(event.message)
+            listener(event)
             self._emit(event)
 
         tree = self._scheduler.tree(run_id=run_id, emit=emit)

@@ -199,6 +199,40 @@ def test_a_listener_that_raises_does_not_hurt_the_run():
         assert rlm.completion("x", "a question") == "x"
 
 
+def test_a_stream_yields_events_as_they_happen():
+    slow = cell("print('one')\nimport time\ntime.sleep(0.5)\nFINAL('two')")
+    with scripted(slow) as rlm:
+        times = {type(event).__name__: time.monotonic() for event in rlm.stream("x", "a question")}
+    assert list(times)[-1] == "AnswerGiven"
+    assert times["CellOutput"] < times["CellFinished"] - 0.3
+
+
+def test_a_stream_raises_what_ended_the_run_after_its_events():
+    events = []
+    with scripted(BadRequest("no")) as rlm, pytest.raises(BadRequest):
+        events.extend(rlm.stream("x", "a question"))
+    assert isinstance(events[-1], RunFailed)
+
+
+def test_a_stream_left_early_cancels_the_run():
+    with scripted(cell("import time; time.sleep(60)"), "FINAL(x)") as rlm:
+        started = time.monotonic()
+        for event in rlm.stream("x", "a question"):
+            if type(event).__name__ == "CellStarted":
+                break
+        assert rlm.completion("x", "a question") == "x"
+        assert time.monotonic() - started < 30, "the cell was waited for"
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_stream_works_on_any_loop(backend):
+    async def main():
+        async with scripted(cell("print(1)"), "FINAL(x)") as rlm:
+            return [event async for event in rlm.astream("x", "a question")]
+
+    assert anyio.run(main, backend=backend)[-1].answer == "x"
+
+
 def test_completions_run_from_many_threads_on_one_object():
     with always(cell("FINAL(context * 2)")) as rlm, ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda n: rlm.completion(f"{n}.", "a question"), range(16)))
