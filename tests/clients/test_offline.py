@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from offline_driver import BLOCK, QUOTED, Drive
 
 from rlm.clients.base import Client
-from rlm.clients.offline import NO_MODEL, OfflineClient, plan_for, split_prompt
+from rlm.clients.offline import NO_MODEL, OfflineClient
 from rlm.clients.offline_demo import python_topics
+from rlm.clients.offline_plans import plan_for
+from rlm.clients.offline_quotes import split_prompt
 from rlm.clients.offline_words import key_terms, lowered, matcher, sentence_spans, stem_of
 from rlm.values import Call, Message
 
