@@ -129,6 +129,11 @@ def test_a_quote_from_several_documents_names_its_document():
     assert "— context['b.txt'][" in answer
 
 
+def test_a_small_dict_is_read_as_one_row_with_its_keys():
+    context = {"host": "localhost", "port": 8080}
+    assert "8080" in quotes_of(ask(context, "What is the port of the host?"), context)[0]
+
+
 @pytest.mark.parametrize("context", [None, "", "   \n", [], {}, [""], {"a": ""}])
 @pytest.mark.parametrize(
     "question", ["Who is it?", "How many times does x occur?", "List the chapters.", "", "???"]

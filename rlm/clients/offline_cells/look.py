@@ -1,6 +1,6 @@
 """Turn 1: what is there?"""
 
-# ruff: noqa: PLR2004, T201 - a cell prints what the model is to see, and its numbers stand where they are used
+# ruff: noqa: T201 - a cell prints what the model is to see
 from __future__ import annotations
 
 from rlm.clients.offline_cells.given import context
@@ -14,7 +14,10 @@ def texts_in(value: object, where: str) -> list[tuple[str, str]]:
         return [(where, value)]
     if isinstance(value, dict):
         is_message = isinstance(value.get("content"), str)
-        is_row = where != "context" and all(len(str(item)) < 500 for item in value.values())
+        limit = 60 if where == "context" else 500
+        is_row = any(value.values()) and all(
+            not isinstance(item, (dict, list, tuple)) and len(str(item)) < limit for item in value.values()
+        )
         if is_message:
             return [(f"{where}['content']", value["content"])]
         if not is_row:
