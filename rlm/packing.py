@@ -28,12 +28,15 @@ if TYPE_CHECKING:
     from rlm.schemas import Schema
 
 __all__ = [
+    "CHARS_PER_TOKEN",
     "Invalid",
     "Missing",
     "Outcome",
     "Room",
     "Task",
     "Valid",
+    "canonical",
+    "content_chars",
     "even_packs",
     "read_json",
     "suggested_size",
@@ -183,6 +186,19 @@ def read_json(reply: str, schema: Schema) -> Outcome:
 # Sizes ---------------------------------------------------------------------------------------------------------
 
 
+def canonical(content: Any) -> str:
+    """A text that two contents share exactly where they are the same question."""
+    try:
+        return json.dumps(content, ensure_ascii=False, sort_keys=True, default=repr)
+    except (TypeError, ValueError, RecursionError):
+        return repr(content)
+
+
+def content_chars(content: Any) -> int:
+    """About how many characters of a prompt an item takes."""
+    return len(_text(content))
+
+
 def suggested_size(mean_chars: float) -> int:
     """How many items of this mean length make a good pack: more are cheaper, fewer are answered with more care."""
     steps = ((100, 25), (500, 12), (2_000, 8))
@@ -286,7 +302,10 @@ def _text(content: Any) -> str:
 
 
 def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str)
+    except (TypeError, ValueError, RecursionError):  # keys that are no text, values that hold themselves
+        return json.dumps(repr(value), ensure_ascii=False)
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

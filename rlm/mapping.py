@@ -1,0 +1,483 @@
+"""One question about many items: packs of them as calls, what is missing asked again, failures kept apart.
+
+    map_items(tree, items, instruction)      a list in, a list of `Mapped` out, in order; equal items asked once
+    map_packs(tree, packs, task, sink)       the engine: packs in as they come, settled items out as they come
+    ask_checked(tree, call, schema)          one call whose answer must meet a schema; one repair
+
+Workers pull packs, so memory does not grow with their number. What a reply leaves open goes back into the queue:
+
+    a pack without some of its answers   →  those items once more, as one smaller pack
+    a pack that fails again, or wholly   →  its two halves
+    a single item                        →  once more, with what was wrong; then it has failed
+    a prompt that is refused, too long, or answered too long  →  halves as well, so that one bad item costs only itself
+
+Each item ends as a value that met the schema or as a failure with its reason. Structured output is asked of the
+provider where it takes that; one that refuses is remembered and done without. We check every value in any case.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import anyio
+
+from rlm.errors import (
+    BadRequest,
+    CallError,
+    ContextTooLong,
+    InvalidAnswer,
+    LimitReached,
+    OutputTruncated,
+    PromptTruncated,
+    Refused,
+    SettingsError,
+)
+from rlm.packing import (
+    CHARS_PER_TOKEN,
+    Outcome,
+    Room,
+    Task,
+    Valid,
+    canonical,
+    content_chars,
+    even_packs,
+    read_json,
+)
+from rlm.schemas import Schema, SchemaSource, schema_of
+from rlm.values import Call, Message, Reply
+
+if TYPE_CHECKING:
+    from rlm.scheduler.scheduler import Tree
+
+__all__ = [
+    "Item",
+    "MapSettings",
+    "Mapped",
+    "PlainModels",
+    "Settled",
+    "Sink",
+    "ask_checked",
+    "fill_packs",
+    "map_items",
+    "map_packs",
+]
+
+ATTEMPTS: Final = 3
+"""Answers in a row that an item may fail to get, the last of them asked alone, before it has failed."""
+SPLITTABLE: Final = (ContextTooLong, OutputTruncated, PromptTruncated, Refused)
+"""Failures that may be the fault of one item of a pack, or of its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What became of one item: a value, or why there is none. `kind` is then the name of the error, else ''."""
+
+    value: Any = None
+    kind: str = ""
+    reason: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no value."""
+        return bool(self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to ask about: `content` is any JSON value, `key` is the caller's name for it."""
+
+    key: Any
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Items that one call settled, and its reply where there was one."""
+
+    items: Sequence[tuple[Item, Mapped]]
+    reply: Reply | None = None
+
+
+Sink: TypeAlias = Callable[[Settled], Awaitable[None]]
+"""Takes what each call settled, as it comes; while it works, its worker asks nothing."""
+
+
+@dataclass(slots=True)
+class PlainModels:
+    """Which models refuse a schema with their request, and which have taken one."""
+
+    refusing: set[str] = field(default_factory=set)
+    taking: set[str] = field(default_factory=set)
+
+    def note_refusal(self, call: Call, error: CallError) -> bool:
+        """Whether the call is worth asking again without its schema; from then on it is left out."""
+        if call.schema is None or not isinstance(error, BadRequest) or isinstance(error, ContextTooLong):
+            return False
+        if call.model in self.taking:
+            return False
+        self.refusing.add(call.model)
+        return True
+
+    def note_answer(self, call: Call) -> None:
+        """A call was answered: if it had a schema, the model takes one."""
+        if call.schema is not None:
+            self.taking.add(call.model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapSettings:
+    """How items are asked.
+
+    Attributes:
+        model: the model that is asked.
+        per_call: items of one call, or "auto" for as many as their length suggests.
+        max_concurrent: calls at once; the scheduler may allow fewer.
+        window_chars: characters of a whole prompt.
+        max_output_tokens: output cap of each call, or None for the model's own.
+        output_tokens: tokens of a reply that packs are made for where there is no cap.
+        temperature: passed to the model.
+        run_id: the run that asks.
+        depth: its depth.
+        stops_at: failures of one call that end the whole mapping.
+    """
+
+    model: str
+    per_call: int | Literal["auto"] = "auto"
+    max_concurrent: int = 10
+    window_chars: int = 400_000
+    max_output_tokens: int | None = None
+    output_tokens: int = 8_192
+    temperature: float | None = None
+    run_id: str = ""
+    depth: int = 0
+    stops_at: tuple[type[CallError], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("per_call", "max_concurrent", "window_chars"):
+            value = getattr(self, name)
+            if (name, value) == ("per_call", "auto"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingsError(f"{name}={value!r}: must be a whole number above 0")
+
+    def room(self, task: Task) -> Room:
+        """An empty pack for this task."""
+        per_call = None if self.per_call == "auto" else self.per_call
+        tokens = self.max_output_tokens or self.output_tokens
+        return Room(task, per_call, self.window_chars, int(tokens * CHARS_PER_TOKEN))
+
+
+async def map_items(
+    tree: Tree,
+    items: Sequence[Any],
+    instruction: str,
+    settings: MapSettings,
+    *,
+    schema: SchemaSource | None = None,
+    plain_models: PlainModels | None = None,
+) -> list[Mapped]:
+    """Ask the same of every item; equal items are asked once, and the answers come in the order of the items.
+
+    Raises:
+        SchemaError: the schema is not understood.
+        LimitReached: the tree may spend no more; the calls in flight are finished first.
+    """
+    task = Task(instruction, None if schema is None else schema_of(schema))
+    distinct: dict[Hashable, Item] = {}
+    keys = [canonical(item) for item in items]
+    for key, content in zip(keys, items, strict=True):
+        distinct.setdefault(key, Item(key, content))
+    waiting = list(distinct.values())
+    packs = even_packs([content_chars(item.content) for item in waiting], settings.room(task))
+    outcomes: dict[Hashable, Mapped] = {}
+
+    async def keep(settled: Settled) -> None:
+        outcomes.update((item.key, mapped) for item, mapped in settled.items)
+
+    lists = _as_they_are([waiting[index] for index in pack] for pack in packs)
+    async with aclosing(lists):
+        await map_packs(tree, lists, task, keep, settings, plain_models=plain_models)
+    return [outcomes[key] for key in keys]
+
+
+async def map_packs(
+    tree: Tree,
+    packs: AsyncIterator[Sequence[Item]],
+    task: Task,
+    sink: Sink,
+    settings: MapSettings,
+    *,
+    plain_models: PlainModels | None = None,
+) -> None:
+    """Ask about packs of items as they come, and hand on what is settled as it comes.
+
+    Each item is handed on exactly once, unless the mapping ends before. At most `max_concurrent` packs have been
+    taken from `packs` and are not settled.
+
+    Raises:
+        CallError: one that `settings.stops_at` names; the calls in flight are finished first.
+        LimitReached: the tree may spend no more; the calls in flight are finished first.
+        Exception: whatever `packs` or `sink` raise, at once.
+    """
+    mapping = _Mapping(tree, packs, task, sink, settings=settings, plain_models=plain_models or PlainModels())
+    try:
+        async with anyio.create_task_group() as workers:
+            for _ in range(settings.max_concurrent):
+                workers.start_soon(mapping.work)
+    except BaseExceptionGroup as errors:
+        raise _first_error(errors) from None
+    if mapping.stopped_by is not None:
+        raise mapping.stopped_by
+
+
+async def fill_packs(items: AsyncIterator[Item], room: Room) -> AsyncGenerator[list[Item], None]:
+    """Items as they come, in packs that fit."""
+    pack: list[Item] = []
+    room.empty()
+    async for item in items:
+        size = content_chars(item.content)
+        if not room.takes(size):
+            yield pack
+            pack = []
+            room.empty()
+        room.add(size)
+        pack.append(item)
+    if pack:
+        yield pack
+
+
+async def ask_checked(
+    tree: Tree, call: Call, schema: Schema, *, plain_models: PlainModels | None = None
+) -> Any:
+    """The answer to a call as a value that meets the schema.
+
+    An answer that does not is sent back once with what is wrong.
+
+    Raises:
+        InvalidAnswer: the second answer does not meet the schema either.
+        CallError: the call failed for good.
+        LimitReached: the tree may spend no more.
+    """
+    plain = plain_models or PlainModels()
+    task = Task("", schema, single=str)
+    last = call.messages[-1]
+    asked = replace(last, content=task.prompt([last.content]))
+    call = replace(call, messages=(*call.messages[:-1], asked), schema=task.reply_schema(1))
+    reply = await _complete(tree, call, plain)
+    outcome = read_json(reply.text, schema)
+    if not isinstance(outcome, Valid):
+        repair = Message(
+            "user", f"This cannot be used: {outcome.reason}. Reply with the corrected JSON only."
+        )
+        call = replace(call, messages=(*call.messages, Message("assistant", reply.text), repair))
+        reply = await _complete(tree, call, plain)
+        outcome = read_json(reply.text, schema)
+    if isinstance(outcome, Valid):
+        return outcome.value
+    raise InvalidAnswer(
+        f"{call.model} was asked twice, and its answer does not meet the schema: {outcome.reason}",
+        text=reply.text,
+        model=call.model,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pack:
+    """Items to ask about in one call.
+
+    `notes` says, by index, why the last answer was none; `tries` counts the answers that these items did not get.
+    """
+
+    items: Sequence[Item]
+    notes: dict[int, str] = field(default_factory=dict)
+    tries: int = 0
+
+    def left_over(self, outcomes: Sequence[Outcome]) -> _Pack:
+        """The items that got no value."""
+        reasons = {
+            index: outcome.reason for index, outcome in enumerate(outcomes) if not isinstance(outcome, Valid)
+        }
+        items = [self.items[index] for index in reasons]
+        return _Pack(items, dict(enumerate(reasons.values())), self.tries + 1)
+
+    def halves(self) -> list[_Pack]:
+        """The same in two, each of which may still fail as a pack once."""
+        middle = -(-len(self.items) // 2)
+        late = {index - middle: note for index, note in self.notes.items() if index >= middle}
+        early = {index: note for index, note in self.notes.items() if index < middle}
+        return [_Pack(self.items[:middle], early, 1), _Pack(self.items[middle:], late, 1)]
+
+
+class _Mapping:
+    """The state that the workers of one mapping share."""
+
+    def __init__(
+        self,
+        tree: Tree,
+        packs: AsyncIterator[Sequence[Item]],
+        task: Task,
+        sink: Sink,
+        *,
+        settings: MapSettings,
+        plain_models: PlainModels,
+    ) -> None:
+        self.stopped_by: CallError | LimitReached | None = None
+        self._tree = tree
+        self._packs = packs
+        self._task = task
+        self._sink = sink
+        self._settings = settings
+        self._plain_models = plain_models
+        self._again: deque[_Pack] = deque()
+        self._reading = anyio.Lock()
+        self._ended = False
+        self._busy = 0
+        self._changed = anyio.Event()
+        self._ever_answered = False
+
+    async def work(self) -> None:
+        """Settle pack after pack until there are none, and none can come back from another worker."""
+        while self.stopped_by is None:
+            changed = self._changed
+            pack = await self._next_pack()
+            if pack is not None:
+                await self._settle(pack)
+            elif self._busy:
+                await changed.wait()
+            else:
+                return
+
+    async def _next_pack(self) -> _Pack | None:
+        """The next pack, counted as busy from here on."""
+        async with self._reading:
+            pack: _Pack | None = None
+            if self._again:
+                pack = self._again.popleft()
+            elif not self._ended and self.stopped_by is None:
+                pack = await self._read_pack()
+            if pack is not None:
+                self._busy += 1
+            return pack
+
+    async def _read_pack(self) -> _Pack | None:
+        try:
+            return _Pack(await anext(self._packs))
+        except StopAsyncIteration:
+            self._ended = True
+            return None
+
+    async def _settle(self, pack: _Pack) -> None:
+        try:
+            if self.stopped_by is None:
+                await self._ask(pack)
+        finally:
+            self._busy -= 1
+            self._changed.set()
+            self._changed = anyio.Event()
+
+    async def _ask(self, pack: _Pack) -> None:
+        call = self._call(pack)
+        chars = len(call.messages[0].content)
+        if chars > self._settings.window_chars:
+            await self._too_long(pack, chars)
+            return
+        try:
+            reply = await self._tree.complete(call)
+        except LimitReached as limit:
+            self.stopped_by = self.stopped_by or limit
+        except CallError as error:
+            await self._take_failure(pack, call, error)
+        else:
+            self._ever_answered = True
+            self._plain_models.note_answer(call)
+            await self._take_outcomes(pack, self._task.read(reply.text, len(pack.items)), reply)
+
+    def _call(self, pack: _Pack) -> Call:
+        settings = self._settings
+        plain = settings.model in self._plain_models.refusing
+        prompt = self._task.prompt([item.content for item in pack.items], pack.notes)
+        return Call(
+            model=settings.model,
+            messages=(Message("user", prompt),),
+            run_id=settings.run_id,
+            depth=settings.depth,
+            max_output_tokens=settings.max_output_tokens,
+            temperature=settings.temperature,
+            schema=None if plain else self._task.reply_schema(len(pack.items)),
+        )
+
+    async def _take_outcomes(
+        self, pack: _Pack, outcomes: Sequence[Outcome], reply: Reply | None = None
+    ) -> None:
+        settled = [
+            (item, Mapped(outcome.value))
+            for item, outcome in zip(pack.items, outcomes, strict=True)
+            if isinstance(outcome, Valid)
+        ]
+        left = pack.left_over(outcomes)
+        if len(left.items) > 1:
+            keeps_failing = left.tries > 1 or not settled
+            self._again.extend(left.halves() if keeps_failing else [left])
+        elif left.items and left.tries < ATTEMPTS:
+            self._again.append(left)
+        elif left.items:
+            settled.append((left.items[0], Mapped(kind=InvalidAnswer.__name__, reason=left.notes[0])))
+        if settled or reply is not None:
+            await self._sink(Settled(settled, reply))
+
+    async def _take_failure(self, pack: _Pack, call: Call, error: CallError) -> None:
+        if isinstance(error, self._settings.stops_at):
+            self.stopped_by = self.stopped_by or error
+        elif self._plain_models.note_refusal(call, error):
+            self._again.append(pack)
+        elif len(pack.items) > 1 and isinstance(error, OutputTruncated) and error.text:
+            await self._take_outcomes(pack, self._task.read(error.text, len(pack.items)))
+        elif len(pack.items) > 1 and (
+            isinstance(error, SPLITTABLE) or (isinstance(error, BadRequest) and self._ever_answered)
+        ):
+            self._again.extend(pack.halves())
+        else:
+            await self._give_up(pack, type(error).__name__, str(error))
+
+    async def _too_long(self, pack: _Pack, chars: int) -> None:
+        if len(pack.items) > 1:
+            self._again.extend(pack.halves())
+            return
+        reason = (
+            f"the prompt for this item alone has {chars:,} characters, and the model is given at most "
+            f"{self._settings.window_chars:,}"
+        )
+        await self._give_up(pack, ContextTooLong.__name__, reason)
+
+    async def _give_up(self, pack: _Pack, kind: str, reason: str) -> None:
+        await self._sink(Settled([(item, Mapped(kind=kind, reason=reason)) for item in pack.items]))
+
+
+async def _complete(tree: Tree, call: Call, plain_models: PlainModels) -> Reply:
+    """Ask once, with the schema where the model takes one."""
+    if call.model in plain_models.refusing:
+        return await tree.complete(replace(call, schema=None))
+    try:
+        reply = await tree.complete(call)
+    except BadRequest as error:
+        if not plain_models.note_refusal(call, error):
+            raise
+        return await tree.complete(replace(call, schema=None))
+    plain_models.note_answer(call)
+    return reply
+
+
+async def _as_they_are(packs: Iterable[Sequence[Item]]) -> AsyncGenerator[Sequence[Item], None]:
+    for pack in packs:
+        yield pack
+
+
+def _first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = errors
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
