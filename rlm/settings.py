@@ -75,7 +75,7 @@ class SchedulerSettings:
     max_attempts: int = 9
     retry_deadline_s: float = 300.0
     first_backoff_s: float = 0.2
-    longest_backoff_s: float = 60.0
+    longest_backoff_s: float = 20.0
     spare_retries: int = 100
     breaker_failures: int = 20
     breaker_patience_s: float = 60.0

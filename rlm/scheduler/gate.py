@@ -14,11 +14,12 @@ __all__ = ["AdaptiveWidth", "Gate", "Outcome"]
 
 Outcome: TypeAlias = Literal["answered", "overloaded", "other"]
 
-FIRST_WIDTH = 64
+FIRST_WIDTH = 100
 WIDEST = 1000
 WINDOWS_REMEMBERED = 8
 MOST_NOISE = 0.25
 SMALLEST_WINDOW = 8  # the share of refusals in fewer requests than this says little
+LARGEST_WINDOW = 64
 
 
 class Gate:
@@ -65,8 +66,8 @@ class AdaptiveWidth:
     """The arithmetic of an adaptive gate, without clock or I/O.
 
     It starts wide: each answer widens it by one, so that it doubles per round trip, and each refusal narrows it by
-    one, which takes a server with a fixed capacity straight to it. After the first window (of as many finished
-    requests as it is wide) with many refusals it is careful: it widens by one per window, and narrows in
+    one, which takes a server with a fixed capacity straight to it. After the first window of finished requests
+    (about as many as it is wide) with many refusals it is careful: it widens by one per window, and narrows in
     proportion to the share of refusals, as DCTCP does (Alizadeh et al., SIGCOMM 2010). What was refused in each of
     the last windows, however wide the gate was, has other reasons than load, and narrowing would not help: it does
     not count. It widens only while it is full. The signal is refusals and timeouts; latency is none, because that
@@ -78,7 +79,7 @@ class AdaptiveWidth:
         self._widest = widest
         self._starting = True
         self._shares: deque[float] = deque(maxlen=WINDOWS_REMEMBERED)
-        self._window = first
+        self._window = _window(first)
         self._finished = 0
         self._refused = 0
         self._was_full = False
@@ -111,7 +112,11 @@ class AdaptiveWidth:
             self._limit = self._limit * (1 - excess / 2) + self._was_full
         self._shares.append(min(share, MOST_NOISE))
         self._limit = min(max(self._limit, 1), self._widest)
-        self._window = max(self.limit, SMALLEST_WINDOW)
+        self._window = _window(self.limit)
         self._finished = 0
         self._refused = 0
         self._was_full = False
+
+
+def _window(width: int) -> int:
+    return min(max(width, SMALLEST_WINDOW), LARGEST_WINDOW)

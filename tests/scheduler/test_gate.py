@@ -28,7 +28,7 @@ def test_an_adaptive_width_doubles_per_round_until_a_window_has_many_refusals():
 def test_a_careful_width_narrows_by_half_the_share_of_refusals_and_widens_by_one():
     width = AdaptiveWidth(first=8)
     _observe(width, refused=8)
-    for _ in range(100):
+    for _ in range(30):
         _observe(width, answered=width.limit)
     before = width.limit
     assert _observe(width, answered=before - before // 5, refused=before // 5) == pytest.approx(
