@@ -16,7 +16,7 @@ from pathlib import Path
 from rlm import RLM_REPL, OfflineClient
 from rlm.clients.offline_demo import python_topics
 
-QUESTION = "How does the import system find a module that is not in sys.modules?"
+QUESTION = "What does the debugger command tbreak do?"
 
 READ_SECTIONS = """
 size = 40_000

@@ -89,9 +89,10 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         scheduler: SchedulerSettings | None = None,
         on_event: Emit | None = None,
     ) -> None:
+        only_model = getattr(client, "only_model", None)
         self.settings = RunSettings(
-            model=model,
-            recursive_model=recursive_model,
+            model=only_model or model,
+            recursive_model=only_model or recursive_model,
             max_iterations=max_iterations,
             max_depth=max_depth,
             timeout_s=timeout_s,

@@ -16,8 +16,9 @@ class Client(Protocol):
 
     `complete` makes one attempt and raises a `CallError` where it fails: retries, limits, caches and budgets are
     the scheduler's, which is itself a `Client`. It is called from many tasks of one event loop at once. A client
-    may also have `async def aclose(self)`, called once when its owner is closed, and `endpoint: str`, which names
-    where it asks, so that stored answers of two endpoints are never mixed up.
+    may also have `async def aclose(self)`, called once when its owner is closed; `endpoint: str`, which names where
+    it asks, so that stored answers of two endpoints are never mixed up; and `only_model: str`, the one name it
+    answers under, whatever model is asked for.
     """
 
     async def complete(self, call: Call) -> Reply:

@@ -37,7 +37,7 @@ __all__ = ["NO_MODEL", "Dialogue", "OfflineClient", "read_dialogue", "root_reply
 class OfflineClient:
     """Answers calls with no language model: as root by writing cells, as sub-model by quoting the prompt."""
 
-    model = "offline"
+    only_model = "offline"
 
     def __init__(self) -> None:
         """Read the cells, so that answering touches no file."""
@@ -54,7 +54,7 @@ class OfflineClient:
                 text = await anyio.to_thread.run_sync(sub_reply, prompt, abandon_on_cancel=True)
             else:
                 text = sub_reply(prompt)
-        return Reply(text=text, model=self.model, usage=Usage(calls=1), cost_usd=0.0)
+        return Reply(text=text, model=self.only_model, usage=Usage(calls=1), cost_usd=0.0)
 
 
 def root_reply(messages: Sequence[Message]) -> str:
