@@ -80,7 +80,7 @@ class Endpoint:
             finally:
                 self._gate.leave(call.model, outcome)
             seconds = anyio.current_time() - started
-            self._settle(attempt, reply.usage, seconds)
+            self._settle(attempt, reply.usage, seconds, said_usd=reply.cost_usd)
         self._learn(attempt, reply)
         return replace(reply, latency_s=seconds)
 
@@ -131,8 +131,10 @@ class Endpoint:
         self.require_price(call.model, budget)
         return Amount.of(worst, None if budget.dollars is None else self._price(call.model, worst))
 
-    def _settle(self, attempt: _Attempt, usage: Usage, seconds: float) -> None:
-        cost_usd = self._price(attempt.call.model, usage)
+    def _settle(
+        self, attempt: _Attempt, usage: Usage, seconds: float, *, said_usd: float | None = None
+    ) -> None:
+        cost_usd = self._price(attempt.call.model, usage) if said_usd is None else said_usd
         attempt.ledger.settle(attempt.reservation, usage, cost_usd, seconds)
         attempt.bill.add(usage, cost_usd, seconds)
 

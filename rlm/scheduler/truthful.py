@@ -43,6 +43,8 @@ def examined(call: Call, reply: Reply, count_tokens: CountTokens) -> Reply:
 
 def _with_usage(call: Call, reply: Reply, count_tokens: CountTokens) -> Reply:
     usage = reply.usage
+    if reply.cost_usd == 0.0:  # a client that asks for nothing has nothing to hide: rules, a script
+        return reply
     no_input = usage.input_tokens <= 0
     no_output = usage.output_tokens <= 0 and bool(reply.text)
     if usage.calls == 1 and not no_input and not no_output:
