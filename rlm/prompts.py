@@ -48,6 +48,8 @@ In the REPL, besides Python's standard library:
 {sub_context_chars:,} characters. Raises LLMError when it fails.
 - `llm_batch(prompts, max_concurrent=10) -> list[str]`: asks many prompts at once; answers in the order of the \
 prompts. A prompt that failed gives a falsy string that names the error.
+- `llm_map(items, instruction, schema=None) -> list`: asks the same of many short items, packed into few calls; \
+with a schema such as "label: str, score: float" each answer is data of that form.
 {children}\
 - `FINAL(value)` gives the answer and ends the run; `FINAL_VAR("name")` does it with a variable.
 - `answer["content"] = draft` keeps a draft; `answer["ready"] = True` gives it as the answer.

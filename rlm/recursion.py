@@ -1,4 +1,4 @@
-"""What a host call of a cell means at this depth: a call, a batch of calls, or child runs.
+"""What a host call of a cell means at this depth: a call, a batch, many items packed into calls, or child runs.
 
 `HostCalls` is built for one run and handed to its guest's session. Arguments come from a guest that may be
 hostile, so each is checked here again; what is wrong with them is told to the cell as `HostCallRefused`.
@@ -9,14 +9,16 @@ At the depth limit a child run becomes a plain call: the question and the contex
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
 
 from rlm import prompts
-from rlm.errors import CallError, HostCallRefused, RLMError
+from rlm.errors import CallError, HostCallRefused, RLMError, SchemaError
+from rlm.mapping import Mapped, MapSettings, PlainModels, ask_checked, map_items
+from rlm.schemas import Schema, schema_of
 from rlm.values import Answer, Call, HostCall, Message, Reply
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ class HostCalls:
     run_id: str
     depth: int
     start_child: StartChild
+    plain_models: PlainModels = field(default_factory=PlainModels)
 
     async def __call__(self, host_call: HostCall) -> Any:
         """Perform one host call.
@@ -52,14 +55,14 @@ class HostCalls:
         arguments = host_call.arguments
         match host_call.name:
             case "llm_query":
-                reply = await self.tree.complete(
-                    self._sub_call(_text(arguments, "prompt"), _model(arguments))
-                )
-                return reply.text
+                call = self._sub_call(_text(arguments, "prompt"), _model(arguments))
+                return await self._query(call, _schema(arguments))
             case "llm_batch":
                 return await self._batch(
                     _texts(arguments, "prompts"), _concurrency(arguments), _model(arguments)
                 )
+            case "llm_map":
+                return await self._map(arguments)
             case "rlm_query":
                 return await self._child(
                     _text(arguments, "question"), arguments.get("context"), _model(arguments)
@@ -68,6 +71,30 @@ class HostCalls:
                 return await self._children(_items(arguments), _concurrency(arguments))
             case unknown:
                 raise HostCallRefused(f"there is no host call {unknown!r}")
+
+    async def _query(self, call: Call, schema: Schema | None) -> Any:
+        if schema is None:
+            return (await self.tree.complete(call)).text
+        return await ask_checked(self.tree, call, schema, plain_models=self.plain_models)
+
+    async def _map(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+        settings = MapSettings(
+            model=_model(arguments) or self.settings.recursive_model,
+            per_call=_per_call(arguments),
+            max_concurrent=_concurrency(arguments),
+            window_chars=self.settings.sub_context_chars,
+            run_id=self.run_id,
+            depth=self.depth,
+        )
+        outcomes = await map_items(
+            self.tree,
+            _list(arguments, "items"),
+            _text(arguments, "instruction"),
+            settings,
+            schema=_schema(arguments),
+            plain_models=self.plain_models,
+        )
+        return [_mapped_slot(outcome) for outcome in outcomes]
 
     async def _batch(
         self, texts: Sequence[str], max_concurrent: int, model: str | None
@@ -130,6 +157,10 @@ def _value_slot(reply: Reply | CallError) -> dict[str, Any]:
     return {"value": reply.text} if isinstance(reply, Reply) else _failure(reply)
 
 
+def _mapped_slot(outcome: Mapped) -> dict[str, Any]:
+    return {"error": outcome.reason, "kind": outcome.kind} if outcome.failed else {"value": outcome.value}
+
+
 async def _settle(start: Callable[[], Awaitable[Answer]]) -> dict[str, Any]:
     try:
         return {"value": (await start()).value}
@@ -153,6 +184,34 @@ def _texts(arguments: Mapping[str, Any], name: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise HostCallRefused(f"{name} must be a list of str")
     return values
+
+
+def _list(arguments: Mapping[str, Any], name: str) -> list[Any]:
+    values = arguments.get(name)
+    if not isinstance(values, list):
+        raise HostCallRefused(f"{name} must be a list, not {type(values).__name__}")
+    return values
+
+
+def _schema(arguments: Mapping[str, Any]) -> Schema | None:
+    source = arguments.get("schema")
+    if source is None:
+        return None
+    if not isinstance(source, (str, dict)):
+        raise HostCallRefused(f"schema must be a str, a dict or None, not {type(source).__name__}")
+    try:
+        return schema_of(source, trusted=False)
+    except SchemaError as error:
+        raise HostCallRefused(str(error)) from error
+
+
+def _per_call(arguments: Mapping[str, Any]) -> int | Literal["auto"]:
+    value = arguments.get("per_call", "auto")
+    if value == "auto":
+        return "auto"
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise HostCallRefused(f"per_call must be a whole number above 0 or 'auto', not {value!r}")
+    return value
 
 
 def _items(arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -103,7 +103,7 @@ def schema_of(source: SchemaSource, *, trusted: bool = True) -> Schema:
         case str():
             schema = _from_text(source)
         case Mapping():
-            schema = dict(source)
+            schema = _from_names(source) or dict(source)
         case type():
             schema = _from_class(source)
         case _:
@@ -243,6 +243,14 @@ _NAMED = {
 }
 _CONTAINERS = {"list": "array"}
 _CONSTANTS = {"true": True, "True": True, "false": False, "False": False}
+
+
+def _from_names(source: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The short form as `{"label": "str"}`, which people write where JSON Schema is meant to be."""
+    is_short = all(isinstance(value, str) for value in source.values()) and source
+    if not is_short or any(key in KEYWORDS or str(key).startswith("$") for key in source):
+        return None
+    return _from_text(", ".join(f"{key}: {value}" for key, value in source.items()))
 
 
 def _from_text(text: str) -> dict[str, Any]:

@@ -22,7 +22,7 @@ def test_the_system_prompt_states_the_limits_of_this_run(told):
 
 
 @pytest.mark.parametrize(
-    "name", ["context", "llm_query", "llm_batch", "FINAL", "FINAL_VAR", "answer", "SHOW_VARS"]
+    "name", ["context", "llm_query", "llm_batch", "llm_map", "FINAL", "FINAL_VAR", "answer", "SHOW_VARS"]
 )
 def test_the_system_prompt_names_what_the_namespace_has(name):
     assert name in prompts.system_prompt(SETTINGS)

@@ -4,7 +4,7 @@ import anyio
 import pytest
 
 from rlm.clients.scripted import ScriptedClient
-from rlm.errors import BadRequest, HostCallRefused
+from rlm.errors import BadRequest, HostCallRefused, Refused
 from rlm.recursion import HostCalls
 from rlm.scheduler.scheduler import Scheduler
 from rlm.settings import RunSettings
@@ -64,6 +64,31 @@ async def test_a_batch_keeps_its_order_and_a_failure_its_slot():
     calls, _ = host_calls()
     slots = await serve(calls, "llm_batch", prompts=["a", "bad", "c"], max_concurrent=2)
     assert slots == [{"text": "A"}, {"error": "the endpoint says no", "kind": "BadRequest"}, {"text": "C"}]
+
+
+async def test_a_query_with_a_schema_gives_a_checked_value():
+    client = ScriptedClient(["not so sure", '{"value": 7}'])
+    calls = HostCalls(RunSettings(), Scheduler(client).tree(run_id="r"), "r", 0, Children())
+    assert await serve(calls, "llm_query", prompt="how many?", schema="int") == 7
+
+
+async def test_a_map_packs_items_and_keeps_a_failure_in_its_slot():
+    def label(call):
+        if "bad" in call.messages[0].content:
+            return Refused("not this one")
+        return '{"results": [{"id": 1, "value": "a"}, {"id": 2, "value": "b"}]}'
+
+    client = ScriptedClient(label)
+    tree = Scheduler(client).tree(run_id="r")
+    calls = HostCalls(RunSettings(recursive_model="small"), tree, "r", 0, Children())
+    assert await serve(calls, "llm_map", items=["x", "y"], instruction="Label.") == [
+        {"value": "a"},
+        {"value": "b"},
+    ]
+    assert await serve(calls, "llm_map", items=["bad"], instruction="Label.", schema="'a'|'b'") == [
+        {"error": "not this one", "kind": "Refused"}
+    ]
+    assert {call.model for call in client.calls} == {"small"}
 
 
 async def test_a_failed_query_raises():
@@ -134,6 +159,14 @@ async def test_a_batch_of_children_at_the_depth_limit_is_a_batch_of_calls():
         ("llm_batch", {"prompts": ["a"], "max_concurrent": 0}),
         ("llm_batch", {"prompts": ["a"], "max_concurrent": True}),
         ("llm_batch", {"prompts": ["a"], "max_concurrent": "10"}),
+        ("llm_query", {"prompt": "a", "schema": 5}),
+        ("llm_query", {"prompt": "a", "schema": "label: strr"}),
+        ("llm_query", {"prompt": "a", "schema": {"pattern": "(a+)+$"}}),
+        ("llm_map", {"items": "abc", "instruction": "x"}),
+        ("llm_map", {"items": ["a"]}),
+        ("llm_map", {"items": ["a"], "instruction": "x", "per_call": 0}),
+        ("llm_map", {"items": ["a"], "instruction": "x", "per_call": True}),
+        ("llm_map", {"items": ["a"], "instruction": "x", "max_concurrent": 0}),
         ("rlm_query", {"context": "x"}),
         ("rlm_batch", {"items": ["a"]}),
         ("rlm_batch", {"items": [{"question": 1}]}),

@@ -64,6 +64,10 @@ def test_objects_nest_and_a_question_mark_allows_null():
     assert schema.check({"who": {"name": "x", "age": "old"}, "tags": []}).startswith("who.age: ")
 
 
+def test_a_mapping_of_names_to_types_is_the_short_form():
+    assert schema_of({"title": "str", "n": "int|null"}).json == schema_of("title: str, n: int|null").json
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

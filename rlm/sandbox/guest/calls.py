@@ -192,12 +192,15 @@ class Channel:
 def namespace(call: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:
     """The functions of a cell that ask the host, by name. `call` is `Channel.call` of whatever process runs."""
 
-    def llm_query(prompt: str, model: str | None = None) -> str:
-        """Ask the sub-model one question; its answer as a str. Raises LLMError when it failed for good."""
+    def llm_query(prompt: str, model: str | None = None, schema: Any = None) -> Any:
+        """Ask the sub-model one question; its answer as a str, or as data of the schema's form.
+
+        Raises LLMError when it failed for good.
+        """
         _require_text("llm_query", "prompt", prompt)
         _require_model("llm_query", model)
-        answer: str = call("llm_query", {"prompt": prompt, "model": model})
-        return answer
+        _require_schema("llm_query", schema)
+        return call("llm_query", {"prompt": prompt, "model": model, "schema": schema})
 
     def llm_batch(prompts: Iterable[str], max_concurrent: int = 10, model: str | None = None) -> list[str]:
         """Ask many questions at once; the answers in the same order. A slot that failed is false."""
@@ -208,6 +211,29 @@ def namespace(call: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:
             return []
         slots = call("llm_batch", {"prompts": asked, "max_concurrent": max_concurrent, "model": model})
         return _slots("llm_batch", slots, "text")
+
+    def llm_map(
+        items: Iterable[Any],
+        instruction: str,
+        schema: Any = None,
+        per_call: int | str = "auto",
+        max_concurrent: int = 10,
+        *,
+        model: str | None = None,
+    ) -> list[Any]:
+        """Ask the same of many items, several in one call; the values in the same order. A slot that failed is false."""
+        asked = _iterable("llm_map", "items", items)
+        _require_text("llm_map", "instruction", instruction)
+        _require_schema("llm_map", schema)
+        if per_call != "auto":
+            _require_count("llm_map", per_call, "per_call")
+        _require_count("llm_map", max_concurrent)
+        _require_model("llm_map", model)
+        if not asked:
+            return []
+        arguments = {"items": asked, "instruction": instruction, "schema": schema, "model": model}
+        slots = call("llm_map", {**arguments, "per_call": per_call, "max_concurrent": max_concurrent})
+        return _slots("llm_map", slots, "value")
 
     def rlm_query(question: str, context: Any = None, model: str | None = None) -> Any:
         """Have a child run answer a question about its own context."""
@@ -228,6 +254,7 @@ def namespace(call: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:
         "llm_query": llm_query,
         "llm_batch": llm_batch,
         "llm_query_batched": llm_batch,
+        "llm_map": llm_map,
         "rlm_query": rlm_query,
         "rlm_batch": rlm_batch,
         "rlm_query_batched": rlm_batch,
@@ -248,11 +275,17 @@ def _require_model(function: str, model: Any) -> None:
         raise TypeError(f"{function}: model must be a model's name or None, not {type(model).__name__}")
 
 
-def _require_count(function: str, max_concurrent: Any) -> None:
-    if isinstance(max_concurrent, bool) or not isinstance(max_concurrent, int) or max_concurrent < 1:
+def _require_schema(function: str, schema: Any) -> None:
+    if schema is not None and not isinstance(schema, (str, dict)):
         raise TypeError(
-            f"{function}: max_concurrent must be an int of at least 1, not {_head(max_concurrent)}"
+            f"{function}: schema must be text such as 'label: str, score: float' or a JSON Schema as a dict, "
+            f"not {_head(schema)}"
         )
+
+
+def _require_count(function: str, count: Any, name: str = "max_concurrent") -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise TypeError(f"{function}: {name} must be an int of at least 1, not {_head(count)}")
 
 
 def _iterable(function: str, name: str, value: Any) -> list[Any]:
