@@ -1,3 +1,99 @@
-"""The `rlm` command."""
+"""The `rlm` command: one file per command, what they share in `options`, `failures` and `running`.
+
+Exit codes: 0 answered · 1 the run failed · 2 wrong usage or input · 3 a limit was reached, the answer is partial ·
+5 the provider failed or refused · 130 interrupted.
+"""
 
 from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import click
+
+from rlm.cli.failures import State, broken_pipe, report
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["command", "main"]
+
+_SUMMARIES = {
+    "demo": "See it work: a question about a long text, with no key and no network.",
+    "ask": "Ask a question of files, or of what is piped in.",
+    "chat": "Ask several questions, and run Python next to the model.",
+    "doctor": "Say what works here: isolation, keys, packages.",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line, by default that of the process; gives the exit code."""
+    state = State()
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a lone surrogate in an answer is written out, not an error
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        code = command.main(arguments, prog_name="rlm", standalone_mode=False, obj=state)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return broken_pipe(state)
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the process border: one line and a code
+        return report(error, state)
+    return code if isinstance(code, int) else 0
+
+
+class _Commands(click.Group):
+    """The commands, each imported when it is used: `rlm --help` loads none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(_SUMMARIES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - the same
+        if cmd_name not in _SUMMARIES:
+            return None
+        found: click.Command = import_module(f"rlm.cli.{cmd_name}").command
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        with formatter.section("Commands"):
+            formatter.write_dl(list(_SUMMARIES.items()))
+
+
+def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
+    if wanted and not ctx.resilient_parsing:
+        from rlm import __version__
+
+        click.echo(f"rlm-cells {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Commands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_version,
+    help="Show the version.",
+)
+@click.pass_context
+def command(ctx: click.Context) -> None:
+    """Ask questions of texts far longer than any prompt.
+
+    A root model reads the text through Python cells in a sandbox, asks sub-models about its parts, and answers.
+
+    \b
+    Begin here:
+      rlm demo                                       no key, no network, one minute
+      rlm ask contract.txt -q "Who may terminate?"   needs OPENAI_API_KEY, or:
+      rlm ask contract.txt -q "…" -m llama3.1 --base-url http://localhost:11434/v1
+      rlm ask contract.txt -q "…" --client offline   quotes only, no language model
+
+    Exit codes: 0 answered, 1 the run failed, 2 wrong usage or input, 3 a limit was reached and the answer is
+    partial, 5 the provider failed or refused, 130 interrupted.
+    """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

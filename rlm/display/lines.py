@@ -39,6 +39,13 @@ if TYPE_CHECKING:
 
 __all__ = ["PlainLines", "cell_in_words", "prose_of"]
 
+_ENDINGS = {
+    "timeout": "timed out",
+    "memory": "ran out of memory",
+    "exited": "ended the interpreter",
+    "protocol": "was stopped for interfering",
+}
+
 BATCH_NEWS_S = 10.0
 """How many seconds a batch may be silent before a line says how far it is."""
 
@@ -165,7 +172,7 @@ def prose_of(reply: str) -> str:
 def _failure_of(result: CellResult) -> str:
     last = last_lines(result.error, 1, SHOWN_CHARS)[0] or [""]
     state = "" if result.state == "kept" else f" (variables {result.state})"
-    words = "raised" if result.outcome == "raised" else f"ended by {result.outcome}"
+    words = _ENDINGS.get(result.outcome, result.outcome)
     return f"{words}{state}: {last[0]}" if last[0] else f"{words}{state}"
 
 

@@ -21,7 +21,7 @@ from rlm.display.paint import Painter
 from rlm.display.progress import Progress
 from rlm.display.region import Region
 from rlm.display.story import frame_of, story_of
-from rlm.events import AnswerGiven, Event, RunFailed
+from rlm.events import AnswerGiven, CellFinished, Event, RunFailed
 
 __all__ = ["LiveView"]
 
@@ -58,7 +58,7 @@ class LiveView:
         if self._thread is None:
             self._start()
         self._queue.put(event)
-        if isinstance(event, (AnswerGiven, RunFailed)) and not event.depth:
+        if not event.depth and _is_last(event):
             self.settle()
 
     def settle(self) -> None:
@@ -131,6 +131,11 @@ class _Screen:
         columns, rows = self._region.size()
         frame = frame_of(self._progress, columns=columns - 1, rows=rows, now=time.time())
         self._region.draw([self._painter.frame_line(line, columns - 1) for line in frame], above)
+
+
+def _is_last(event: Event) -> bool:
+    """Whether the caller goes on after this event: a run's end, or that of a cell which the user ran."""
+    return isinstance(event, (AnswerGiven, RunFailed)) or (isinstance(event, CellFinished) and not event.turn)
 
 
 def _next_items(queue: SimpleQueue[_Item], *, wait: bool) -> list[_Item]:

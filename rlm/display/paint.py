@@ -19,12 +19,16 @@ __all__ = ["Block", "Painter", "highlighted"]
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Lines of styled text behind a margin; `hanging` means that only the first line shows the margin's signs."""
+    """Lines of styled text behind a margin; `hanging` means that only the first line shows the margin's signs.
+
+    Long lines wrap, or are `cut`.
+    """
 
     text: Text
     margin: str = ""
     margin_style: str = "dim"
     hanging: bool = False
+    cut: bool = False
 
 
 class Painter:
@@ -37,7 +41,10 @@ class Painter:
         """The block, wrapped to `columns`, as whole lines."""
         margin = Text(block.margin, style=block.margin_style)
         width = max(4, columns - margin.cell_len)
-        wrapped = block.text.wrap(self._console, width, tab_size=4) if block.text else [Text()]
+        wrapped = block.text.split(allow_blank=True) if block.cut else block.text.wrap(self._console, width)
+        if block.cut:
+            for line in wrapped:
+                line.truncate(width, overflow="ellipsis")
         below = Text(" " * margin.cell_len) if block.hanging else margin
         return self._sent(
             [Text.assemble(below if index else margin, line) for index, line in enumerate(wrapped)]

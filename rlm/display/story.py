@@ -38,7 +38,7 @@ __all__ = ["frame_of", "story_of"]
 SHOWN_CHARS = 400
 """The longest line of code, output or prose that is shown whole."""
 
-CODE_LINES = 30
+CODE_LINES = 16
 OUTPUT_LINES = 10
 PROSE_LINES = 6
 MOST_LINES = 1_000
@@ -81,12 +81,13 @@ def _of_run(event: Event, progress: Progress, verbosity: int, columns: int) -> I
             models = " and ".join(dict.fromkeys((event.model, event.recursive_model)))
             yield Block(Text(f"{summary} Asked: {one_line(models, 200)}.", style="dim"))
         case TurnStarted():
+            yield Block(Text())
             yield Block(_rule(f"Turn {event.turn}", columns))
         case RootReplied() if prose := prose_of(event.reply.text):
             yield Block(Text(_clipped(prose, MOST_LINES if verbosity else PROSE_LINES)))
         case CellStarted() if event.turn:
             lines, more = first_lines(event.code, MOST_LINES if verbosity else CODE_LINES, SHOWN_CHARS)
-            yield Block(highlighted("\n".join(lines)), margin="  ")
+            yield Block(highlighted("\n".join(lines)), margin="  ", cut=not verbosity)
             if more:
                 yield Block(Text(f"… {count(more, 'more line')}", style="dim"), margin="  ")
         case CellFinished() if event.turn:

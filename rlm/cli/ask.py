@@ -1,0 +1,51 @@
+"""`rlm ask`: one question of files or of piped data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from rlm.cli.options import encoding_option, files_argument, run_options
+
+if TYPE_CHECKING:
+    from rlm.cli.options import RunOptions
+
+__all__ = ["command"]
+
+
+@click.command("ask")
+@files_argument
+@click.option("-q", "--question", metavar="TEXT", help="What you want to know.")
+@encoding_option
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object: answer, value, status, usage, cost …"
+)
+@run_options
+def command(
+    files: tuple[str, ...], question: str | None, encoding: str | None, as_json: bool, options: RunOptions
+) -> int:
+    """Ask a question of files, or of what is piped in.
+
+    The answer goes to stdout, progress to stderr. Several files become a dict from name to text. `-` is stdin.
+
+    \b
+    Examples:
+      rlm ask contract.txt -q "Which clauses let the tenant leave early?"
+      rlm ask minutes/*.md -q "Who asked for the new budget, and when?" -m gpt-5 -M gpt-5-nano
+      journalctl -b | rlm ask -q "What failed first?" --json | jq .answer
+      rlm ask book.txt -q "Who is Elizabeth?" -m llama3.1 --base-url http://localhost:11434/v1
+
+    Exit codes: 0 answered, 1 the run failed, 2 wrong usage or input, 3 a limit was reached and the answer is
+    partial or empty, 5 the provider failed or refused, 130 interrupted.
+    """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
+    if not question or not question.strip():
+        raise click.UsageError('no question: add -q "What do you want to know?"')
+
+    from rlm.cli.inputs import read_context
+    from rlm.cli.running import open_rlm, show_answer
+
+    context = read_context(files, encoding)
+    with open_rlm(options) as rlm:
+        answer = rlm.completion(context, question)
+        return show_answer(answer, rlm, as_json=as_json)

@@ -1,0 +1,63 @@
+"""`rlm demo`: the whole machine on a real text, with no key and no network."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from rlm.cli.failures import State
+from rlm.cli.options import RunOptions
+
+__all__ = ["QUESTION", "command"]
+
+QUESTION = "What happens when a return statement passes control out of a try statement with a finally clause?"
+
+
+@click.command("demo")
+@click.option(
+    "-q", "--question", metavar="TEXT", default=QUESTION, help="Ask something else of the same text."
+)
+@click.option("-v", "--verbose", count=True, help="Show whole cells; -vv every call.")
+@click.pass_context
+def command(ctx: click.Context, question: str, verbose: int) -> int:
+    """See it work: a question about a long text, with no key and no network.
+
+    The text is the help on the Python language that ships with every Python, some 465,000 characters. No language
+    model is used: the offline client writes real cells, makes real parallel calls, and answers with quotes.
+
+    \b
+    Examples:
+      rlm demo
+      rlm demo -q "Which string method removes a single prefix?"
+      rlm demo -q "What is the population of Berlin?"       it is not there, and it says so
+    """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
+    if not question.strip():
+        raise click.UsageError('no question: rlm demo -q "Which debugger command prints a stack trace?"')
+    if (state := ctx.find_object(State)) is not None:
+        state.verbose = verbose
+
+    from rlm.cli.running import open_rlm, show_answer
+    from rlm.clients.offline_demo import python_topics
+    from rlm.display.progress import Progress
+    from rlm.display.text import count, seconds
+
+    text = python_topics()
+    _say(
+        "The text: Python's own help on its language. The client: offline, no language model, only rules and quotes.\n"
+    )
+    progress = Progress()
+    with open_rlm(RunOptions(client="offline", verbose=verbose), also=progress.apply) as rlm:
+        answer = rlm.completion(text, question)
+        code = show_answer(answer, rlm)
+    read = count(progress.read_chars, "character")
+    calls = f"{count(progress.sub_calls, 'sub-call')}, which read {read} of {len(text):,}"
+    _say(
+        f"\n{count(answer.turns, 'turn')}, {calls}, {seconds(answer.seconds)}. No language model, no key, no network, no cost."
+    )
+    _say('Next: rlm demo -q "…" · rlm ask FILE -q "…" · rlm chat FILE · rlm --help')
+    return code
+
+
+def _say(line: str) -> None:
+    click.secho(line, err=True, dim="NO_COLOR" not in os.environ)

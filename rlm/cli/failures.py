@@ -1,0 +1,100 @@
+"""Whatever goes wrong → one line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+
+import click
+
+__all__ = [
+    "FAILED",
+    "INTERRUPTED",
+    "PARTIAL",
+    "PROVIDER",
+    "USAGE",
+    "State",
+    "broken_pipe",
+    "complain",
+    "exit_code_of",
+    "report",
+]
+
+FAILED = 1
+USAGE = 2
+PARTIAL = 3
+PROVIDER = 5
+INTERRUPTED = 130
+
+LONGEST_COMPLAINT = 2_000
+
+
+@dataclass(slots=True)
+class State:
+    """What the commands tell `main`: whether tracebacks are wanted, and the code to exit with if stdout closes."""
+
+    verbose: int = 0
+    code: int = 0
+
+
+def report(error: BaseException, state: State) -> int:
+    """Say in one line what went wrong, with its traceback where `-v` was given; gives the exit code."""
+    if isinstance(error, click.exceptions.Exit):
+        return error.exit_code
+    if isinstance(error, (KeyboardInterrupt, click.Abort)):
+        return INTERRUPTED
+    if state.verbose and not isinstance(error, click.ClickException):
+        import traceback
+
+        from rlm.display.text import visible
+
+        click.echo(visible("".join(traceback.format_exception(error))), err=True, nl=False)
+    complain(_words_of(error))
+    return exit_code_of(error)
+
+
+def complain(message: str) -> None:
+    """One line on stderr, with control codes written out."""
+    from rlm.display.text import one_line
+
+    click.echo(f"rlm: {one_line(message, LONGEST_COMPLAINT)}", err=True)
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The documented exit code of an error."""
+    from rlm.errors import CallError, ContextError, LimitReached, MissingExtra, SettingsError
+
+    match error:
+        case click.ClickException():
+            return error.exit_code
+        case SettingsError() | ContextError() | MissingExtra():
+            return USAGE
+        case CallError():
+            return PROVIDER
+        case LimitReached():
+            return PARTIAL
+        case _:
+            return FAILED
+
+
+def broken_pipe(state: State) -> int:
+    """Whoever read stdout has had enough, which is no failure; nothing more is written, not even at exit."""
+    with suppress(OSError, ValueError):  # stdout is no file, such as in a test
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return state.code
+
+
+def _words_of(error: BaseException) -> str:
+    from rlm.errors import RLMError
+
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        return f"{error.format_message()} (see: {error.ctx.command_path} --help)"
+    if isinstance(error, click.ClickException):
+        return error.format_message()
+    if isinstance(error, RLMError):
+        return str(error)
+    if isinstance(error, OSError):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error} (-v shows where; please report it)"

@@ -1,0 +1,52 @@
+"""FILE arguments and piped data → context."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from rlm import sources
+from rlm.errors import ContextError
+
+__all__ = ["STDIN_NAME", "read_context"]
+
+STDIN_NAME = "standard input"
+
+
+def read_context(
+    files: tuple[str, ...], encoding: str | None, *, may_read_stdin: bool = True
+) -> str | dict[str, str]:
+    """The text of one file, or a dict from name to text of several; `-`, or no file and a pipe, is stdin.
+
+    Raises:
+        click.UsageError: there is nothing to read.
+        ContextError: a file cannot be read, is not text, or all are empty.
+    """
+    if not files:
+        if not may_read_stdin or sys.stdin is None or sys.stdin.isatty():
+            raise click.UsageError("no data: name a FILE, or pipe it in: cat log | rlm ask -q …")
+        files = ("-",)
+    if "-" in files and not may_read_stdin:
+        raise click.UsageError(
+            "`-` cannot be the data here, because questions are read from stdin: name a FILE"
+        )
+    if files.count("-") > 1:
+        raise click.UsageError("`-` is named twice: stdin can be read once")
+    context = _read(files, encoding)
+    if not any(context.values() if isinstance(context, dict) else [context]):
+        names = ", ".join(STDIN_NAME if name == "-" else name for name in files)
+        raise ContextError(f"{names}: empty, so there is nothing to ask about")
+    return context
+
+
+def _read(files: tuple[str, ...], encoding: str | None) -> str | dict[str, str]:
+    paths = [Path(name) for name in files if name != "-"]
+    if len(paths) == len(files):
+        return sources.read_files(paths, encoding)
+    text = sources.decode(sys.stdin.buffer.read(), STDIN_NAME, encoding)
+    if not paths:
+        return text
+    rest = sources.read_files(paths, encoding)
+    return {STDIN_NAME: text, **(rest if isinstance(rest, dict) else {paths[0].name: rest})}
