@@ -7,13 +7,14 @@ one `SchedulerSettings` for the calls, so that a room is handed only what concer
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from rlm.errors import SettingsError
 
-__all__ = ["RunSettings", "SandboxSettings", "SchedulerSettings"]
+__all__ = ["IsolationTier", "RunSettings", "SandboxSettings", "SchedulerSettings"]
 
 MiB = 1 << 20
+IsolationTier = Literal["process", "confined", "isolated"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,11 @@ class SandboxSettings:
         scratch_bytes: how much the cells may write to their scratch folder.
         processes: how many processes and threads the cells may have, where the platform can count them.
         start_timeout_s: seconds a guest may take to get ready.
+        minimum_tier: what must confine the guest, or it does not start: `process`, `confined` (files, network,
+            programs), `isolated` (namespaces of its own too).
+        highest_tier: what is tried; below it, nothing is.
+        recovery: fork before each cell, so that a cell that dies costs only itself; without, and where a
+            platform has no fork, it costs all variables.
     """
 
     cell_timeout_s: float = 120.0
@@ -37,10 +43,20 @@ class SandboxSettings:
     scratch_bytes: int = 256 * MiB
     processes: int = 64
     start_timeout_s: float = 30.0
+    minimum_tier: IsolationTier = "process"
+    highest_tier: IsolationTier = "isolated"
+    recovery: bool = True
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
+        for name in ("cell_timeout_s", "memory_bytes", "output_chars", "answer_bytes", "scratch_bytes"):
             _require_positive(name, getattr(self, name))
+        for name in ("processes", "start_timeout_s"):
+            _require_positive(name, getattr(self, name))
+        for name in ("minimum_tier", "highest_tier"):
+            if getattr(self, name) not in get_args(IsolationTier):
+                raise SettingsError(
+                    f"{name}={getattr(self, name)!r}: must be one of {', '.join(get_args(IsolationTier))}"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ import tempfile
 from collections import deque
 from dataclasses import dataclass, field
 from subprocess import PIPE
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import anyio
 import anyio.to_thread
@@ -29,13 +29,14 @@ from rlm.errors import (
     GuestDied,
     GuestStartFailed,
     HostCallRefused,
+    IsolationUnavailable,
     ProtocolViolation,
     SessionClosed,
 )
 from rlm.sandbox.guest import wire
 from rlm.sandbox.launchers import Launcher, local
 from rlm.sandbox.launchers.command import guest_code
-from rlm.settings import SandboxSettings
+from rlm.settings import IsolationTier, SandboxSettings
 from rlm.values import CellResult, Final, HostCall, Variable
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ DECODED_VALUES = 2_000_000
 OVERDUE_SECONDS = 30.0
 KILL_SECONDS = 10.0
 LOG_CHARS = 4000
+CONFINED = frozenset({"files", "network", "signals", "programs"})
 STREAMS = {1: "stdout", 2: "stderr"}
 OUTCOMES = frozenset({"ok", "raised", "timeout", "memory", "exited", "crashed", "protocol", "cancelled"})
 
@@ -72,7 +74,7 @@ class Isolation:
         recovers: whether a cell that dies costs only that cell (a fork before each), or all variables.
     """
 
-    tier: str
+    tier: IsolationTier
     levels: tuple[str, ...] = ()
     missing: dict[str, str] = field(default_factory=dict)
     python: str = ""
@@ -231,8 +233,11 @@ class Session:
                 raise ProtocolViolation(f"the guest answered with a message of kind {kind}, not {expected}")
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                await self._discard()
-            raise _alone(error) from None
+                log = await self._discard()
+            alone = _alone(error)
+            if isinstance(alone, GuestDied) and log:
+                raise GuestDied(f"{alone}; its log ends:\n{log}") from None
+            raise alone from None
         return payload
 
     async def _ask(self, question: dict[str, Any]) -> Any:
@@ -256,10 +261,10 @@ class Session:
         lost, self._lost = self._lost, False
         return lost
 
-    async def _discard(self) -> None:
+    async def _discard(self) -> str:
+        """End the guest, if there is one; what it logged last."""
         guest, self._guest = self._guest, None
-        if guest is not None:
-            await guest.end()
+        return "" if guest is None else await guest.end()
 
 
 def _replace_state(result: CellResult) -> CellResult:
@@ -611,6 +616,10 @@ class _Guest:
             "answer_bytes": settings.answer_bytes,
             "scratch_bytes": settings.scratch_bytes,
             "processes": settings.processes,
+            "scratch": self._scratch or "",
+            "confine": settings.highest_tier != "process",
+            "namespaces": settings.highest_tier == "isolated",
+            "fork": settings.recovery,
         }
         await self._send_raw(code)
         await self.send(wire.frames(wire.START, 0, wire.encode(start)))
@@ -618,10 +627,22 @@ class _Guest:
         if kind == wire.FAILED:
             raise GuestDied(str(_decode(payload)))
         match _decode(payload):
-            case {"python": str(python), "platform": str(platform), "fork": bool(fork), **_rest} if (
-                kind == wire.READY
-            ):
-                self.isolation = Isolation(tier="process", python=python, platform=platform, recovers=fork)
+            case {
+                "python": str(python),
+                "platform": str(platform),
+                "fork": bool(fork),
+                "levels": list(levels),
+                "missing": dict(missing),
+            } if kind == wire.READY:
+                self.isolation = Isolation(
+                    tier=_tier(levels),
+                    levels=tuple(map(str, levels)),
+                    missing={str(name): str(reason) for name, reason in missing.items()},
+                    python=python,
+                    platform=platform,
+                    recovers=fork,
+                )
+                _require_tier(self.isolation, settings.minimum_tier)
                 return self.isolation
             case _:
                 raise ProtocolViolation("the guest did not say that it is ready")
@@ -676,6 +697,22 @@ class _Guest:
                 os.killpg(self._process.pid, signal.SIGKILL)
             else:
                 self._process.kill()
+
+
+def _tier(levels: list[Any]) -> IsolationTier:
+    """The tier that the levels in force amount to."""
+    if not CONFINED.issubset(levels):
+        return "process"
+    return "isolated" if "namespaces" in levels else "confined"
+
+
+def _require_tier(found: Isolation, minimum: IsolationTier) -> None:
+    order = get_args(IsolationTier)
+    if order.index(found.tier) < order.index(minimum):
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.missing.items()) or "no reason is known"
+        raise IsolationUnavailable(
+            f"minimum_tier={minimum!r} was asked for, but here a guest reaches {found.tier!r} ({reasons})"
+        )
 
 
 def _prepare(launcher: Launcher) -> tuple[IO[bytes], str | None, bytes]:

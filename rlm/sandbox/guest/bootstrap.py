@@ -14,10 +14,7 @@ import types
 
 def move_aside() -> tuple[int, int]:
     """Free the descriptors 0 and 1; the ends of the channel, to read and to write."""
-    import fcntl
-
-    incoming = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, 3)
-    outgoing = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
+    incoming, outgoing = os.dup(0), os.dup(1)  # not inheritable
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(2, 1)

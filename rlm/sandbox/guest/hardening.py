@@ -1,27 +1,331 @@
-"""What the guest does to itself so that a cell can do no harm, in tiers, each tried before it is claimed."""
+"""What the guest does to itself so that a cell can do no harm, in tiers, each tried before it is claimed.
+
+    process    a process of its own with a clean environment, its own scratch folder, and limits: memory, files,
+               file size, processes, core dumps; no new privileges; a leash that kills it when the supervisor ends
+    confined   and Landlock (files: read what Python needs, write scratch; no signals to the outside) and seccomp
+               (no sockets, no programs, no signals, no namespaces, no debugging, no kernel interfaces)
+    isolated   and namespaces of its own: users, processes, network, mounts, IPC; scratch in memory, with a quota
+
+Everything is the standard library and ctypes. What this platform or kernel does not have is left out and named in
+the report. The supervisor calls `enter_namespaces` once and `probe` to learn what holds; every worker is a
+descendant of one process that called `confine`.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from typing import Any
 
-__all__ = ["adopt_orphans", "confine", "descendants", "is_zombie", "raise_descriptor"]
+__all__ = [
+    "adopt_orphans",
+    "become_private_user",
+    "confine",
+    "descendants",
+    "enter_namespaces",
+    "folder_bytes",
+    "is_zombie",
+    "limited",
+    "probe",
+    "raise_descriptor",
+]
 
-FLOOR = 200
-PR_SET_CHILD_SUBREAPER = 36
+OPEN_FILES = 256
+FLOOR = OPEN_FILES + 8
+MARGIN_FILES = 64
+MARGIN_BYTES = 64 << 20
+MARGIN_PROCESSES = 8
+SET_LIMITS: set[str] = set()  # which of the limits this process has set for itself
+PRIVATE_USERS = 0x70000000
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 4, 22
+PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+CLONE_NEWTIME, CLONE_NEWCGROUP = 0x00000080, 0x02000000
+NEW_NAMESPACES = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
 
 
-def adopt_orphans() -> bool:
-    """Become the parent of every descendant whose own parent ends, so that none escapes; whether that worked."""
+class Refused(OSError):
+    """The kernel would not."""
+
+
+def libc() -> Any:
+    """The C library; raises `Refused` where ctypes is missing, as in some small images."""
     try:
         import ctypes
 
-        return bool(ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
-    except (ImportError, OSError, AttributeError):
+        return ctypes.CDLL(None, use_errno=True)
+    except (ImportError, OSError, TypeError) as error:
+        raise Refused(f"no ctypes: {error}") from None
+
+
+def call(name: str, *arguments: Any) -> int:
+    """Call the C library; raises `Refused` with the error's name."""
+    import ctypes
+
+    result = int(getattr(libc(), name)(*arguments))
+    if result < 0:
+        number = ctypes.get_errno()
+        raise Refused(number, f"{name}: {os.strerror(number)}")
+    return result
+
+
+# --- the supervisor ------------------------------------------------------------------------------------------
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends, so that none escapes."""
+    with contextlib.suppress(Refused, AttributeError):
+        call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def become_private_user(scratch: str) -> str:
+    """Root becomes a user that owns nothing and that nobody else is; '' or why not.
+
+    Limits on processes do not bind root, and a namespace does not change that.
+    """
+    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+        return ""
+    if not readable_by_all(os.__file__):
+        return f"root stays root: other users cannot read {os.path.dirname(os.__file__)}"  # noqa: PTH120 - no pathlib here
+    user = PRIVATE_USERS + os.getpid()
+    try:
+        os.chown(scratch, user, user)
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+    except OSError as error:
+        return f"root stays root: {error}"
+    with contextlib.suppress(Refused):
+        call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)  # else /proc/self is root's and no user can be mapped
+    return ""
+
+
+def readable_by_all(path: str) -> bool:
+    """Whether any user could read this file."""
+    try:
+        if not os.stat(path).st_mode & 0o004:  # noqa: PTH116 - no pathlib here: it is slow to import
+            return False
+        while path != os.path.dirname(path):  # noqa: PTH120
+            path = os.path.dirname(path)  # noqa: PTH120
+            if not os.stat(path).st_mode & 0o001:  # noqa: PTH116
+                return False
+    except OSError:
         return False
+    return True
+
+
+def enter_namespaces(scratch: str, scratch_bytes: int) -> str:
+    """Go on in namespaces of its own, as process 1 of them; '' or why not.
+
+    It is tried in a throw-away child first, because a half-way entry cannot be undone. The calling process stays
+    outside as the parent of the one that returns, and ends with it.
+    """
+    if sys.platform != "linux":
+        return f"{sys.platform} has no namespaces"
+    reason = _try_namespaces(scratch, scratch_bytes)
+    if reason:
+        return reason
+    _enter(scratch, scratch_bytes)
+    return ""
+
+
+def _try_namespaces(scratch: str, scratch_bytes: int) -> str:
+    def trial() -> bytes:
+        _enter(scratch, scratch_bytes)
+        return b"ok"
+
+    told = in_child(trial)
+    return "" if told == b"ok" else told.decode("utf-8", "replace") or "the kernel ended the trial"
+
+
+def in_child(work: Callable[[], bytes]) -> bytes:
+    """What `work` gives in a fork, or the text of what it raised."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.close(reading)
+            os.write(writing, work())
+        except BaseException as error:  # noqa: BLE001 - a child ends here, whatever it was
+            os.write(writing, str(error).encode()[:1000])
+        finally:
+            os._exit(0)
+    os.close(writing)
+    told = b""
+    while piece := os.read(reading, 4096):
+        told += piece
+    os.close(reading)
+    os.waitpid(pid, 0)
+    return told
+
+
+def _enter(scratch: str, scratch_bytes: int) -> None:
+    user, group = os.getuid(), os.getgid()
+    call("unshare", NEW_NAMESPACES)
+    for file, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user} {user} 1"),
+        ("gid_map", f"{group} {group} 1"),
+    ):
+        with open(f"/proc/self/{file}", "w") as writing:  # noqa: PTH123 - no pathlib here
+            writing.write(text)
+    call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    call("mount", b"scratch", scratch.encode(), b"tmpfs", flags, f"size={scratch_bytes},mode=700".encode())
+    os.chdir(scratch)
+    _become_first_process()
+    call("mount", b"proc", b"/proc", b"proc", flags, None)
+
+
+def _become_first_process() -> None:
+    """Return in a child that is process 1; this process waits for it and ends as it does."""
+    import signal
+
+    pid = os.fork()
+    if pid:
+        os.closerange(0, 2)
+        os.closerange(3, OPEN_FILES)
+        status = os.waitpid(pid, 0)[1]
+        os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+    call("prctl", PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    os.setsid()
+
+
+def probe(settings: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
+    """What holds in a confined process, found by trying: what is in force, and what is not and why."""
+    import ast
+
+    def attempts() -> bytes:
+        missing = confine(settings)
+        held = [name for name, attempt in ATTEMPTS.items() if _is_refused(attempt)]
+        return repr((held, missing)).encode()
+
+    told = in_child(attempts)
+    try:
+        held, missing = ast.literal_eval(told.decode())
+    except (ValueError, SyntaxError):
+        return [], {"confinement": f"the trial ended early: {told.decode('utf-8', 'replace')[:200]}"}
+    for name in ATTEMPTS:
+        if name not in held:
+            missing.setdefault(
+                name, missing.get("landlock" if name == "files" else "seccomp", "tried: not refused")
+            )
+    return held, missing
+
+
+def _is_refused(attempt: Callable[[], object]) -> bool:
+    try:
+        attempt()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _open_socket() -> None:
+    import socket
+
+    socket.socket().close()
+
+
+# What a cell must not be able to do. The last one would not return if it worked.
+ATTEMPTS: dict[str, Callable[[], object]] = {
+    "files": lambda: os.listdir("/"),  # noqa: PTH208 - no pathlib here
+    "network": _open_socket,
+    "signals": lambda: os.kill(os.getppid(), 0),
+    "programs": lambda: os.execv("/bin/true", ["true"]),  # noqa: S606 - that it fails is the point
+}
+
+
+# --- the workers ---------------------------------------------------------------------------------------------
+
+
+def confine(settings: dict[str, Any]) -> dict[str, str]:
+    """Limit this process and all it will start, for good; what could not be done, and why."""
+    missing: dict[str, str] = {}
+    limit_resources(settings)
+    if sys.platform != "linux":
+        return {"landlock": f"{sys.platform} has none", "seccomp": f"{sys.platform} has none"}
+    try:
+        call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+    except Refused as error:
+        return {"landlock": str(error), "seccomp": str(error)}
+    if not settings["confine"]:
+        return {"landlock": "not asked for", "seccomp": "not asked for"}
+    for name, measure in (
+        ("landlock", lambda: restrict_files(settings["scratch"])),
+        ("seccomp", filter_calls),
+    ):
+        try:
+            measure()
+        except OSError as error:
+            missing[name] = str(error)
+    return missing
+
+
+def limit_resources(settings: dict[str, Any]) -> None:
+    """Set this process's limits; of memory and open files the harness keeps a margin for itself."""
+    try:
+        import resource
+    except ImportError:
+        return
+    wanted = {
+        "RLIMIT_AS": virtual_bytes() + settings["memory_bytes"] + MARGIN_BYTES,
+        "RLIMIT_NOFILE": OPEN_FILES + MARGIN_FILES,
+        "RLIMIT_NPROC": settings["processes"] + MARGIN_PROCESSES,
+        "RLIMIT_FSIZE": settings["scratch_bytes"],
+        "RLIMIT_CORE": 0,
+        "RLIMIT_MEMLOCK": 0,
+    }
+    if not settings["counts_processes"]:
+        del wanted["RLIMIT_NPROC"]
+    for name, most in wanted.items():
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            resource.setrlimit(getattr(resource, name), (most, most))
+            SET_LIMITS.add(name)
+
+
+@contextlib.contextmanager
+def limited() -> Iterator[None]:
+    """A cell runs: the margin is not its to use."""
+    _move_soft_limits(1)
+    try:
+        yield
+    finally:
+        _move_soft_limits(0)
+
+
+def _move_soft_limits(cells: int) -> None:
+    try:
+        import resource
+    except ImportError:
+        return
+    margins = {"RLIMIT_AS": MARGIN_BYTES, "RLIMIT_NOFILE": MARGIN_FILES, "RLIMIT_NPROC": MARGIN_PROCESSES}
+    for name, margin in margins.items():
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            limit = getattr(resource, name)
+            hard = resource.getrlimit(limit)[1]
+            if hard != resource.RLIM_INFINITY and name in SET_LIMITS:
+                resource.setrlimit(limit, (hard - margin * cells, hard))
+
+
+def virtual_bytes() -> int:
+    """How much address space this process has, or 0 where nobody tells."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - no pathlib here
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 def raise_descriptor(descriptor: int) -> int:
@@ -33,23 +337,189 @@ def raise_descriptor(descriptor: int) -> int:
     return moved
 
 
-def confine(settings: dict[str, Any]) -> None:
-    """Limit this process and all it will start, for good."""
-    import resource
+# --- Landlock ------------------------------------------------------------------------------------------------
 
-    used = virtual_bytes()
-    most = used + settings["memory_bytes"]
-    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+LANDLOCK_CREATE, LANDLOCK_ADD_RULE, LANDLOCK_RESTRICT = 444, 445, 446  # the same on every architecture
+FILE_RIGHTS_BY_VERSION = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}
+WRITE_FILE, READ_FILE, READ_FOLDER, TRUNCATE, IOCTL = 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
+ON_FILES = 1 | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL
+EXECUTE = 1
+NETWORK_VERSION, SCOPE_VERSION = 4, 6
 
 
-def virtual_bytes() -> int:
-    """How much address space this process has."""
+def restrict_files(scratch: str) -> None:
+    """From here on: read what Python needs, write scratch, signal and reach nobody outside."""
+    import ctypes
+
+    version = call("syscall", LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
+    handled = FILE_RIGHTS_BY_VERSION[max(known for known in FILE_RIGHTS_BY_VERSION if known <= version)]
+    attributes = (ctypes.c_uint64 * 3)(
+        handled, 3 if version >= NETWORK_VERSION else 0, 3 if version >= SCOPE_VERSION else 0
+    )
+    size = 24 if version >= SCOPE_VERSION else 16 if version >= NETWORK_VERSION else 8
+    rules = call("syscall", LANDLOCK_CREATE, ctypes.byref(attributes), ctypes.c_size_t(size), 0)
     try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        for path in readable_paths():
+            _allow(rules, path, READ_FILE | READ_FOLDER)
+        for device in ("/dev/null", "/dev/zero", "/dev/urandom", "/dev/random"):
+            _allow(rules, device, READ_FILE | WRITE_FILE)
+        _allow(rules, scratch, handled & ~EXECUTE & ~IOCTL)
+        call("syscall", LANDLOCK_RESTRICT, rules, 0)
+    finally:
+        os.close(rules)
+
+
+def readable_paths() -> list[str]:
+    """The folders that the interpreter, the libraries and the time zones live in."""
+    python = [os.path.dirname(os.__file__), *(path for path in sys.path if os.path.isabs(path))]  # noqa: PTH117, PTH120
+    shared = ["/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share/zoneinfo"]
+    return [*python, os.path.join(sys.base_prefix, "lib"), *shared, "/etc/localtime", "/etc/ld.so.cache"]  # noqa: PTH118
+
+
+def _allow(rules: int, path: str, rights: int) -> None:
+    import ctypes
+    import stat
+    import struct
+
+    try:
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:
-        return 0
+        return
+    try:
+        if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            rights &= ON_FILES
+        rule = ctypes.create_string_buffer(struct.pack("=Qi", rights, descriptor))
+        call("syscall", LANDLOCK_ADD_RULE, rules, 1, rule, 0)
+    finally:
+        os.close(descriptor)
+
+
+# --- seccomp -------------------------------------------------------------------------------------------------
+
+# What a cell may not ask of the kernel: name: (x86_64, aarch64), None where there is no such call.
+DENIED: dict[str, tuple[int | None, int | None]] = {
+    # programs
+    "execve": (59, 221), "execveat": (322, 281),
+    # the network; a socketpair of Unix sockets stays, since asyncio needs one
+    "socket": (41, 198), "connect": (42, 203), "accept": (43, 202), "accept4": (288, 242), "bind": (49, 200),
+    "listen": (50, 201),
+    # other processes: a cell could only hit its own ancestor
+    "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434),
+    "pidfd_getfd": (438, 438), "ptrace": (101, 117), "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271), "process_madvise": (440, 440), "process_mrelease": (448, 448),
+    "kcmp": (312, 272), "migrate_pages": (256, 238), "move_pages": (279, 239), "setsid": (112, 157),
+    "setpgid": (109, 154),
+    # other users
+    "setuid": (105, 146), "setgid": (106, 144), "setreuid": (113, 145), "setregid": (114, 143),
+    "setgroups": (116, 159), "setresuid": (117, 147), "setresgid": (119, 149), "setfsuid": (122, 151),
+    "setfsgid": (123, 152), "capset": (126, 91), "personality": (135, 92),
+    # what Landlock does not cover: modes, owners, times, attributes, special files
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
+    "fchown": (93, 55), "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
+    "utimensat": (280, 88), "futimesat": (261, None), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "setxattrat": (463, 463), "removexattrat": (466, 466), "mknod": (133, None), "mknodat": (259, 33),
+    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
+    # mounts and namespaces
+    "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
+    "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
+    "fsconfig": (431, 431), "fsmount": (432, 432), "fspick": (433, 433), "mount_setattr": (442, 442),
+    "statmount": (457, 457), "listmount": (458, 458),
+    # memory that no limit counts
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
+    "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
+    # kernel interfaces with a history
+    "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219), "add_key": (248, 217),
+    "request_key": (249, 218), "seccomp": (317, 277), "fanotify_init": (300, 262), "modify_ldt": (154, None),
+    "iopl": (172, None), "ioperm": (173, None),
+    # the machine
+    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294), "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225),
+    "sethostname": (170, 161), "setdomainname": (171, 162), "settimeofday": (164, 170), "clock_settime": (227, 112),
+    "adjtimex": (159, 171), "clock_adjtime": (305, 266), "acct": (163, 89), "quotactl": (179, 60),
+    "quotactl_fd": (443, 443), "syslog": (103, 116), "vhangup": (153, 58),
+}  # fmt: skip
+
+CLONE, CLONE3, SOCKETPAIR, PRLIMIT, FCNTL, IOCTL_CALL = (
+    (56, 220),
+    (435, 435),
+    (53, 199),
+    (302, 261),
+    (72, 25),
+    (16, 29),
+)
+LAST_KNOWN_CALL = 470
+ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+X32 = 0x40000000
+UNIX_FAMILY = 1
+F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
+TIOCSTI, FIOSETOWN, SIOCSPGRP = 0x5412, 0x8901, 0x8902
+LOAD_WORD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
+EPERM, ENOSYS = 1, 38
+NUMBER_AT, ARCHITECTURE_AT, ARGUMENTS_AT = 0, 4, 16
+
+
+def filter_calls() -> None:
+    """From here on the kernel refuses the calls named above."""
+    import ctypes
+    import struct
+
+    machine = os.uname().machine
+    if machine not in ARCHITECTURES:
+        raise Refused(f"no list of calls for {machine}")
+    program = filter_program(*ARCHITECTURES[machine])
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
+    header = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(code)))
+    call("prctl", PR_SET_SECCOMP, 2, header, 0, 0)
+
+
+def filter_program(column: int, architecture: int) -> list[tuple[int, int, int, int]]:
+    """The filter as instructions (code, jump if true, jump if false, operand)."""
+    lines = [
+        (LOAD_WORD, 0, 0, ARCHITECTURE_AT),
+        (JUMP_EQUAL, 1, 0, architecture),
+        (RETURN, 0, 0, KILL),
+        (LOAD_WORD, 0, 0, NUMBER_AT),
+        # A newer kernel's calls, and the other numbering of x86 (x32): as if this kernel did not have them.
+        (JUMP_AT_LEAST, 0, 1, LAST_KNOWN_CALL),
+        (RETURN, 0, 0, ERROR | ENOSYS),
+        # glibc then falls back to clone, whose flags can be looked at.
+        (JUMP_EQUAL, 0, 1, CLONE3[column]),
+        (RETURN, 0, 0, ERROR | ENOSYS),
+    ]
+    for numbers in DENIED.values():
+        number = numbers[column]
+        if number is not None:
+            lines += [(JUMP_EQUAL, 0, 1, number), (RETURN, 0, 0, ERROR | EPERM)]
+    namespaces = NEW_NAMESPACES | CLONE_NEWTIME | CLONE_NEWCGROUP
+    lines += _by_argument(CLONE[column], 0, [(JUMP_ANY_BIT, namespaces)], refuse=True)
+    lines += _by_argument(SOCKETPAIR[column], 0, [(JUMP_EQUAL, UNIX_FAMILY)], refuse=False)
+    lines += _by_argument(PRLIMIT[column], 0, [(JUMP_EQUAL, 0)], refuse=False)
+    lines += _by_argument(
+        FCNTL[column], 1, [(JUMP_EQUAL, value) for value in (F_SETOWN, F_SETSIG, F_SETOWN_EX)], refuse=True
+    )
+    lines += _by_argument(
+        IOCTL_CALL[column], 1, [(JUMP_EQUAL, value) for value in (TIOCSTI, FIOSETOWN, SIOCSPGRP)], refuse=True
+    )
+    return [*lines, (RETURN, 0, 0, ALLOW)]
+
+
+def _by_argument(
+    number: int, argument: int, tests: list[tuple[int, int]], *, refuse: bool
+) -> list[tuple[int, int, int, int]]:
+    """Decide about one call by the lower half of one of its arguments: refuse it when a test holds, or unless."""
+    first, last = (ERROR | EPERM, ALLOW) if refuse else (ALLOW, ERROR | EPERM)
+    body = [(LOAD_WORD, 0, 0, ARGUMENTS_AT + 8 * argument)]
+    for code, operand in tests:
+        body += [(code, 0, 1, operand), (RETURN, 0, 0, first)]
+    body.append((RETURN, 0, 0, last))
+    return [(JUMP_EQUAL, 0, len(body), number), *body]
+
+
+# --- looking after processes and folders ---------------------------------------------------------------------
 
 
 def descendants(pid: int) -> list[int]:
@@ -59,19 +529,35 @@ def descendants(pid: int) -> list[int]:
     while waiting:
         parent = waiting.pop()
         try:
-            with open(f"/proc/{parent}/task/{parent}/children", "rb") as file:
-                children = [int(child) for child in file.read().split()]
+            threads = os.listdir(f"/proc/{parent}/task")  # noqa: PTH208 - no pathlib here
         except OSError:
             continue
-        found += children
-        waiting += children
+        for thread in threads:
+            with contextlib.suppress(OSError), open(f"/proc/{parent}/task/{thread}/children", "rb") as file:  # noqa: PTH123
+                children = [int(child) for child in file.read().split()]
+                found += children
+                waiting += children
     return found
 
 
 def is_zombie(pid: int) -> bool:
     """Whether a process has ended and only waits to be noticed."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - no pathlib here
             return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
     except OSError:
         return True
+
+
+def folder_bytes(folder: str, most: int) -> int:
+    """How much the files of a folder take on disk; counting stops beyond `most`."""
+    total = 0
+    waiting = [folder]
+    while waiting and total <= most:
+        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(entry.path)
+                else:
+                    total += 512 * entry.stat(follow_symlinks=False).st_blocks
+    return total

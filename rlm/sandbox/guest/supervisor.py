@@ -21,7 +21,7 @@ import sys
 import time
 from collections import deque
 
-from . import hardening, wire, worker
+from . import hardening, solo, wire, worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ PENDING_CALLS = 20_000
 CREDENTIALS = struct.Struct("3i")
 PASS_CREDENTIALS = getattr(socket, "SO_PASSCRED", None)
 DRAIN_BYTES = 8 << 20
+LOOK_SECONDS = 0.25
 
 
 class HostGone(Exception):
@@ -48,9 +49,15 @@ class Lost(Exception):
 
 def main(incoming: int, outgoing: int) -> NoReturn:
     """Serve the host until it goes away."""
-    supervisor = Supervisor(incoming, outgoing)
+    supervisor: Supervisor | None = None
     status = 0
     try:
+        host = Host(incoming, outgoing)
+        settings = hear_settings(host)
+        if not settings["fork"]:
+            solo.serve(incoming, outgoing, settings)
+        supervisor = Supervisor(host, settings)
+        host.say(wire.READY, settings.pop("facts"))
         supervisor.serve()
     except HostGone:
         pass
@@ -60,15 +67,78 @@ def main(incoming: int, outgoing: int) -> NoReturn:
         traceback.print_exc()
         status = 70
     finally:
-        supervisor.kill_everything()
+        if supervisor is not None:
+            supervisor.kill_everything()
         os._exit(status)
+
+
+def hear_settings(host: Host) -> dict[str, Any]:
+    """Hear START, take this process's own measures, and find out what they are worth."""
+    kind, payload = host.message()
+    if kind != wire.START:
+        raise wire.WireError("a host begins with START")
+    settings: dict[str, Any] = wire.decode(payload)
+    settings["scratch"] = make_scratch(settings["scratch"])
+    missing: dict[str, str] = {}
+    levels = ["own process", "clean environment", "limits"]
+    if settings["fork"]:
+        levels += isolate(settings, missing)
+    hardening.adopt_orphans()
+    settings["facts"] = {
+        "python": sys.version.split()[0],
+        "platform": sys.platform,
+        "fork": settings["fork"],
+        "levels": levels,
+        "missing": missing,
+    }
+    return settings
+
+
+def make_scratch(given: str) -> str:
+    """The folder that cells may write to: the host's, where it could make one, or a new one."""
+    import tempfile
+
+    scratch = given or tempfile.mkdtemp(prefix="rlm-guest-")
+    os.chdir(scratch)
+    for name in ("HOME", "TMPDIR", "TEMP", "TMP"):
+        os.environ[name] = scratch
+    tempfile.tempdir = None
+    return scratch
+
+
+def isolate(settings: dict[str, Any], missing: dict[str, str]) -> list[str]:
+    """Everything that is asked for and that this machine gives; the names of what holds."""
+    levels: list[str] = []
+    settings["counts_processes"] = settings["quota"] = False
+    if settings["confine"]:
+        stays_root = hardening.become_private_user(settings["scratch"])
+        if stays_root:
+            missing["private user"] = stays_root
+    if settings["namespaces"]:
+        reason = hardening.enter_namespaces(settings["scratch"], settings["scratch_bytes"])
+        if reason:
+            missing["namespaces"] = reason
+        else:
+            levels += ["namespaces", "scratch quota"]
+            settings["quota"] = True
+    is_root = hasattr(os, "getuid") and os.getuid() == 0
+    if not is_root and (settings["quota"] or os.getuid() >= hardening.PRIVATE_USERS):
+        settings["counts_processes"] = True
+        levels.append("process limit")
+    else:
+        missing["process limit"] = (
+            "the kernel does not count them for this user: counted every quarter second instead"
+        )
+    held, refused = hardening.probe(settings)
+    missing.update(refused)
+    return levels + held
 
 
 class Outbox:
     """Bytes on their way to a descriptor that may not take them all at once."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._waiting: deque[memoryview] = deque()
         self.size = 0
         os.set_blocking(descriptor, False)
@@ -83,7 +153,7 @@ class Outbox:
         """Send what goes."""
         while self._waiting:
             try:
-                sent = os.write(self._descriptor, self._waiting[0])
+                sent = os.write(self.descriptor, self._waiting[0])
             except BlockingIOError:
                 return
             self.size -= sent
@@ -93,11 +163,66 @@ class Outbox:
                 self._waiting[0] = self._waiting[0][sent:]
 
 
+class Host:
+    """The channel to the host: frames that came, and a queue of what is to go."""
+
+    def __init__(self, incoming: int, outgoing: int) -> None:
+        self.incoming = incoming
+        self.outbox = Outbox(outgoing)
+        self.arrived: deque[wire.Frame] = deque()
+        self._frames = wire.Frames()
+
+    def say(self, kind: int, value: Any) -> None:
+        """Send one message."""
+        for data in wire.frames(kind, 0, wire.encode(value)):
+            self.outbox.put(data)
+
+    def message(self) -> tuple[int, bytes]:
+        """Wait for a whole message."""
+        kind, more, _, piece = self.frame()
+        return kind, piece + (self.rest() if more else b"")
+
+    def rest(self) -> bytes:
+        """The frames of a message after its first one."""
+        rest = bytearray()
+        more = True
+        while more:
+            _, more, _, piece = self.frame()
+            rest += piece
+        return bytes(rest)
+
+    def frame(self) -> wire.Frame:
+        """Wait for a frame; meanwhile what is queued goes out."""
+        while not self.arrived:
+            poller = select.poll()
+            poller.register(self.incoming, select.POLLIN)
+            if self.outbox.size:
+                poller.register(self.outbox.descriptor, select.POLLOUT)
+            ready = dict(poller.poll())
+            self.outbox.flush()
+            if self.incoming in ready:
+                self.take_in()
+        return self.arrived.popleft()
+
+    def take_in(self) -> None:
+        """Read what has come."""
+        data = os.read(self.incoming, wire.FRAME_BYTES)
+        if not data:
+            raise HostGone
+        self.arrived += self._frames.feed(data)
+
+    def close(self) -> None:
+        """Leave it to the parent, after a fork."""
+        os.close(self.incoming)
+        os.close(self.outbox.descriptor)
+
+
 class Process:
     """A worker as the supervisor sees it: its process number, channel, output and what is on its way to it."""
 
-    def __init__(self, channel: socket.socket, stdout: int, stderr: int) -> None:
+    def __init__(self, channel: socket.socket, stdout: int, stderr: int, leash: int) -> None:
         self.channel = channel
+        self.leash = leash
         self.streams = {stdout: 1, stderr: 2}
         self.pid = 0
         self.pidfd = -1
@@ -161,7 +286,7 @@ class Process:
     def close(self) -> None:
         """Close all that belongs to it here."""
         self.channel.close()
-        for descriptor in (*self.streams, self.pidfd):
+        for descriptor in (*self.streams, self.pidfd, self.leash):
             if descriptor >= 0:
                 os.close(descriptor)
         self.streams = {}
@@ -210,85 +335,43 @@ class Clock:
 class Supervisor:
     """What the host talks to."""
 
-    def __init__(self, incoming: int, outgoing: int) -> None:
-        self._incoming = incoming
-        self._frames = wire.Frames()
-        self._arrived: deque[wire.Frame] = deque()
-        self._outbox = Outbox(outgoing)
-        self._settings: dict[str, Any] = {}
+    def __init__(self, host: Host, settings: dict[str, Any]) -> None:
+        self.host = host
+        self.settings = settings
         self._context: Any = None
-        self._ancestor: Process | None = None
+        self.ancestor: Process | None = None
         self._next: Process | None = None
-        self._nonce = 0
 
     # --- the host --------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
         """Do what the host asks, one thing at a time."""
-        kind, payload = self._receive()
-        if kind != wire.START:
-            raise wire.WireError("a host begins with START")
-        self._settings = wire.decode(payload)
-        hardening.adopt_orphans()
-        self._say(wire.READY, 0, {"python": sys.version.split()[0], "platform": sys.platform, "fork": True})
         while True:
-            kind, more, _, piece = self._first_frame()
+            kind, more, _, piece = self.host.frame()
             if kind == wire.LOAD:
                 self._load(piece, more=more)
                 continue
-            payload = piece + (self._receive_rest() if more else b"")
+            payload = piece + (self.host.rest() if more else b"")
             if kind == wire.RUN:
                 self._run(payload)
             elif kind == wire.ASK:
                 self._ask(payload)
             elif kind == wire.RESET:
                 self._drop_workers()
-                self._say(wire.LOADED, 0, None)
+                self.host.say(wire.LOADED, None)
 
     def _load(self, first: bytes, *, more: bool) -> None:
         self._drop_workers()
         self._context = None
-        self._context = wire.decode_from(Incoming(self, first, more=more))
+        self._context = wire.decode_from(Incoming(self.host, first, more=more))
         gc.collect()
         gc.freeze()
-        self._say(wire.LOADED, 0, None)
+        self._get_ready()
+        self.host.say(wire.LOADED, None)
 
-    def _say(self, kind: int, number: int, value: Any) -> None:
-        for data in wire.frames(kind, number, wire.encode(value)):
-            self._outbox.put(data)
-
-    def _receive(self) -> tuple[int, bytes]:
-        kind, more, _, piece = self._first_frame()
-        return kind, piece + (self._receive_rest() if more else b"")
-
-    def _receive_rest(self) -> bytes:
-        rest = bytearray()
-        more = True
-        while more:
-            _, more, _, piece = self._first_frame()
-            rest += piece
-        return bytes(rest)
-
-    def _first_frame(self) -> wire.Frame:
-        """The next frame from the host; meanwhile what is queued for it goes out."""
-        while not self._arrived:
-            poller = select.poll()
-            poller.register(self._incoming, select.POLLIN)
-            if self._outbox.size:
-                poller.register(self._outbox._descriptor, select.POLLOUT)
-            poller.poll()
-            self._outbox.flush()
-            poller = select.poll()
-            poller.register(self._incoming, select.POLLIN)
-            if poller.poll(0):
-                self._take_in()
-        return self._arrived.popleft()
-
-    def _take_in(self) -> None:
-        data = os.read(self._incoming, wire.FRAME_BYTES)
-        if not data:
-            raise HostGone
-        self._arrived += self._frames.feed(data)
+    def _get_ready(self) -> None:
+        """Have the process for the first cell there before the cell."""
+        self._next = self._ready_worker()[1]
 
     # --- a cell ----------------------------------------------------------------------------------------------
 
@@ -309,12 +392,12 @@ class Supervisor:
         self._drain(process)
         if outcome == "":
             for data in cell.report:
-                self._outbox.put(data)
+                self.host.outbox.put(data)
         else:
             detail = self._roll_back(process)
             if outcome == "gone":
                 outcome, error = detail
-            state = "lost" if state == "lost" or self._ancestor is None else "rolled back"
+            state = "lost" if state == "lost" or self.ancestor is None else "rolled back"
         verdict = {
             "outcome": outcome,
             "error": error,
@@ -322,7 +405,7 @@ class Supervisor:
             "wall": time.monotonic() - began,
             "compute": cell.clock.seconds(),
         }
-        self._say(wire.ENDED, 0, verdict)
+        self.host.say(wire.ENDED, verdict)
 
     def _prove(self, process: Process) -> Process | None:
         """Have the process that ran the cell fork the one for the next; that is what it is there for."""
@@ -334,8 +417,8 @@ class Supervisor:
 
     def _commit(self, process: Process, heir: Process) -> None:
         """The cell's process becomes the ancestor; it waits, stopped, and with it whatever the cell left running."""
-        old = self._ancestor
-        self._ancestor, self._next = process, heir
+        old = self.ancestor
+        self.ancestor, self._next = process, heir
         process.send_signal(signal.SIGSTOP)
         if old is not None:
             self._end(old)
@@ -351,33 +434,33 @@ class Supervisor:
         return describe_end(status)
 
     def _status_of(self, process: Process) -> int:
-        if self._ancestor is None:
+        if self.ancestor is None:
             return 0
         try:
-            self._ancestor.send_signal(signal.SIGCONT)
-            self._ancestor.outbox.put(wire.frame(wire.REAP, process.pid))
-            kind, _, number, _ = self._await_frame(self._ancestor, FORK_SECONDS)
+            self.ancestor.send_signal(signal.SIGCONT)
+            self.ancestor.outbox.put(wire.frame(wire.REAP, process.pid))
+            kind, _, number, _ = self._await_frame(self.ancestor, FORK_SECONDS)
             return number if kind == wire.STATUS else 0
         except Lost:
-            self._end(self._ancestor)
-            self._ancestor = None
+            self._end(self.ancestor)
+            self.ancestor = None
             return 0
 
     def _drain(self, process: Process) -> None:
         """Pass on what the cell wrote last."""
         for descriptor, number in process.streams.items():
             left = DRAIN_BYTES
-            while left > 0 and self._pass_output(descriptor, number):
+            while left > 0 and self.pass_output(descriptor, number):
                 left -= wire.FRAME_BYTES
 
-    def _pass_output(self, descriptor: int, number: int) -> bool:
+    def pass_output(self, descriptor: int, number: int) -> bool:
         """Pass on a piece of output; False when there is none at the moment, or no more."""
         try:
             data = os.read(descriptor, wire.FRAME_BYTES)
         except BlockingIOError:
             return False
         if data:
-            self._outbox.put(wire.frame(wire.OUTPUT, number, data))
+            self.host.outbox.put(wire.frame(wire.OUTPUT, number, data))
         return bool(data)
 
     # --- asking ----------------------------------------------------------------------------------------------
@@ -395,7 +478,7 @@ class Supervisor:
             while more:
                 kind, more, _, piece = self._await_frame(process, deadline - time.monotonic())
                 size += len(piece)
-                if kind != wire.TOLD or size > self._settings["answer_bytes"] + BACKLOG_BYTES:
+                if kind != wire.TOLD or size > self.settings["answer_bytes"] + BACKLOG_BYTES:
                     raise Lost("not what was asked")
                 told.append(wire.frame(wire.TOLD, 0, piece, more=more))
         except Lost:
@@ -403,7 +486,7 @@ class Supervisor:
         finally:
             self._roll_back(process)
         for data in told:
-            self._outbox.put(data)
+            self.host.outbox.put(data)
 
     # --- workers ---------------------------------------------------------------------------------------------
 
@@ -413,35 +496,32 @@ class Supervisor:
         if process is not None:
             return "kept", process
         state = "kept"
-        if self._ancestor is not None:
-            self._ancestor.send_signal(signal.SIGCONT)
+        if self.ancestor is not None:
+            self.ancestor.send_signal(signal.SIGCONT)
             try:
-                process = self._fork(self._ancestor)
+                process = self._fork(self.ancestor)
             except Lost:
-                self._end(self._ancestor)
-                self._ancestor, state = None, "lost"
+                self._end(self.ancestor)
+                self.ancestor, state = None, "lost"
         if process is None:
-            self._ancestor = self._first_worker()
-            process = self._fork(self._ancestor)
+            self.ancestor = self._first_worker()
+            process = self._fork(self.ancestor)
         self._ancestor_stops()
         return state, process
 
     def _ancestor_stops(self) -> None:
-        if self._ancestor is not None:
-            self._ancestor.send_signal(signal.SIGSTOP)
+        if self.ancestor is not None:
+            self.ancestor.send_signal(signal.SIGSTOP)
 
     def _first_worker(self) -> Process:
         """Fork a worker from this process, which has the context and nothing else."""
         process, theirs = self._new_process()
         pid = os.fork()
         if pid == 0:
-            os.close(self._incoming)
-            os.close(self._outbox._descriptor)
+            self.host.close()
             process.close()
-            worker.start(theirs, self._context, self._settings)
-        for descriptor in theirs:
-            os.close(descriptor)
-        return self._greeted(process)
+            worker.start(theirs, self._context, self.settings)
+        return self._greeted(process, theirs)
 
     def _fork(self, parent: Process) -> Process:
         """Have a worker fork; raises `Lost` where it does not."""
@@ -451,24 +531,30 @@ class Supervisor:
             parent.channel.sendmsg([wire.frame(wire.FORK)], message)
         except OSError as error:
             process.close()
-            raise Lost(f"the worker is gone: {error}") from None
-        finally:
             for descriptor in theirs:
                 os.close(descriptor)
-        return self._greeted(process)
+            raise Lost(f"the worker is gone: {error}") from None
+        return self._greeted(process, theirs)
 
-    def _greeted(self, process: Process) -> Process:
+    def _greeted(self, process: Process, theirs: list[int]) -> Process:
+        """Hear that a new worker is there, and put it on its leash; raises `Lost` when it is not."""
+        leashed = theirs.pop()
+        for descriptor in theirs:
+            os.close(descriptor)
         try:
             kind, _, number, _ = self._await_frame(process, FORK_SECONDS)
             if PASS_CREDENTIALS is None:
                 process.pid = number
             if kind != wire.HELLO or not process.pid:
                 raise Lost("the new worker did not say hello")
+            put_on_leash(leashed, process.pid)
         except Lost:
             if process.pid:
                 process.send_signal(signal.SIGKILL)
             process.close()
             raise
+        finally:
+            os.close(leashed)
         process.watch()
         return process
 
@@ -478,7 +564,8 @@ class Supervisor:
             ours.setsockopt(socket.SOL_SOCKET, PASS_CREDENTIALS, 1)
         stdout, stdout_theirs = os.pipe()
         stderr, stderr_theirs = os.pipe()
-        return Process(ours, stdout, stderr), [theirs.detach(), stdout_theirs, stderr_theirs]
+        leashed, leash = os.pipe()
+        return Process(ours, stdout, stderr, leash), [theirs.detach(), stdout_theirs, stderr_theirs, leashed]
 
     def _await_frame(self, process: Process, seconds: float) -> wire.Frame:
         """The next frame of a worker that is not running a cell; raises `Lost` when it does not come in time."""
@@ -504,16 +591,16 @@ class Supervisor:
         self._reap()
 
     def _drop_workers(self) -> None:
-        for process in (self._next, self._ancestor):
+        for process in (self._next, self.ancestor):
             if process is not None:
                 self._kill_leftovers(process)
                 self._end(process)
-        self._next = self._ancestor = None
+        self._next = self.ancestor = None
 
     def _kill_leftovers(self, process: Process) -> None:
         """Kill what the cell started and left running, until nothing new appears."""
         spared = {process.pid}
-        spared.update(other.pid for other in (self._ancestor, self._next) if other is not None)
+        spared.update(other.pid for other in (self.ancestor, self._next) if other is not None)
         for _ in range(100):
             found = [pid for pid in hardening.descendants(os.getpid()) if pid not in spared]
             living = [pid for pid in found if not hardening.is_zombie(pid)]
@@ -545,11 +632,14 @@ class Cell:
 
     def __init__(self, supervisor: Supervisor, process: Process, timeout: float) -> None:
         self._supervisor = supervisor
+        self._host = supervisor.host
         self._process = process
         self._timeout = timeout
         self.clock = Clock(process)
         self.report: list[bytes] = []
+        self._report_done = False
         self._report_size = 0
+        self._look_at = time.monotonic() + LOOK_SECONDS
         self._verdict: tuple[str, str] | None = None
 
     def watch(self) -> tuple[str, str]:
@@ -569,15 +659,18 @@ class Cell:
                 f"the cell computed for more than {self._timeout:g} seconds and was stopped",
             )
             return
-        ready = dict(self._poller().poll(min(left, 1.0) * 1000 + 1))
-        self._supervisor._outbox.flush()
+        self._look_around()
+        if self._verdict is not None:
+            return
+        ready = dict(self._poller().poll(min(left, LOOK_SECONDS) * 1000 + 1))
+        self._host.outbox.flush()
         if self._process.outbox.size:
             self._flush_to_cell()
         for descriptor, number in list(self._process.streams.items()):
-            if descriptor in ready and not self._supervisor._pass_output(descriptor, number):
+            if descriptor in ready and not self._supervisor.pass_output(descriptor, number):
                 self._forget_stream(descriptor, ready[descriptor])
-        if self._supervisor._incoming in ready:
-            self._supervisor._take_in()
+        if self._host.incoming in ready:
+            self._host.take_in()
         self._relay_to_cell()
         if self._process.channel.fileno() in ready and not self._process.receive():
             self._verdict = "gone", ""
@@ -585,16 +678,31 @@ class Cell:
         if self._verdict is None and self._process.pidfd in ready:
             self._verdict = "gone", ""
 
+    def _look_around(self) -> None:
+        """What the kernel does not limit here is counted now and then."""
+        if time.monotonic() < self._look_at:
+            return
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        settings = self._supervisor.settings
+        if not settings["counts_processes"]:
+            # Those of the machinery are the supervisor's, the ancestor and the cell's own.
+            count = len(hardening.descendants(self._process.pid))
+            if count > settings["processes"]:
+                self._verdict = "memory", f"the cell had {count} processes, more than {settings['processes']}"
+        most = settings["scratch_bytes"]
+        if not settings["quota"] and hardening.folder_bytes(settings["scratch"], most) > most:
+            self._verdict = "memory", f"the cell wrote more than {most:,} bytes to its folder"
+
     def _poller(self) -> select.poll:
         poller = select.poll()
-        supervisor, process = self._supervisor, self._process
-        poller.register(supervisor._incoming, select.POLLIN)
+        host, process = self._host, self._process
+        poller.register(host.incoming, select.POLLIN)
         if process.pidfd >= 0:
             poller.register(process.pidfd, select.POLLIN)
         wanted = select.POLLOUT if process.outbox.size else 0
-        if supervisor._outbox.size:
-            poller.register(supervisor._outbox._descriptor, select.POLLOUT)
-        if supervisor._outbox.size < BACKLOG_BYTES:  # else the host must read first
+        if host.outbox.size:
+            poller.register(host.outbox.descriptor, select.POLLOUT)
+        if host.outbox.size < BACKLOG_BYTES:  # else the host must read first
             wanted |= select.POLLIN
             for descriptor in process.streams:
                 poller.register(descriptor, select.POLLIN)
@@ -614,7 +722,7 @@ class Cell:
             os.close(descriptor)
 
     def _relay_to_cell(self) -> None:
-        arrived = self._supervisor._arrived
+        arrived = self._host.arrived
         while arrived and self._verdict is None:
             kind, more, number, payload = arrived.popleft()
             if kind == wire.CANCEL:
@@ -630,23 +738,21 @@ class Cell:
     def _relay_to_host(self) -> None:
         arrived = self._process.arrived
         while arrived:
-            if self.report and self._report_done:
+            if self._report_done:
                 raise Lost("the cell spoke after its end")
             kind, more, number, payload = arrived.popleft()
             if kind == wire.CALL:
                 if not more:
                     self.clock.call_began(number)
-                self._supervisor._outbox.put(wire.frame(kind, number, payload, more=more))
+                self._host.outbox.put(wire.frame(kind, number, payload, more=more))
             elif kind == wire.DONE:
                 self._take_report(number, payload, more=more)
             else:
                 raise Lost(f"the cell's process sent a message of kind {kind}, which is not its to send")
 
-    _report_done = False
-
     def _take_report(self, keeps_state: int, payload: bytes, *, more: bool) -> None:
         self._report_size += len(payload)
-        if self._report_size > 2 * self._supervisor._settings["answer_bytes"] + BACKLOG_BYTES:
+        if self._report_size > 2 * self._supervisor.settings["answer_bytes"] + BACKLOG_BYTES:
             raise Lost("a report that is too long")
         self.report.append(wire.frame(wire.DONE, 0, payload, more=more))
         if not more:
@@ -659,8 +765,8 @@ class Cell:
 class Incoming:
     """A message from the host as a source of bytes, read as it comes."""
 
-    def __init__(self, supervisor: Supervisor, first: bytes, *, more: bool) -> None:
-        self._supervisor = supervisor
+    def __init__(self, host: Host, first: bytes, *, more: bool) -> None:
+        self._host = host
         self._buffer = memoryview(first)
         self._more = more
 
@@ -674,11 +780,23 @@ class Incoming:
         while len(data) < count:
             if not self._more:
                 raise wire.WireError("a value that ends too early")
-            _, self._more, _, payload = self._supervisor._first_frame()
+            _, self._more, _, payload = self._host.frame()
             needed = count - len(data)
             data += payload[:needed]
             self._buffer = memoryview(payload)[needed:]
         return bytes(data)
+
+
+def put_on_leash(descriptor: int, pid: int) -> None:
+    """Have the kernel kill a process when the other end of this pipe closes, which is when the supervisor ends."""
+    import fcntl
+
+    set_signal = getattr(fcntl, "F_SETSIG", 10 if sys.platform == "linux" else None)
+    if set_signal is None:
+        return
+    fcntl.fcntl(descriptor, fcntl.F_SETOWN, pid)
+    fcntl.fcntl(descriptor, set_signal, signal.SIGKILL)
+    fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def describe_end(status: int) -> tuple[str, str]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn
 
-__all__ = ["Repl", "Worker", "start"]
+__all__ = ["Repl", "Worker", "start", "text_stream"]
 
 PREVIEW_CHARS = 200
 ECHO_CHARS = 200_000
@@ -37,10 +37,11 @@ COMPARED_VALUES = 2_000_000
 class Worker:
     """One process of the fork chain."""
 
-    def __init__(self, channel: calls.Channel, context: Any, settings: dict[str, Any]) -> None:
+    def __init__(self, channel: calls.Channel, leash: int, context: Any, settings: dict[str, Any]) -> None:
         self._channel = channel
+        self._leash = leash
         self._settings = settings
-        self._repl = Repl(self._call, context, settings)
+        self._repl = Repl(self._call, streams_of_process, context, settings)
         self._last_child = 0
 
     def _call(self, name: str, arguments: dict[str, Any]) -> Any:
@@ -57,7 +58,9 @@ class Worker:
             elif kind == wire.RUN:
                 self._run(wire.decode(payload))
             elif kind == wire.ASK:
-                self._channel.send(wire.TOLD, 0, self._repl.tell(wire.decode(payload)))
+                with hardening.limited():
+                    told = self._repl.tell(wire.decode(payload))
+                self._channel.send(wire.TOLD, 0, told)
 
     def _receive(self) -> tuple[int, int, bytes, list[int]]:
         """The next message with the descriptors that came along; nobody else reads while no cell runs."""
@@ -87,9 +90,11 @@ class Worker:
         self._become(descriptors)
 
     def _become(self, descriptors: list[int]) -> None:
-        old = self._channel.incoming
-        self._channel = calls.Channel(*adopt(descriptors))
+        old, old_leash = self._channel.incoming, self._leash
+        *ends, self._leash = adopt(descriptors)
+        self._channel = calls.Channel(*ends)
         os.close(old)
+        os.close(old_leash)
         self._channel.send(wire.HELLO, os.getpid())
 
     def _reap(self, pid: int) -> int:
@@ -104,28 +109,30 @@ class Worker:
     def _run(self, cell: dict[str, Any]) -> None:
         self._channel.open_to_cells()
         try:
-            report = self._repl.run(cell)
+            with hardening.limited():
+                outcome = self._repl.execute(cell)
+            report = self._repl.report(outcome)
         finally:
             self._channel.close_to_cells()
         self._channel.send(wire.DONE, report.keeps_state, report.parts)
 
 
-def adopt(descriptors: list[int]) -> tuple[int, int]:
-    """Take over a channel and an output: descriptors 1 and 2 are the cell's, the channel is out of its way."""
-    channel, stdout, stderr = descriptors
+def adopt(descriptors: list[int]) -> tuple[int, int, int]:
+    """Take over a channel, an output and a leash: 1 and 2 are the cell's, the others are out of its way."""
+    channel, stdout, stderr, leash = descriptors
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     os.close(stdout)
     os.close(stderr)
     channel = hardening.raise_descriptor(channel)
-    return channel, channel
+    return channel, channel, hardening.raise_descriptor(leash)
 
 
 def receive_with_descriptors(descriptor: int) -> tuple[bytes, list[int]]:
     """Read what has arrived, at least one byte, with the descriptors that came along."""
     channel = socket.socket(fileno=descriptor)
     try:
-        data, descriptors, _, _ = socket.recv_fds(channel, wire.HEADER.size, 3)
+        data, descriptors, _, _ = socket.recv_fds(channel, wire.HEADER.size, 4)
     finally:
         channel.detach()
     if not data:
@@ -169,8 +176,13 @@ class Repl:
     """The namespace of the cells and how they run in it."""
 
     def __init__(
-        self, call: Callable[[str, dict[str, Any]], Any], context: Any, settings: dict[str, Any]
+        self,
+        call: Callable[[str, dict[str, Any]], Any],
+        streams: Callable[[], tuple[io.TextIOBase, io.TextIOBase]],
+        context: Any,
+        settings: dict[str, Any],
     ) -> None:
+        self._streams = streams
         self._final = Final(settings["answer_bytes"])
         self._limit = settings["answer_bytes"]
         self._context = Pristine(context)
@@ -184,20 +196,24 @@ class Repl:
         self._provide(fresh_answer=True)
         self._first_names = frozenset(self.names)
 
-    def run(self, cell: dict[str, Any]) -> Report:
-        """Run one cell, whatever it does short of taking the process with it, and report."""
+    def execute(self, cell: dict[str, Any]) -> tuple[str, str]:
+        """Run one cell, whatever it does short of taking the process with it; its outcome and traceback."""
         self._final.given = None
         self._provide(fresh_answer=cell["fresh_answer"])
-        filename = f"<cell {cell['cell']}>"
-        sys.stdout, sys.stderr, sys.stdin = text_stream(1), text_stream(2), NoInput()
-        streams = sys.stdout, sys.stderr
-        outcome, error = self._execute(cell["code"], filename)
+        streams = self._streams()
+        sys.stdin, sys.stdout, sys.stderr = NoInput(), *streams
+        outcome = self._execute(cell["code"], f"<cell {cell['cell']}>")
         restore_builtins(self._builtins)
         for stream in (sys.stdout, sys.stderr, *streams):
             flush(stream)
-        if outcome == "memory":
-            return Report(wire.encode((outcome, error, None, None)), keeps_state=False)
-        return self._report(outcome, error)
+        return outcome
+
+    def report(self, outcome: tuple[str, str]) -> Report:
+        """What there is to say of the cell that was executed."""
+        kind, error = outcome
+        if kind == "memory":
+            return Report(wire.encode((kind, error, None, None)), keeps_state=False)
+        return self._report(kind, error)
 
     def tell(self, question: dict[str, Any]) -> wire.Parts:
         """What variables there are, or the value of one; asked of a copy that is thrown away afterwards."""
@@ -464,9 +480,14 @@ class Shown(str):
         return str.__str__(self)
 
 
-def text_stream(descriptor: int) -> io.TextIOWrapper:
-    """A text file on a descriptor, sent on at each line; a lone surrogate is shown by its number."""
-    raw = io.FileIO(descriptor, "w", closefd=False)
+def streams_of_process() -> tuple[io.TextIOBase, io.TextIOBase]:
+    """New text files on descriptors 1 and 2."""
+    one, two = (text_stream(io.FileIO(descriptor, "w", closefd=False)) for descriptor in (1, 2))
+    return one, two
+
+
+def text_stream(raw: io.RawIOBase) -> io.TextIOWrapper:
+    """A text file, sent on at each line; a lone surrogate is shown by its number."""
     return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
 
 
@@ -582,9 +603,9 @@ def start(descriptors: list[int], context: Any, settings: dict[str, Any]) -> NoR
         sys.displayhook = show
         sys.argv = [""]
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        ends = adopt(descriptors)
+        *ends, leash = adopt(descriptors)
         hardening.confine(settings)
-        worker = Worker(calls.Channel(*ends), context, settings)
+        worker = Worker(calls.Channel(*ends), leash, context, settings)
         gc.collect()
         gc.freeze()
         worker._channel.send(wire.HELLO, os.getpid())  # noqa: SLF001 - its own module

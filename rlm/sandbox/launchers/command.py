@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["Launcher", "local"]
 
 PASSED_ON = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "SYSTEMROOT")
-MODULES = ("wire", "hardening", "calls", "worker", "supervisor")
+MODULES = ("wire", "hardening", "calls", "worker", "solo", "supervisor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
