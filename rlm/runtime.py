@@ -110,6 +110,9 @@ class Run:
         except RLMError as error:
             self.emit(RunFailed(**self._here(), kind=type(error).__name__, error=str(error)))
             raise
+        except anyio.get_cancelled_exc_class():
+            self.emit(RunFailed(**self._here(), kind="Cancelled", error="the run was stopped"))
+            raise
         answer = self._answer(conclusion, time.monotonic() - started)
         self.emit(AnswerGiven(**self._here(), answer=answer))
         return answer
@@ -121,7 +124,12 @@ class Run:
         def tell(stream: str, text: str) -> None:
             self.emit(CellOutput(**self._here(), cell=cell, stream=stream, text=text))
 
-        result = await guest.run(code, serve=self._host_calls(), on_output=tell)
+        try:
+            result = await guest.run(code, serve=self._host_calls(), on_output=tell)
+        except anyio.get_cancelled_exc_class():
+            stopped = CellResult(outcome="cancelled", state="rolled back", error="the cell was stopped")
+            self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=stopped))
+            raise
         self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=result))
         return result
 
