@@ -72,10 +72,8 @@ class Journal:
             size = os.fstat(descriptor).st_size
             whole = _whole_bytes(descriptor, size)
             first = _read_line(descriptor, 0)
-            if whole:
+            if whole or not _is_torn_head(first):
                 _check_head(path, first, kind)
-            elif size and not _is_torn_head(first):
-                raise JournalError(f"{path} is no journal")
             if whole < size:
                 os.ftruncate(descriptor, whole)
             journal = cls(path, descriptor, whole, size - whole)
