@@ -1,0 +1,211 @@
+"""`rlm chat`: several questions about one context, with Python next to the model."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from rlm.cli.failures import FAILED, complain, exit_code_of
+from rlm.cli.options import encoding_option, files_argument, run_options
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from rlm.cli.chat_inputs import Input
+    from rlm.cli.options import RunOptions
+    from rlm.rlm_repl import RLM_REPL
+    from rlm.rlm_session import RLMSession
+    from rlm.values import CellResult, Variable
+
+__all__ = ["command"]
+
+HELP = """\
+  a plain line    asks the model; it remembers earlier questions and variables
+  !code           runs Python where the model does: context, llm_query, llm_batch and its variables
+  ?name           shows a variable;  ? or /vars lists them
+  /cost           what was spent;  /reset starts anew on the same data;  /quit or Ctrl-D leaves
+  Enter sends, Alt-Enter begins a new line, unfinished code goes on by itself
+  Ctrl-C          stops what runs; variables and conversation are kept"""
+
+SHOWN_LINES = 60
+SHOWN_CHARS = 500
+
+
+@click.command("chat")
+@files_argument
+@encoding_option
+@run_options
+def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -> int:
+    """Ask several questions about files, and run Python next to the model.
+
+    The model keeps its variables and the conversation. From a pipe, each line is one input.
+
+    \b
+    Examples:
+      rlm chat contract.txt
+      rlm chat minutes/*.md -m llama3.1 --base-url http://localhost:11434/v1
+      printf 'Who are the parties?\\n!len(context)\\n/cost\\n' | rlm chat contract.txt --client offline
+
+    \b
+    In the chat:
+      a plain line asks · !code runs Python · ?name shows a variable
+      /vars /cost /reset /help /quit · Ctrl-C stops the turn and keeps everything
+    """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
+    from rlm.cli.chat_prompt import is_interactive, lines_of_stdin, lines_of_terminal
+    from rlm.cli.inputs import read_context
+    from rlm.cli.running import open_rlm
+
+    context = read_context(files, encoding, may_read_stdin=False)
+    interactive = is_interactive()
+    lines = lines_of_terminal() if interactive else lines_of_stdin()
+    with open_rlm(options) as rlm:
+        if interactive:
+            click.echo(
+                f"{_describe(context)} Asks {rlm.settings.model}. /help shows what you can type.", err=True
+            )
+        return _Chat(rlm, context, interactive=interactive).follow(lines)
+
+
+class _Chat:
+    """One conversation; `reset` gives it a new session on the same context."""
+
+    def __init__(self, rlm: RLM_REPL, context: object, *, interactive: bool) -> None:
+        self._rlm = rlm
+        self._context = context
+        self._interactive = interactive
+        self._session: RLMSession = rlm.session(context)
+
+    def follow(self, lines: Iterable[str]) -> int:
+        """Do what each line says; gives the exit code of the first that failed, where nobody is watching."""
+        from rlm.cli.chat_inputs import Command, parse
+
+        first_failure = 0
+        for line in lines:
+            wanted = parse(line)
+            if wanted == Command("quit"):
+                break
+            code = self._do_safely(wanted)
+            first_failure = first_failure or code
+        return 0 if self._interactive else first_failure
+
+    def _do_safely(self, wanted: Input) -> int:
+        """Do it; an error is one line, and the chat goes on."""
+        from rlm.errors import RLMError, SessionClosed
+
+        try:
+            return self._do(wanted)
+        except KeyboardInterrupt:
+            if not self._interactive:
+                raise
+            complain("stopped; variables and conversation are kept")
+            return 0
+        except SessionClosed:
+            raise
+        except RLMError as error:
+            complain(str(error))
+            return exit_code_of(error)
+
+    def _do(self, wanted: Input) -> int:
+        from rlm.cli.chat_inputs import Code, Command, Question, Show, Unknown
+        from rlm.cli.running import show_answer, spent
+
+        match wanted:
+            case Question(text):
+                return show_answer(self._session.ask(text), self._rlm)
+            case Code(text):
+                return _show_result(self._session.run(text))
+            case Show(name):
+                return self._show(name)
+            case Command("vars"):
+                _show_variables(self._session.variables())
+            case Command("cost"):
+                click.echo(spent(self._rlm))
+            case Command("reset"):
+                self._reset()
+            case Command("help"):
+                click.echo(HELP)
+            case Unknown(text):
+                complain(f"there is no {text}; /help shows what there is")
+                return FAILED
+            case _:
+                pass
+        return 0
+
+    def _show(self, name: str) -> int:
+        from rlm.errors import ContextError
+
+        try:
+            value = self._session.fetch(name)
+        except KeyError as error:
+            complain(str(error.args[0]))
+            return FAILED
+        except ContextError:  # a value that cannot cross, such as a function: its head is all there is
+            found = [variable for variable in self._session.variables() if variable.name == name]
+            _show_variables(found)
+            return 0
+        size = f" of {len(value):,}" if hasattr(value, "__len__") else ""
+        click.echo(f"{name}: {type(value).__name__}{size}", err=True)
+        _print_clipped(value if isinstance(value, str) else repr(value))
+        return 0
+
+    def _reset(self) -> None:
+        self._session.close()
+        self._session = self._rlm.session(self._context)
+        complain("variables and conversation are gone; the data is as it was")
+
+
+def _show_result(result: CellResult) -> int:
+    """What the user's own cell printed; its error on stderr."""
+    if result.stdout:
+        _print(result.stdout.removesuffix("\n"), sys.stdout.isatty())
+    for text in (result.stderr, result.error):
+        if text:
+            _print(text.removesuffix("\n"), sys.stderr.isatty(), err=True)
+    if result.state != "kept":
+        complain(f"the cell {result.outcome}: variables are {result.state}")
+    return 0 if result.outcome == "ok" else FAILED
+
+
+def _show_variables(variables: Iterable[Variable]) -> None:
+    from rlm.display.text import one_line
+
+    rows = [
+        (
+            variable.name,
+            variable.type_name,
+            "" if variable.length is None else f"{variable.length:,}",
+            variable.preview,
+        )
+        for variable in variables
+    ]
+    if not rows:
+        click.echo("no variables yet, besides context")
+        return
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for name, kind, length, preview in rows:
+        click.echo(
+            f"{name:<{widths[0]}}  {kind:<{widths[1]}}  {length:>{widths[2]}}  {one_line(preview, 80)}".rstrip()
+        )
+
+
+def _print_clipped(text: str) -> None:
+    from rlm.display.text import count, first_lines
+
+    lines, more = first_lines(text, SHOWN_LINES, SHOWN_CHARS)
+    click.echo("\n".join(lines))
+    if more:
+        complain(f"{count(more, 'more line')}; !print(…) shows what you choose")
+
+
+def _print(text: str, on_terminal: bool, *, err: bool = False) -> None:
+    from rlm.display.text import visible
+
+    click.echo(visible(text) if on_terminal or err else text, err=err)
+
+
+def _describe(context: str | dict[str, str]) -> str:
+    if isinstance(context, str):
+        return f"{len(context):,} characters of text."
+    return f"{len(context):,} files, {sum(map(len, context.values())):,} characters in all."

@@ -1,0 +1,175 @@
+"""`rlm doctor`: what works on this machine."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rlm.cli.failures import FAILED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rlm.sandbox.session import Isolation
+    from rlm.values import HostCall
+
+__all__ = ["Finding", "command", "examine"]
+
+DISTRIBUTION = "rlm-cells"
+VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
+PACKAGES = ("openai", "anyio", "tiktoken", "rich", "click")
+EXTRAS = {
+    "chat": ("prompt_toolkit", "rlm chat on a terminal"),
+    "fast": ("aiohttp", "more calls per second"),
+    "prices": ("genai_prices", "dollars next to tokens"),
+}
+MARKS = {"ok": "ok  ", "note": "note", "bad": "BAD "}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at: `state` is ok, note (works, less well) or bad (does not work)."""
+
+    state: str
+    what: str
+    words: str
+
+
+@click.command("doctor")
+def command() -> int:
+    """Say what works here: isolation, keys, packages.
+
+    Opens a real guest and runs a cell in it. Keys are never shown. Exit code 0 when runs can work, else 1.
+
+    \b
+    Examples:
+      rlm doctor
+      rlm doctor | grep -v ^ok        what is missing
+    """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
+    from rlm.cli.running import load_env_file
+    from rlm.display.text import visible
+
+    load_env_file(Path.cwd())
+    findings = []
+    for finding in examine():
+        findings.append(finding)
+        click.echo(f"{MARKS[finding.state]}  {finding.what}: {visible(finding.words)}")
+    return FAILED if any(finding.state == "bad" for finding in findings) else 0
+
+
+def examine() -> Iterator[Finding]:
+    """Look at everything, one thing after another."""
+    yield Finding(
+        "ok", "python", f"{platform.python_version()} on {platform.platform(terse=True)} ({sys.executable})"
+    )
+    yield _versions()
+    yield from _foreign_distributions()
+    yield from _isolation()
+    yield _key()
+    yield _vocabulary()
+    yield from _extras()
+
+
+def _versions() -> Finding:
+    from rlm import __version__
+
+    versions = [f"{name} {metadata.version(name)}" for name in PACKAGES]
+    return Finding("ok", "versions", ", ".join([f"{DISTRIBUTION} {__version__}", *versions]))
+
+
+def _foreign_distributions() -> Iterator[Finding]:
+    """Whoever else installs a package `rlm` overwrites ours file by file."""
+    owners = set(metadata.packages_distributions().get("rlm", ()))
+    foreign = sorted(owners - {DISTRIBUTION})
+    if foreign:
+        remedy = f"pip uninstall {' '.join(foreign)}; pip install --force-reinstall {DISTRIBUTION}"
+        yield Finding("bad", "package rlm", f"also installed by {', '.join(foreign)}: {remedy}")
+    elif not owners:
+        yield Finding("note", "package rlm", f"imported from {Path(__file__).parents[1]}, not installed")
+
+
+def _isolation() -> Iterator[Finding]:
+    from rlm.portal import lease
+
+    try:
+        with lease() as portal:
+            isolation, seconds = portal.call(_open_a_guest)
+    except Exception as error:  # noqa: BLE001 - whatever keeps a guest from working is what this command is to say
+        yield Finding("bad", "guest", f"{type(error).__name__}: {error}")
+        return
+    tier = isolation.tier
+    state = "ok" if tier == "isolated" else "note"
+    yield Finding(
+        state,
+        "guest",
+        f"{tier}: {', '.join(isolation.levels) or 'no more than a process'}; first cell after {seconds:.2f} s",
+    )
+    for level, reason in isolation.missing.items():
+        yield Finding("note", f"no {level}", reason)
+    if not isolation.recovers:
+        yield Finding("note", "recovery", "a cell that crashes costs all variables here, not only its own")
+
+
+async def _open_a_guest() -> tuple[Isolation, float]:
+    """Start a guest and run a cell in it; what confines it, and the seconds until the cell was done."""
+    from rlm.errors import GuestDied, HostCallRefused
+    from rlm.sandbox.session import open_session
+
+    async def refuse(host_call: HostCall) -> Any:
+        raise HostCallRefused(f"no {host_call.name} here")
+
+    started = time.perf_counter()
+    session = await open_session()
+    try:
+        await session.load("text")
+        result = await session.run("print(len(context))", serve=refuse)
+        if result.stdout != "4\n":
+            raise GuestDied(f"the first cell {result.outcome}: {result.error or result.stdout!r}")
+        return session.isolation, time.perf_counter() - started
+    finally:
+        await session.aclose()
+
+
+def _key() -> Finding:
+    key = bool(os.environ.get("OPENAI_API_KEY", "").strip())
+    base_url = os.environ.get("OPENAI_BASE_URL", "").strip()
+    if key or base_url:
+        known = "OPENAI_API_KEY is set" if key else "no OPENAI_API_KEY"
+        return Finding("ok", "models", f"{known}; endpoint: {base_url or 'api.openai.com'}")
+    return Finding(
+        "note",
+        "models",
+        "no OPENAI_API_KEY and no OPENAI_BASE_URL: set one, or rlm ask --base-url …, or offline",
+    )
+
+
+def _vocabulary() -> Finding:
+    """Whether tiktoken can count without the network; it is not asked, because it would fetch the file."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    path = Path(tempfile.gettempdir(), "data-gym-cache") if folder is None else Path(folder)
+    file = path / hashlib.sha1(VOCABULARY_URL.encode(), usedforsecurity=False).hexdigest()
+    if folder != "" and file.is_file():
+        return Finding("ok", "tiktoken", "its vocabulary is at hand")
+    return Finding(
+        "note", "tiktoken", f"no vocabulary in {path}: tokens are estimated until it is fetched once"
+    )
+
+
+def _extras() -> Iterator[Finding]:
+    for extra, (module, gives) in EXTRAS.items():
+        if util.find_spec(module) is not None:
+            yield Finding("ok", f"extra {extra}", gives)
+        else:
+            yield Finding(
+                "note", f"extra {extra}", f"not installed ({gives}): pip install '{DISTRIBUTION}[{extra}]'"
+            )
