@@ -58,7 +58,7 @@ def _with_usage(call: Call, reply: Reply, count_tokens: CountTokens) -> Reply:
 
 
 def _with_whole_prompt(call: Call, reply: Reply) -> Reply:
-    if reply.usage.estimated:
+    if reply.usage.estimated or not reply.usage.input_tokens:
         return reply
     counted = reply.usage.input_tokens + reply.usage.cached_tokens
     sent = sum(utf8_size(message.content) for message in call.messages)
