@@ -1,0 +1,306 @@
+"""Rows in and out of files: CSV, TSV, JSONL and JSON with the standard library, Parquet and Excel by `tables.py`.
+
+A `Source` gives its rows again and again, each time from the start, a few at a time, so that a file of any size
+fits. A `Writer` takes rows as they come. A file is written under another name and takes its own when it is whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Final, Protocol, TypeAlias
+
+from rlm.errors import InputError, OutputError
+
+__all__ = ["FileSource", "ListSource", "Row", "Source", "Writer", "as_source", "create", "format_of"]
+
+Row: TypeAlias = dict[str, Any]
+
+LARGEST_FIELD: Final = 1 << 28
+FORMATS: Final = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".xlsx": "excel",
+}
+
+
+class Source(Protocol):
+    """Rows that can be read more than once."""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+
+    def rows(self) -> Iterator[Row]:
+        """The rows from the start.
+
+        Raises:
+            InputError: a row cannot be read; the message says which.
+        """
+
+
+class Writer(Protocol):
+    """Takes rows, one after the other."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row."""
+
+    def close(self) -> None:
+        """The last row was written."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListSource:
+    """Rows in memory."""
+
+    records: Sequence[Row]
+    name: str = "the rows"
+
+    def rows(self) -> Iterator[Row]:
+        """The rows."""
+        return iter(self.records)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSource:
+    """Rows of a file, in the format that its name says."""
+
+    path: Path
+    encoding: str = "utf-8-sig"
+
+    @property
+    def name(self) -> str:
+        """The file's name."""
+        return str(self.path)
+
+    def rows(self) -> Iterator[Row]:
+        """The rows from the start.
+
+        Raises:
+            InputError: the file cannot be read, or one of its rows.
+            MissingExtra: the format needs a package that is not installed.
+        """
+        kind = format_of(self.path)
+        try:
+            match kind:
+                case "csv" | "tsv":
+                    yield from _csv_rows(self.path, self.encoding, "," if kind == "csv" else "\t")
+                case "jsonl":
+                    yield from _jsonl_rows(self.path, self.encoding)
+                case "json":
+                    yield from _json_rows(self.path, self.encoding)
+                case _:
+                    from rlm.bulk import tables
+
+                    yield from tables.READERS[kind](self.path)
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{self.path} is not {self.encoding.removesuffix('-sig').upper()}: {error.reason} near byte "
+                f"{error.start:,}; name its encoding, such as latin-1 or cp1252"
+            ) from error
+
+
+def as_source(rows: Any, *, encoding: str = "utf-8-sig") -> Source:
+    """Rows of a path, an iterable of mappings, or a data frame of pandas or polars.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if isinstance(rows, (FileSource, ListSource)):
+        return rows
+    if isinstance(rows, (str, os.PathLike)):
+        path = Path(rows)
+        format_of(path)
+        return FileSource(path, encoding)
+    if hasattr(rows, "to_dicts"):  # polars
+        return ListSource(rows.to_dicts(), "the data frame")
+    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # pandas
+        _refuse_repeated([str(name) for name in rows.columns], "the data frame")
+        return ListSource(rows.to_dict("records"), "the data frame")
+    if isinstance(rows, Iterable):
+        records = list(rows)
+        for number, row in enumerate(records, 1):
+            if not isinstance(row, Mapping):
+                raise InputError(f"row {number} is a {type(row).__name__}, and not a mapping of fields")
+        return ListSource([dict(row) for row in records])
+    raise InputError(
+        f"rows come from a path, an iterable of mappings or a data frame, not {type(rows).__name__}"
+    )
+
+
+def format_of(path: Path) -> str:
+    """The format that a file's name says.
+
+    Raises:
+        InputError: it says none that is known.
+    """
+    try:
+        return FORMATS[path.suffix.lower()]
+    except KeyError:
+        known = ", ".join(FORMATS)
+        raise InputError(f"{path}: its name does not say what it is; names end in {known}") from None
+
+
+@contextmanager
+def create(path: Path, fields: Sequence[str]) -> Iterator[Writer]:
+    """A writer for a file, which is there, whole, when the block has ended without an error.
+
+    Raises:
+        OutputError: it cannot be written.
+        MissingExtra: its format needs a package that is not installed.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        writer = _WRITERS[format_of(path)](partial, fields)
+        try:
+            yield writer
+        finally:
+            writer.close()
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+# Reading -------------------------------------------------------------------------------------------------------
+
+
+def _csv_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Row]:
+    if csv.field_size_limit() < LARGEST_FIELD:
+        csv.field_size_limit(LARGEST_FIELD)
+    with path.open(encoding=encoding, newline="") as file:
+        lines = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            header = next(lines, None)
+            if not header:
+                raise InputError(f"{path} is empty: it has not even a line of column names")
+            _refuse_repeated(header, str(path))
+            width = len(header)
+            for values in lines:
+                if len(values) != width:
+                    if not values:
+                        continue
+                    raise InputError(
+                        f"{path}, line {lines.line_num}: {len(values)} values for {width} columns; "
+                        "a value that holds the delimiter or a line break needs quotes around it"
+                    )
+                yield dict(zip(header, values, strict=True))
+        except csv.Error as error:
+            raise InputError(f"{path}, line {lines.line_num}: broken CSV: {error}") from error
+
+
+def _refuse_repeated(names: Sequence[str], where: str) -> None:
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise InputError(f"{where} has two columns named {name!r}: rename one of them")
+
+
+def _jsonl_rows(path: Path, encoding: str) -> Iterator[Row]:
+    with path.open(encoding=encoding) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{path}, line {number}: broken JSON: {error}") from error
+            yield _as_row(row, f"{path}, line {number}")
+
+
+def _json_rows(path: Path, encoding: str) -> Iterator[Row]:
+    try:
+        rows = json.loads(path.read_text(encoding=encoding))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: broken JSON: {error}") from error
+    if not isinstance(rows, list):
+        raise InputError(f"{path} holds no list of objects; one object a line is JSONL: name it so")
+    for number, row in enumerate(rows, 1):
+        yield _as_row(row, f"{path}, item {number}")
+
+
+def _as_row(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: a row is an object of fields, not {type(row).__name__}")
+    return row
+
+
+# Writing -------------------------------------------------------------------------------------------------------
+
+
+class _CsvWriter:
+    def __init__(self, path: Path, fields: Sequence[str], delimiter: str = ",") -> None:
+        self._fields = fields
+        self._file: IO[str] = path.open("w", encoding="utf-8", newline="", errors="backslashreplace")
+        self._lines = csv.writer(self._file, delimiter=delimiter, lineterminator="\n")
+        self._lines.writerow(fields)
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._lines.writerow([_cell(row.get(name)) for name in self._fields])
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _JsonlWriter:
+    def __init__(self, path: Path, _fields: Sequence[str]) -> None:
+        self._file: IO[str] = path.open("w", encoding="utf-8", errors="backslashreplace")
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _JsonWriter(_JsonlWriter):
+    def __init__(self, path: Path, fields: Sequence[str]) -> None:
+        super().__init__(path, fields)
+        self._before = "[\n"
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        self._file.write(self._before + json.dumps(row, ensure_ascii=False, default=str))
+        self._before = ",\n"
+
+    def close(self) -> None:
+        self._file.write("\n]\n" if self._before == ",\n" else "[]\n")
+        super().close()
+
+
+def _cell(value: Any) -> Any:
+    """A value as CSV has it: nothing for null, JSON for what is no plain value."""
+    match value:
+        case None | str() | int() | float() if not isinstance(value, bool):
+            return value
+        case _:
+            return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _table_writer(kind: str) -> Callable[[Path, Sequence[str]], Writer]:
+    def make(path: Path, fields: Sequence[str]) -> Writer:
+        from rlm.bulk import tables
+
+        return tables.WRITERS[kind](path, fields)
+
+    return make
+
+
+_WRITERS: Final[dict[str, Callable[[Path, Sequence[str]], Writer]]] = {
+    "csv": _CsvWriter,
+    "tsv": lambda path, fields: _CsvWriter(path, fields, "\t"),
+    "jsonl": _JsonlWriter,
+    "json": _JsonWriter,
+    "parquet": _table_writer("parquet"),
+    "excel": _table_writer("excel"),
+}

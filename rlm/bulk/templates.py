@@ -1,0 +1,83 @@
+"""Prompt templates: `Label {{text}} for {{tone}}`, with the fields of a row in double braces."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from rlm.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+__all__ = ["Template", "read_template"]
+
+_FIELD: Final = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A prompt with places for fields; `fields` are their names. Without any, the whole row is asked about."""
+
+    text: str
+    fields: tuple[str, ...]
+
+    def check(self, available: Collection[str], where: str) -> None:
+        """Make sure that rows with these fields can fill the template.
+
+        Raises:
+            InputError: a field is not there; the message names those that are.
+        """
+        for name in self.fields:
+            if name not in available:
+                there = ", ".join(map(repr, list(available)[:20])) or "none"
+                raise InputError(f"the prompt asks for {{{{{name}}}}}, and {where} has the fields {there}")
+
+    def content(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What of a row is asked about.
+
+        Raises:
+            InputError: the row lacks a field.
+        """
+        if not self.fields:
+            return dict(row)
+        content = {name: row[name] for name in self.fields if name in row}
+        if len(content) < len(self.fields):
+            missing = next(name for name in self.fields if name not in row)
+            raise InputError(f"the row has no field {missing!r}")
+        return content
+
+    def render(self, content: Mapping[str, Any]) -> str:
+        """The prompt about one row."""
+        if not self.fields:
+            return f"{self.text}\n\n{_text(content)}"
+        return _FIELD.sub(lambda found: _text(content[found[1]]), self.text)
+
+    @property
+    def instruction(self) -> str:
+        """What to do with each of several rows, each of which comes as JSON with the fields of the template."""
+        if not self.fields:
+            return self.text
+        return f"{self.text}\n\nEach field in double braces stands for the item's field of that name."
+
+
+def read_template(text: str) -> Template:
+    """Read a template.
+
+    Raises:
+        InputError: it is empty, or a brace is left open.
+    """
+    if not text.strip():
+        raise InputError("the prompt is empty: write for example 'Label {{text}}'")
+    rest = _FIELD.sub("", text)
+    if "{{" in rest or "}}" in rest:
+        raise InputError(f"the prompt {text!r} has double braces that hold no field: write {{{{field}}}}")
+    return Template(text, tuple(dict.fromkeys(_FIELD.findall(text))))
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return "" if value is None else json.dumps(value, ensure_ascii=False, default=str)
