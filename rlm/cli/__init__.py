@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = command.main(arguments, prog_name="rlm", standalone_mode=False, obj=state)
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):  # click turns the one that it sees into the other
         return broken_pipe(state)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the process border: one line and a code
         return report(error, state)

@@ -113,7 +113,10 @@ class _Chat:
 
         match wanted:
             case Question(text):
-                return show_answer(self._session.ask(text), self._rlm)
+                code = show_answer(self._session.ask(text), self._rlm)
+                if self._interactive:
+                    click.echo(err=True)
+                return code
             case Code(text):
                 return _show_result(self._session.run(text))
             case Show(name):

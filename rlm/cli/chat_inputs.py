@@ -89,11 +89,11 @@ def is_unfinished(text: str) -> bool:
     if not text.lstrip().startswith("!"):
         return False
     code = text.lstrip()[1:].lstrip(" ")
-    first, *more = code.split("\n")
+    _, *more = code.split("\n")
     if more:
         last = more[-1]
         if not last.strip():
-            return _lacks_its_end(code.rstrip()) and not first.rstrip().endswith(":")
+            return _lacks_its_end(code.rstrip())
         if last[0] in " \t":
             return True
     return _lacks_its_end(code)

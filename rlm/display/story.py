@@ -97,6 +97,7 @@ def _of_run(event: Event, progress: Progress, verbosity: int, columns: int) -> I
                 Text(cell_in_words(event.result, progress.cell_calls, shown=True), style=style), margin="└ "
             )
         case AnswerGiven(answer=answer):
+            yield Block(Text())
             if answer.status == "ok":
                 yield Block(_rule("Answered", columns, "green"))
             else:

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from rlm.cli import command
+from rlm.cli.options import RunOptions
+from rlm.cli.running import choose, load_env_file
+
+KEY = {"OPENAI_API_KEY": "sk-test"}
+URL = {"OPENAI_BASE_URL": "http://localhost:1/v1"}
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "models"),
+    [
+        ({}, {}, ("offline", "offline")),
+        ({}, KEY, ("gpt-5", "gpt-5-nano")),
+        ({"model": "a"}, KEY, ("a", "gpt-5-nano")),
+        ({"model": "a"}, URL, ("a", "a")),
+        ({"recursive_model": "b"}, URL, ("b", "b")),
+        ({"model": "a", "recursive_model": "b"}, URL, ("a", "b")),
+        ({"base_url": "http://localhost:1/v1", "model": "a"}, KEY, ("a", "a")),
+        ({"client": "offline"}, KEY, ("offline", "offline")),
+        ({"model": "offline"}, KEY, ("offline", "offline")),
+    ],
+)
+def test_the_client_is_what_was_asked_for_or_what_there_is(options, environment, models):
+    choice = choose(RunOptions(**options), environment)
+    assert (choice.model, choice.recursive_model) == models
+    assert choice.offline == (models[0] == "offline")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"client": "openai"}, "OPENAI_API_KEY"),
+        ({"model": "gpt-5"}, "no key and no endpoint to ask 'gpt-5'"),
+        ({"model": "offline", "recursive_model": "gpt-5"}, "both roles"),
+    ],
+)
+def test_what_cannot_be_is_said(options, words):
+    with pytest.raises(click.UsageError, match=words):
+        choose(RunOptions(**options), {})
+
+
+def test_no_key_and_no_endpoint_is_told():
+    assert "no language model" in choose(RunOptions(), {}).note
+    assert not choose(RunOptions(client="offline"), {}).note
+
+
+@pytest.fixture
+def environment(monkeypatch, tmp_path):
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    return tmp_path / ".env"
+
+
+def test_the_env_file_gives_only_what_openai_needs_and_overrides_nothing(environment, monkeypatch):
+    import os
+
+    environment.write_text("OPENAI_API_KEY=from-file\nOPENAI_BASE_URL=http://x/v1\nLD_PRELOAD=evil.so\n")
+    load_env_file(environment.parent)
+    assert (os.environ["OPENAI_API_KEY"], os.environ["OPENAI_BASE_URL"]) == ("from-file", "http://x/v1")
+    assert os.environ.get("LD_PRELOAD") != "evil.so"
+    monkeypatch.setenv("OPENAI_API_KEY", "mine")
+    load_env_file(environment.parent)
+    assert os.environ["OPENAI_API_KEY"] == "mine"
+
+
+def test_an_endpoint_from_a_file_never_gets_a_key_from_elsewhere(environment, monkeypatch, capsys):
+    import os
+
+    monkeypatch.setenv("OPENAI_API_KEY", "mine")
+    environment.write_text("OPENAI_BASE_URL=http://attacker/v1\n")
+    load_env_file(environment.parent)
+    assert "OPENAI_BASE_URL" not in os.environ
+    assert "is not used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["ask", "chat", "demo", "doctor"])
+def test_the_help_of_every_command_has_examples(name):
+    result = CliRunner().invoke(command, [name, "--help"])
+    assert result.exit_code == 0
+    assert result.output.count(f"rlm {name}") >= 2

@@ -1,0 +1,251 @@
+"""Real processes: exit codes, what goes to stdout and what to stderr, pipes, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from openai_server import OpenAIServer
+
+RLM = [sys.executable, "-m", "rlm"]
+CELL = "```repl\nprint(len(context))\n```"
+
+
+def clean_environment(**more):
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    return {**kept, "PYTHONUNBUFFERED": "1", **more}
+
+
+def rlm(*arguments, folder, stdin=b"", **environment):
+    return subprocess.run(
+        [*RLM, *arguments],
+        input=stdin,
+        capture_output=True,
+        cwd=folder,
+        env=clean_environment(**environment),
+        timeout=60,
+        check=False,
+    )
+
+
+def complaint(done):
+    """The one line on stderr."""
+    assert b"Traceback" not in done.stderr
+    lines = done.stderr.decode().splitlines()
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "a.txt").write_text("A tenant who leaves early must pay a fee of three rents.\n" * 50)
+    return tmp_path
+
+
+@pytest.fixture
+def server():
+    with OpenAIServer(lambda request: "FINAL(three rents)") as server:
+        yield server
+
+
+def test_the_answer_alone_is_on_stdout(folder, server):
+    done = rlm("ask", "a.txt", "-q", "What fee?", "-m", "gpt-5", "--base-url", server.base_url, folder=folder)
+    assert (done.returncode, done.stdout) == (0, b"three rents\n")
+    assert b"answered: 1 turn, 1 call" in done.stderr
+
+
+def test_quiet_means_nothing_on_stderr_and_json_is_one_object(folder, server):
+    done = rlm(
+        "ask",
+        "-",
+        "-q",
+        "?",
+        "--json",
+        "--quiet",
+        "--base-url",
+        server.base_url,
+        folder=folder,
+        stdin=b"piped \xc3\xa9",
+    )
+    assert done.stderr == b""
+    answer = json.loads(done.stdout)
+    assert (answer["answer"], answer["status"], answer["model"], answer["turns"]) == (
+        "three rents",
+        "ok",
+        "gpt-5",
+        1,
+    )
+    assert answer["usage"]["total_tokens"] == server.input_tokens + server.output_tokens
+
+
+def test_a_pipe_is_the_data(folder):
+    done = rlm(
+        "ask", "-q", "Which fee must a tenant pay who leaves early?", "--quiet", folder=folder,
+        stdin=(folder / "a.txt").read_bytes(),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert b"three rents" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stdin", "words"),
+    [
+        (["ask", "a.txt"], b"", "no question"),
+        (["ask", "a.txt", "-q", " "], b"", "no question"),
+        (["ask", "missing.txt", "-q", "?"], b"", "missing.txt: there is no such file"),
+        (["ask", ".", "-q", "?"], b"", "is a folder"),
+        (["ask", "binary", "-q", "?"], b"", "binary: not utf-8 text"),
+        (["ask", "nul", "-q", "?"], b"", "looks like a binary file"),
+        (["ask", "empty", "-q", "?"], b"", "empty: empty"),
+        (["ask", "-q", "?"], b"", "standard input: empty"),
+        (["ask", "-", "-", "-q", "?"], b"x", "named twice"),
+        (["ask", "a.txt", "-q", "?", "--encoding", "klingon"], b"", "no encoding 'klingon'"),
+        (["ask", "a.txt", "-q", "?", "--client", "openai"], b"", "no key and no endpoint"),
+        (["ask", "a.txt", "-q", "?", "-m", "gpt-5"], b"", "no key and no endpoint"),
+        (["ask", "a.txt", "-q", "?", "--max-iterations", "0"], b"", "--max-iterations"),
+        (["ask", "a.txt", "-q", "?", "--timeout", "-1"], b"", "--timeout"),
+        (["ask", "a.txt", "-q", "?", "--max-concurrent", "many"], b"", "--max-concurrent"),
+        (["ask", "\x1b[2J", "-q", "?"], b"", "\\x1b[2J: there is no such file"),
+        (["chat", "-"], b"", "questions are read from stdin"),
+        (["chat"], b"", "no data"),
+        (["aks"], b"", "aks"),
+    ],
+)
+def test_bad_input_is_one_line_and_code_2(folder, arguments, stdin, words):
+    (folder / "binary").write_bytes(b"\x89PNG\r\n\xff\xfe\x00")
+    (folder / "nul").write_bytes(b"abc\0def")
+    (folder / "empty").write_bytes(b"")
+    done = rlm(*arguments, folder=folder, stdin=stdin)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert words in complaint(done)
+
+
+def test_nobody_at_the_endpoint_is_code_5_at_once(folder):
+    started_at = time.monotonic()
+    done = rlm("ask", "a.txt", "-q", "?", "--base-url", "http://127.0.0.1:9/v1", folder=folder)
+    assert done.returncode == 5
+    assert "127.0.0.1:9" in complaint(done)
+    assert time.monotonic() - started_at < 15
+
+
+def test_an_unknown_model_is_code_5_and_lists_what_there_is(folder):
+    from openai_server import failed
+
+    with OpenAIServer(
+        lambda request: failed(404, "The model does not exist", code="model_not_found"),
+        models=["llama", "qwen"],
+    ) as server:
+        done = rlm(
+            "ask", "a.txt", "-q", "?", "-m", "lama", "--quiet", "--base-url", server.base_url, folder=folder
+        )
+    assert done.returncode == 5
+    assert "llama, qwen" in complaint(done)
+
+
+def test_a_limit_is_code_3_with_the_partial_answer_on_stdout(folder):
+    with OpenAIServer(lambda request: "```repl\nanswer['content'] = 'a draft'\n```") as server:
+        done = rlm(
+            "ask",
+            "a.txt",
+            "-q",
+            "?",
+            "--max-iterations",
+            "2",
+            "--quiet",
+            "--base-url",
+            server.base_url,
+            folder=folder,
+        )
+    assert (done.returncode, done.stdout) == (3, b"a draft\n")
+    assert "stopped: no answer within 2 turns; the answer is partial" in complaint(done)
+
+
+def test_verbose_shows_where_an_error_came_from(folder):
+    done = rlm("ask", "missing", "-q", "?", "-v", folder=folder)
+    assert done.returncode == 2
+    assert b"missing: there is no such file" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_trouble(folder, server):
+    line = f"{sys.executable} -m rlm ask a.txt -q x --quiet --base-url {server.base_url} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        cwd=folder,
+        env=clean_environment(),
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout, done.stderr) == (b"0\n", b"")
+
+
+def test_ctrl_c_cancels_within_a_second_and_shows_what_was_spent(folder):
+    with OpenAIServer(lambda request: CELL, plan=[None]) as server:
+        server.latency_s = 0.0
+        process = subprocess.Popen(
+            [*RLM, "ask", "a.txt", "-q", "?", "--base-url", server.base_url],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=folder, env=clean_environment(),
+        )  # fmt: skip
+        until = time.monotonic() + 30
+        while server.requests < 1 and time.monotonic() < until:
+            time.sleep(0.02)  # another process is on its way to its first call
+        server.latency_s = 60.0
+        while server.at_once < 1 and time.monotonic() < until:
+            time.sleep(0.02)
+        interrupted_at = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=20)
+        assert (
+            time.monotonic() - interrupted_at < 2.5
+        )  # a second, and the interpreter's own end on a busy machine
+    assert (process.returncode, stdout) == (130, b"")
+    assert b"interrupted; spent: " in stderr
+    assert b"Traceback" not in stderr
+
+
+def test_chat_reads_lines_from_a_pipe_and_goes_on_after_an_error(folder):
+    script = b"What fee must a tenant pay?\n!x = len(context)\n?x\n!1/0\n/nope\n!x + 1\n/cost\n/quit\n!print('never')\n"
+    done = rlm("chat", "a.txt", "--client", "offline", "--quiet", folder=folder, stdin=script)
+    assert done.returncode == 1
+    assert b"three rents" in done.stdout
+    assert b"2850\n" in done.stdout
+    assert b"2851\n" in done.stdout
+    assert b"never" not in done.stdout
+    assert b"ZeroDivisionError" in done.stderr
+    assert b"there is no /nope" in done.stderr
+
+
+def test_the_demo_answers_with_a_quote_without_key_and_network(folder):
+    done = rlm("demo", folder=folder)
+    assert done.returncode == 0, done.stderr
+    assert b"before really leaving the" in done.stdout
+    assert b"context[" in done.stdout
+    assert b"No language model" in done.stderr
+
+
+def test_the_demo_says_when_the_text_does_not_have_it(folder):
+    done = rlm("demo", "-q", "What is the population of Berlin?", folder=folder)
+    assert done.returncode == 0
+    assert b"NOT FOUND" in done.stdout
+
+
+def test_doctor_opens_a_guest_and_never_shows_a_key(folder):
+    done = rlm("doctor", folder=folder, OPENAI_API_KEY="sk-very-secret-key")
+    assert done.returncode == 0, done.stdout
+    assert b"guest: " in done.stdout
+    assert b"OPENAI_API_KEY is set" in done.stdout
+    assert b"secret" not in done.stdout + done.stderr
+
+
+def test_help_loads_no_heavy_package(folder):
+    code = (
+        "import sys; from rlm.cli import main; main(['--help']);"
+        "print(sorted({'openai', 'rich', 'tiktoken', 'anyio', 'dotenv', 'asyncio'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, cwd=folder, check=True)
+    assert done.stdout.decode().splitlines()[-1] == "[]"

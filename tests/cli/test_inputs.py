@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+
+from rlm.cli.chat_inputs import Code, Command, Nothing, Question, Show, Unknown, is_unfinished, parse
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("Who are the parties?", Question("Who are the parties?")),
+        ("  two\nlines  ", Question("two\nlines")),
+        ("!len(context)", Code("len(context)")),
+        ("! for x in y:\n    print(x)", Code("for x in y:\n    print(x)")),
+        ("?x", Show("x")),
+        ("?", Command("vars")),
+        ("/vars", Command("vars")),
+        ("/QUIT", Command("quit")),
+        ("/exit", Command("quit")),
+        ("/what now", Unknown("/what now")),
+        ("/", Unknown("/")),
+        ("!", Nothing()),
+        ("", Nothing()),
+    ],
+)
+def test_the_first_character_says_what_a_line_means(text, meaning):
+    assert parse(text) == meaning
+
+
+@pytest.mark.parametrize(
+    "text", ["!f(", "!x = [1,", "!for x in y:", "!for x in y:\n    print(x)", "!@cached", '!"""a', "!if x:\n"]
+)
+def test_code_that_lacks_its_end_goes_on(text):
+    assert is_unfinished(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "What (about this",
+        "!f()",
+        "!for x in y:\n    print(x)\n",
+        "!for x in y: print(x)",
+        "!1 +* 2",
+        "!await f()",
+        "!",
+        "",
+    ],
+)
+def test_whole_code_wrong_code_and_questions_are_sent(text):
+    assert not is_unfinished(text)
