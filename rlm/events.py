@@ -114,7 +114,7 @@ class BatchFinished(_Happening):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallStarted(_Happening):
-    """A call was handed to the client; `call` numbers it within the tree, `batch` is its batch or None."""
+    """A call was taken on; `call` numbers it within the tree, `batch` is its batch or None."""
 
     call: int
     role: CallRole

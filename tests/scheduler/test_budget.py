@@ -226,11 +226,27 @@ def test_an_estimate_that_was_too_low_is_raised_for_the_next_call(virtual_time):
     provider = FakeProvider(usage=lambda _: Usage(calls=1, input_tokens=30, output_tokens=1))
 
     async def main(tree):
-        await spend_all(tree, width=1)
+        calls = [call(str(n), max_output_tokens=1) for n in range(100)]
+        with pytest.raises(BudgetExceeded):
+            await tree.complete_all(calls, max_concurrent=1)
         return tree.ledger.usage.total_tokens
 
-    total = run(virtual_time, provider, main, Budget(tokens=1000))
-    assert 900 <= total <= 1000
+    # 11 were expected at first and 31 were used, so after 31 calls (961) the 29 that are left are too few
+    assert run(virtual_time, provider, main, Budget(tokens=990)) == 961
+
+
+def test_a_call_that_is_cancelled_in_front_of_the_gate_gives_back_what_it_reserved(virtual_time):
+    async def main(tree):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(tree.complete, call("first", max_output_tokens=20))
+            await anyio.sleep(0.1)
+            with anyio.move_on_after(0.5):
+                await tree.complete(call("in line", max_output_tokens=20))
+        for number in range(4):
+            await tree.complete(call(str(number), max_output_tokens=30))
+        return tree.ledger.cost_summary()["possibly_billed"]["tokens"]
+
+    assert run(virtual_time, FakeProvider(), main, Budget(tokens=90), max_concurrent=1) == 0
 
 
 def test_the_wall_time_of_a_tree_ends_what_is_in_flight(virtual_time):

@@ -198,7 +198,10 @@ from rlm.values import Reply
 async def main():
     cache = Cache(Path(sys.argv[1]), mode="on", max_bytes=200_000)
     for number in range(100):
-        await cache.put(call(f"{sys.argv[2]} {number}"), Reply(text="x" * 500))
+        async with anyio.create_task_group() as tasks:  # a reading and a writing errand in one transaction
+            for _ in range(3):
+                tasks.start_soon(cache.get, call("nothing"))
+            tasks.start_soon(lambda: cache.put(call(f"{sys.argv[2]} {number}"), Reply(text="x" * 500)))
         assert (await cache.get(call(f"{sys.argv[2]} {number}"))).text == "x" * 500
     assert not cache.problem, cache.problem
     await cache.aclose()

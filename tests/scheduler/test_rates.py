@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
-from fake_provider import FakeProvider, call
+from fake_provider import FakeProvider, call, too_many
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +37,36 @@ def test_a_corrected_amount_makes_room_at_once():
     assert window.delay(50, 1.0) == 59
     window.correct(taken, 10)
     assert window.delay(50, 1.0) == 0
+
+
+def test_an_amount_that_is_corrected_after_its_minute_changes_nothing():
+    window = Window(100)
+    taken = window.take(50, 0.0)
+    assert window.delay(100, 61.0) == 0
+    window.correct(taken, 5000)
+    window.take(60, 61.0)
+    assert window.delay(40, 61.0) == 0
+    assert window.delay(41, 61.0) == MINUTE
+
+
+def test_a_refused_request_takes_no_tokens_from_the_minute(virtual_time):
+    provider = FakeProvider(faults=((1.0, too_many()),))
+
+    async def main():
+        settings = SchedulerSettings(tokens_per_minute=100)
+        tree = Scheduler(provider, settings, count_tokens=lambda _: 60).tree(run_id="r")
+
+        async def heal():
+            await anyio.sleep(0.05)
+            provider.faults = ()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(heal)
+            started = anyio.current_time()
+            await tree.complete(call("a"))
+            return anyio.current_time() - started
+
+    assert anyio.run(main, **virtual_time) < 5
 
 
 def test_what_remains_by_the_endpoints_own_account_is_respected_until_it_is_full_again():

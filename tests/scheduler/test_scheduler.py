@@ -3,6 +3,7 @@ from __future__ import annotations
 import anyio
 import anyio.lowlevel
 import pytest
+from blockbuster import blockbuster_ctx
 from fake_provider import FakeProvider, broken, call, dropped, price, too_many
 
 from rlm.clients.base import Client
@@ -90,6 +91,16 @@ async def test_everything_at_once_works_on_both_event_loops(tmp_path):
     assert all(reply.stored for reply in replies)
     await scheduler.aclose()
     assert provider.closed
+
+
+@pytest.mark.anyio
+async def test_nothing_blocks_the_event_loop(tmp_path):
+    settings = SchedulerSettings(cache="on", cache_folder=str(tmp_path / "new"), requests_per_minute=1e6)
+    with blockbuster_ctx():
+        scheduler = Scheduler(FakeProvider(seconds=0), settings, price=price)
+        tree = scheduler.tree(run_id="r", budget=Budget(dollars=1))
+        await tree.complete_all([call(str(n)) for n in range(20)], max_concurrent=5)
+        await scheduler.aclose()
 
 
 @pytest.mark.anyio

@@ -51,6 +51,14 @@ def test_texts_that_take_few_tokens_are_not_taken_for_cut_ones(prompt, counted):
     look(reply(usage=Usage(calls=1, input_tokens=counted, output_tokens=3)), prompt)
 
 
+def test_tokens_that_an_endpoint_counts_apart_as_cached_were_read_too():
+    look(reply(usage=Usage(calls=1, input_tokens=100, cached_tokens=20_000, output_tokens=3)), ENGLISH)
+
+
+def test_an_estimate_of_ours_convicts_nobody():
+    assert look(reply(usage=Usage()), ENGLISH).usage.input_tokens == 42
+
+
 @pytest.mark.parametrize("prompt", [" " * 100_000, "ha " * 30_000], ids=["spaces", "ha ha"])
 def test_a_monotonous_text_may_take_few_tokens_and_only_gets_a_warning(prompt):
     (warning,) = look(reply(usage=Usage(calls=1, input_tokens=1300, output_tokens=3)), prompt).warnings
