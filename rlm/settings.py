@@ -70,7 +70,7 @@ class SchedulerSettings:
         requests_per_minute: requests to each model, or None for what its endpoint says.
         tokens_per_minute: input and output tokens of each model, or None for what its endpoint says.
         max_attempts: how often a call is asked where it fails for a passing reason other than a rate limit.
-        retry_deadline_s: seconds after its first failure in which a call is asked again, rate limits included.
+        retry_patience_s: seconds a call may wait in all to be asked again, rate limits included.
         first_backoff_s: the longest wait before the second attempt; it doubles with each further one.
         longest_backoff_s: the longest wait before any attempt, where the provider does not ask for more.
         spare_retries: retries a tree of runs has in hand; each answer adds one, up to twice as many.
@@ -89,7 +89,7 @@ class SchedulerSettings:
     requests_per_minute: float | None = None
     tokens_per_minute: float | None = None
     max_attempts: int = 9
-    retry_deadline_s: float = 300.0
+    retry_patience_s: float = 300.0
     first_backoff_s: float = 0.2
     longest_backoff_s: float = 20.0
     spare_retries: int = 100

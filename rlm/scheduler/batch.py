@@ -58,6 +58,7 @@ class _Batch:
             await place.take()
             while self.exceeded is None and (index := next(self._pending, None)) is not None:
                 await self._fill(index, place)
+                place.give_back()  # to a call that comes back to be asked again, if there is one
                 await place.take()
         finally:
             place.give_back()

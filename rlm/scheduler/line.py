@@ -91,10 +91,10 @@ class Place:
         self._line = line
         self._is_held = False
 
-    async def take(self) -> None:
+    async def take(self, group: Hashable = None) -> None:
         """Wait for a place, unless it is held."""
         if not self._is_held:
-            await self._line.enter(None)
+            await self._line.enter(group)
             self._is_held = True
 
     def give_back(self) -> None:

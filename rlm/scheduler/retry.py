@@ -21,8 +21,8 @@ class Retries:
     """The retries of one tree of runs; no clock, no I/O.
 
     Exponential backoff with full jitter (Brooker, "Exponential Backoff And Jitter", 2015). Only a
-    `TransientError` is asked again. A rate limit is no failure of the endpoint: it is waited out until the
-    deadline. All other retries come out of one purse for the tree, refilled by answers, so that an outage is not
+    `TransientError` is asked again. A rate limit is no failure of the endpoint: it is waited out as
+    long as there is patience. All other retries come out of one purse for the tree, refilled by answers, so that an outage is not
     multiplied by the attempts of every call in it.
     """
 
@@ -39,20 +39,20 @@ class Retries:
         return self._purse
 
     def wait_before_next(
-        self, error: CallError, *, failures: int, elapsed_s: float, ever_answered: bool
+        self, error: CallError, *, failures: int, waited_s: float, ever_answered: bool
     ) -> float | None:
         """Seconds to wait before the call is asked again, or None where it is not.
 
         Args:
             error: how the last attempt failed.
             failures: attempts of the call so far, all failed.
-            elapsed_s: seconds since the call first failed.
+            waited_s: seconds the call has waited so far to be asked again.
             ever_answered: whether the endpoint was ever heard of; a wrong address is not worth many tries.
         """
         if not isinstance(error, TransientError) or not self._may_ask_again(error, failures, ever_answered):
             return None
         wait_s = self._backoff(error, failures)
-        if elapsed_s + wait_s > self._settings.retry_deadline_s:
+        if waited_s + wait_s > self._settings.retry_patience_s:
             return None
         if not isinstance(error, RateLimited):
             self._purse -= 1

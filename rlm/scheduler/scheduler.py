@@ -25,7 +25,6 @@ can take does not depend on who asks. A `Tree` has the ledger, the retries and t
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, replace
 from itertools import count
@@ -172,14 +171,21 @@ class Tree:
         )
         samples = occurrences(calls) if self._scheduler.cache is not None else None
 
+        failed = len(calls)
+
         async def ask(index: int, place: Place) -> Reply:
+            nonlocal failed
             occurrence = samples[index] if samples is not None else 0
-            return await self._complete(replace(calls[index], batch=batch), occurrence, place)
+            reply = await self._complete(replace(calls[index], batch=batch), occurrence, place)
+            failed -= 1
+            return reply
 
         first = first_of_each(calls) if dedupe else range(len(calls))
-        outcomes = await run_batch(ask, first, max_concurrent=max_concurrent)
-        failed = sum(isinstance(outcome, CallError) for outcome in outcomes)
-        self._emit(BatchFinished(run_id=run_id, depth=depth, at=time.time(), batch=batch, failed=failed))
+        try:
+            outcomes = await run_batch(ask, first, max_concurrent=max_concurrent)
+            failed = sum(isinstance(outcome, CallError) for outcome in outcomes)
+        finally:
+            self._emit(BatchFinished(run_id=run_id, depth=depth, at=time.time(), batch=batch, failed=failed))
         return outcomes
 
     async def _complete(self, call: Call, occurrence: int, place: Place) -> Reply:
@@ -236,18 +242,17 @@ class Tree:
     async def _retried(self, question: _Question) -> Reply:
         call, endpoint, bill = question.call, self._scheduler.endpoint, Spent()
         failures = 0
-        first_failed = math.inf
+        waited_s = 0.0
         while True:
-            await question.place.take()
+            await question.place.take("again")  # not behind all the calls that were not asked yet
             try:
                 reply = await endpoint.ask(call, ledger=self.ledger, group=(self, call.batch), bill=bill)
             except CallError as error:
                 failures += 1
-                first_failed = min(first_failed, anyio.current_time())
                 wait_s = self._retries.wait_before_next(
                     error,
                     failures=failures,
-                    elapsed_s=anyio.current_time() - first_failed,
+                    waited_s=waited_s,
                     ever_answered=endpoint.ever_answered(call.model),
                 )
                 if wait_s is None:
@@ -256,6 +261,7 @@ class Tree:
             else:
                 self._retries.answered()
                 return replace(reply, attempts=failures + 1, usage=bill.usage, cost_usd=bill.cost_usd)
+            waited_s += wait_s
             question.place.give_back()
             await anyio.sleep(wait_s)
 

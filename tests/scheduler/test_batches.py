@@ -115,7 +115,10 @@ def test_a_limit_ends_the_batch_unwrapped_after_what_is_in_flight(virtual_time):
     run(virtual_time, client, main, events)
     assert client.in_flight == 0
     assert len(client.prompts) < 8
-    assert sum(isinstance(e, CallFinished) for e in events) == len(client.prompts) - 1
+    finished = sum(isinstance(e, CallFinished) for e in events)
+    assert finished == len(client.prompts) - 1
+    assert isinstance(events[-1], BatchFinished)
+    assert events[-1].failed == 52 - finished
 
 
 def test_an_unexpected_error_ends_the_batch_unwrapped(virtual_time):

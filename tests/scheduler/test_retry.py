@@ -30,11 +30,9 @@ def longest(_low, high):
     return high
 
 
-def wait(error, retries=None, *, failures=1, elapsed_s=0.0, ever_answered=True, **settings):
+def wait(error, retries=None, *, failures=1, waited_s=0.0, ever_answered=True, **settings):
     retries = retries or Retries(SchedulerSettings(**settings), jitter=longest)
-    return retries.wait_before_next(
-        error, failures=failures, elapsed_s=elapsed_s, ever_answered=ever_answered
-    )
+    return retries.wait_before_next(error, failures=failures, waited_s=waited_s, ever_answered=ever_answered)
 
 
 @pytest.mark.parametrize(
@@ -79,16 +77,16 @@ def test_retry_after_is_never_undercut_and_a_negative_one_is_none():
     assert 7 < wait(RateLimited("", retry_after=7)) < 8
 
 
-def test_nobody_waits_for_a_moment_after_the_deadline():
+def test_nobody_waits_longer_than_the_patience():
     assert wait(RateLimited("", retry_after=3600)) is None
-    assert wait(RateLimited("", retry_after=10), elapsed_s=295) is None
-    assert wait(RateLimited("", retry_after=10), elapsed_s=200) is not None
+    assert wait(RateLimited("", retry_after=10), waited_s=295) is None
+    assert wait(RateLimited("", retry_after=10), waited_s=200) is not None
 
 
 def test_attempts_end_failures_but_not_rate_limits():
     assert wait(ServerError(""), failures=9) is None
-    assert wait(RateLimited(""), failures=9, elapsed_s=60) is not None
-    assert wait(RateLimited(""), failures=5000, elapsed_s=60) is not None
+    assert wait(RateLimited(""), failures=9, waited_s=60) is not None
+    assert wait(RateLimited(""), failures=5000, waited_s=60) is not None
 
 
 def test_an_address_where_nothing_ever_answered_is_not_tried_long():
@@ -144,26 +142,42 @@ def test_a_call_is_asked_again_until_it_is_answered_and_all_attempts_are_on_its_
     assert retried[2].wait_s >= 30
 
 
-def test_the_deadline_counts_from_the_first_failure_not_from_the_line(virtual_time):
-    """A call that stood in line for an hour may still be asked again."""
-    provider = FakeProvider(seconds=3600)
+def test_time_in_line_is_no_time_waited(virtual_time):
+    """A call that stands in line for hours, before and between its attempts, is still asked again."""
+    refusals = [RateLimited("slow down"), RateLimited("slow down")]
+
+    class Provider(FakeProvider):
+        async def complete(self, call):
+            if call.messages[0].content == "late" and refusals:
+                raise refusals.pop()
+            return await super().complete(call)
 
     async def main():
-        tree = Scheduler(provider, SchedulerSettings(max_concurrent=1, call_timeout_s=4000)).tree(run_id="r")
+        settings = SchedulerSettings(max_concurrent=1, call_timeout_s=4000)
+        tree = Scheduler(Provider(seconds=3600), settings).tree(run_id="r")
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(tree.complete, call("long"))
+            for number in range(5):
+                tasks.start_soon(tree.complete, call(str(number)))
             await anyio.sleep(1)
-            provider.faults = ((1.0, lambda: RateLimited("slow down")),)
+            return (await tree.complete(call("late"))).attempts, anyio.current_time()
 
-            async def heal():
-                await anyio.sleep(3605)
-                provider.faults = ()
+    attempts, now = anyio.run(main, **virtual_time)
+    assert attempts == 3
+    assert now > 3 * 3600
 
-            tasks.start_soon(heal)
-            reply = await tree.complete(call("late"))
-            assert reply.attempts > 1
 
-    anyio.run(main, **virtual_time)
+def test_a_call_that_comes_back_does_not_wait_for_the_rest_of_its_batch(virtual_time):
+    provider = fails_first(*[ServerError("oops", status=500)] * 4)
+
+    async def main():
+        started = anyio.current_time()
+        tree = Scheduler(provider).tree(run_id="r")
+        await tree.complete_all([call(str(n)) for n in range(400)], max_concurrent=4)
+        return [at - started for at, prompt in provider.requests if prompt in {"0", "1", "2", "3"}]
+
+    times = anyio.run(main, **virtual_time)
+    assert len(times) == 8
+    assert max(times) < 5
 
 
 def test_a_call_that_waits_gives_its_place_in_the_batch_to_another(virtual_time):

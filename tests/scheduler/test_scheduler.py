@@ -247,7 +247,7 @@ def test_a_batch_cancelled_in_the_middle_leaves_a_scheduler_that_works(virtual_t
         ("requests_per_minute", 0),
         ("tokens_per_minute", "x"),
         ("max_attempts", 0),
-        ("retry_deadline_s", -1),
+        ("retry_patience_s", -1),
         ("cache", "yes"),
         ("cache_bytes", 0),
     ],
