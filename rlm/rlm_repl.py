@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rlm.clients.base import Client
+    from rlm.display import Display
     from rlm.errors import CallError
     from rlm.events import Emit, Event
     from rlm.sandbox.session import Session
@@ -104,10 +105,12 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         self._scheduler = Scheduler(self.client, self.settings.scheduler)
         self._ledger = Ledger()
         self._listeners = [listener for listener in (on_event,) if listener is not None]
+        self._display: Display | None = None
         if enable_logging:
             from rlm.display import show_on_stderr
 
-            self._listeners.append(show_on_stderr())
+            self._display = show_on_stderr()
+            self._listeners.append(self._display)
         self._sessions: WeakSet[RLMSession] = WeakSet()
         self._portal: Portal = lease()
         self._closed = False
@@ -229,6 +232,8 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         for session in list(self._sessions):
             await session.aclose()
         await self._scheduler.aclose()
+        if self._display is not None:
+            await anyio.to_thread.run_sync(self._display.close)
 
     async def _open_guest(self) -> Session:
         return await open_session(self.settings.sandbox)

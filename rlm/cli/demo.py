@@ -43,17 +43,17 @@ def command(ctx: click.Context, question: str, verbose: int) -> int:
     from rlm.display.text import count, seconds
 
     text = python_topics()
-    _say(
-        "The text: Python's own help on its language. The client: offline, no language model, only rules and quotes.\n"
-    )
+    _say(f"The text: Python's own help on its language, {count(len(text), 'character')}.")
+    _say("The client: offline. It uses no language model, only rules, and answers with quotes.\n")
     progress = Progress()
     with open_rlm(RunOptions(client="offline", verbose=verbose), also=progress.apply) as rlm:
         answer = rlm.completion(text, question)
         code = show_answer(answer, rlm)
-    read = count(progress.read_chars, "character")
-    calls = f"{count(progress.sub_calls, 'sub-call')}, which read {read} of {len(text):,}"
     _say(
-        f"\n{count(answer.turns, 'turn')}, {calls}, {seconds(answer.seconds)}. No language model, no key, no network, no cost."
+        f"\nRead: {progress.read_chars:,} of {len(text):,} characters, in {count(progress.sub_calls, 'sub-call')}."
+    )
+    _say(
+        f"Took: {seconds(answer.seconds)}, {count(answer.turns, 'turn')}; no language model, no key, no network."
     )
     _say('Next: rlm demo -q "…" · rlm ask FILE -q "…" · rlm chat FILE · rlm --help')
     return code

@@ -94,7 +94,7 @@ def _foreign_distributions() -> Iterator[Finding]:
     if foreign:
         remedy = f"pip uninstall {' '.join(foreign)}; pip install --force-reinstall {DISTRIBUTION}"
         yield Finding("bad", "package rlm", f"also installed by {', '.join(foreign)}: {remedy}")
-    elif not owners:
+    elif not any(metadata.distributions(name=DISTRIBUTION)):
         yield Finding("note", "package rlm", f"imported from {Path(__file__).parents[1]}, not installed")
 
 

@@ -4,7 +4,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from rlm import errors
 from rlm.cli import command
+from rlm.cli.failures import State, report
 from rlm.cli.options import RunOptions
 from rlm.cli.running import choose, load_env_file
 
@@ -78,6 +80,27 @@ def test_an_endpoint_from_a_file_never_gets_a_key_from_elsewhere(environment, mo
     load_env_file(environment.parent)
     assert "OPENAI_BASE_URL" not in os.environ
     assert "is not used" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.SettingsError("x"), 2),
+        (errors.ContextError("x"), 2),
+        (errors.MissingExtra("x", "chat"), 2),
+        (click.UsageError("x"), 2),
+        (errors.GuestStartFailed("x"), 1),
+        (errors.ProtocolViolation("x"), 1),
+        (ZeroDivisionError("x"), 1),
+        (errors.BudgetExceeded("x", name="calls", limit=1, spent=1), 3),
+        (errors.UnknownModel("x"), 5),
+        (errors.ConnectionFailed("x"), 5),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_every_error_is_one_line_and_its_documented_code(error, code, capsys):
+    assert report(error, State()) == code
+    assert capsys.readouterr().err.count("\n") == (0 if code == 130 else 1)
 
 
 @pytest.mark.parametrize("name", ["ask", "chat", "demo", "doctor"])

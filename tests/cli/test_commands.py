@@ -225,7 +225,7 @@ def test_the_demo_answers_with_a_quote_without_key_and_network(folder):
     assert done.returncode == 0, done.stderr
     assert b"before really leaving the" in done.stdout
     assert b"context[" in done.stdout
-    assert b"No language model" in done.stderr
+    assert b"no language model" in done.stderr
 
 
 def test_the_demo_says_when_the_text_does_not_have_it(folder):

@@ -4,6 +4,7 @@ import io
 
 from display.happenings import HERE, started, whole_run
 
+from rlm import RLM_REPL, ScriptedClient
 from rlm.display import PlainLines
 from rlm.display.lines import prose_of
 from rlm.events import CellFinished, CellOutput, CellStarted, Warned
@@ -104,3 +105,9 @@ def test_output_that_never_ends_a_line_is_no_trouble():
         lines_of([started(), CellOutput(**HERE, cell=1, stream="stdout", text="x" * 1_000_000)]).count("\n")
         == 2
     )
+
+
+def test_enable_logging_writes_lines_to_a_stderr_that_is_no_terminal(capsys):
+    with RLM_REPL("a", "b", enable_logging=True, client=ScriptedClient(root=["FINAL(done)"])) as rlm:
+        assert rlm.completion("some text", "What?") == "done"
+    assert "answered: 1 turn, 1 call" in capsys.readouterr().err
