@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import dataclasses
 import shutil
 import tempfile
 from collections import deque
@@ -55,6 +56,7 @@ SMALL_BYTES = 1 << 20
 DECODED_VALUES = 2_000_000
 OVERDUE_SECONDS = 30.0
 KILL_SECONDS = 10.0
+END_SECONDS = 2.0
 LOG_CHARS = 4000
 CONFINED = frozenset({"files", "network", "signals", "programs"})
 STREAMS = {1: "stdout", 2: "stderr"}
@@ -110,7 +112,7 @@ class Session:
         self._loaded: wire.Parts | None = None
         self._fresh_answer = True
         self._cells = 0
-        self._lost = False
+        self._unreported_loss = False
         self._closed = False
 
     async def load(self, context: Any) -> None:
@@ -145,11 +147,9 @@ class Session:
             lost_before = await self._revive()
             self._cells += 1
             result = await _CellRun(self, code, serve, on_output).perform()
-            if result.state == "kept":
-                self._fresh_answer = False
-            if lost_before and result.state == "kept":
-                return _replace_state(result)
-            return result
+            self._unreported_loss = False
+            self._fresh_answer = self._fresh_answer and result.state != "kept"
+            return dataclasses.replace(result, state="lost") if lost_before else result
 
     async def variables(self) -> tuple[Variable, ...]:
         """What the cells made, with bounded previews; a `__repr__` that hangs or lies costs a preview."""
@@ -210,7 +210,7 @@ class Session:
 
     def _begin_anew(self) -> None:
         self._fresh_answer = True
-        self._lost = False
+        self._unreported_loss = False
         self._cells = 0
 
     async def _start(self) -> None:
@@ -254,23 +254,19 @@ class Session:
         return tuple(told) if isinstance(told, tuple) else told
 
     async def _revive(self) -> bool:
-        """Have a guest, whatever happened to the last one; whether variables were lost with it."""
+        """Have a guest, whatever happened to the last one; whether variables were lost and nobody was told."""
         if self._guest is None:
             await self._start()
-            self._lost = True
-        lost, self._lost = self._lost, False
+        lost, self._unreported_loss = self._unreported_loss, False
         return lost
 
     async def _discard(self) -> str:
         """End the guest, if there is one; what it logged last."""
         guest, self._guest = self._guest, None
-        return "" if guest is None else await guest.end()
-
-
-def _replace_state(result: CellResult) -> CellResult:
-    import dataclasses
-
-    return dataclasses.replace(result, state="lost")
+        if guest is None:
+            return ""
+        self._unreported_loss = self._cells > 0
+        return await guest.end()
 
 
 def _encode_context(context: Any) -> wire.Parts:
@@ -312,6 +308,7 @@ class _CellRun:
         }
         self._report: Any = None
         self._failure: BaseException | None = None
+        self._complaint = ""
         self._calls: set[int] = set()
         self._began = anyio.current_time()
         self._watch = anyio.CancelScope()
@@ -358,11 +355,21 @@ class _CellRun:
         elif kind == wire.CALL and number not in self._calls:
             self._calls.add(number)
             self._set_deadline()
-            tasks.start_soon(self._answer, number, _host_call(payload))
+            self._begin_call(number, payload, tasks)
         elif kind == wire.DONE and self._report is None:
             self._report = _report(payload)
         else:
             raise ProtocolViolation(f"a message of kind {kind} out of turn")
+
+    def _begin_call(self, number: int, payload: bytes | bytearray, tasks: TaskGroup) -> None:
+        try:
+            call = _host_call(payload)
+        except ProtocolViolation as violation:
+            # What a cell says may be garbage; the frames around it were in order, so it costs the cell alone.
+            self._complaint = str(violation)
+            self._watch.cancel()
+        else:
+            tasks.start_soon(self._answer, number, call)
 
     async def _answer(self, number: int, call: HostCall) -> None:
         """Serve one call; its task ends with its cell."""
@@ -399,9 +406,10 @@ class _CellRun:
 
     async def _broken_off(self) -> dict[str, Any]:
         """The cell was stopped from here: by a handler's failure, or because the guest was overdue."""
-        if self._failure is not None:
+        if self._failure is not None or self._complaint:
             with anyio.CancelScope(shield=True):
-                return await self._kill_cell()
+                verdict = await self._kill_cell()
+            return {**verdict, "outcome": "protocol", "error": self._complaint}
         with anyio.CancelScope(shield=True):
             await self._session._discard()
         seconds = self._settings.cell_timeout_s
@@ -474,7 +482,12 @@ def _verdict(payload: bytes | bytearray) -> dict[str, Any]:
 
 
 def _report(payload: bytes | bytearray) -> tuple[str, str, Any, Final | None]:
-    match _decode(payload):
+    """What a cell's process says of it; where that cannot be read, the cell is kept and its answer is not."""
+    try:
+        told = _decode(payload)
+    except ProtocolViolation as violation:
+        return "protocol", str(violation), None, None
+    match told:
         case (("ok" | "raised" | "exited") as outcome, str(error), draft, None):
             return outcome, error, draft, None
         case (
@@ -485,7 +498,7 @@ def _report(payload: bytes | bytearray) -> tuple[str, str, Any, Final | None]:
         ):
             return outcome, error, draft, Final(value, source)
         case _:
-            raise ProtocolViolation("the guest reported on a cell in a way of its own")
+            return "protocol", "the cell's process reported on it in a way of its own", None, None
 
 
 def _host_call(payload: bytes | bytearray) -> HostCall:
@@ -595,7 +608,7 @@ class _Guest:
                 facts = await guest._greet(code, settings)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                text = await guest.end()
+                text = await guest.end(patience=0.1)
             if isinstance(error, (GuestDied, ProtocolViolation, TimeoutError)):
                 reason = (
                     f"not ready within {settings.start_timeout_s:g} seconds"
@@ -676,12 +689,12 @@ class _Guest:
                 raise ProtocolViolation(f"the guest sent {error}") from None
         return self._messages.popleft()
 
-    async def end(self) -> str:
+    async def end(self, patience: float = END_SECONDS) -> str:
         """End it: politely for a moment, then not. Gives the end of its log."""
         assert self._process.stdin is not None  # noqa: S101 - opened with a pipe
         with contextlib.suppress(OSError, anyio.BrokenResourceError):
             await self._process.stdin.aclose()
-        with anyio.move_on_after(2.0):
+        with anyio.move_on_after(patience):
             await self._process.wait()
         if self._process.returncode is None:
             self._kill_group()
@@ -709,7 +722,9 @@ def _tier(levels: list[Any]) -> IsolationTier:
 def _require_tier(found: Isolation, minimum: IsolationTier) -> None:
     order = get_args(IsolationTier)
     if order.index(found.tier) < order.index(minimum):
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in found.missing.items()) or "no reason is known"
+        reasons = (
+            "; ".join(f"{name}: {reason}" for name, reason in found.missing.items()) or "no reason is known"
+        )
         raise IsolationUnavailable(
             f"minimum_tier={minimum!r} was asked for, but here a guest reaches {found.tier!r} ({reasons})"
         )

@@ -180,7 +180,8 @@ class Channel:
             target = self._waiting.pop(number, None)
             if target is not None:
                 target.reply = reply
-                target.signal.release()
+                if not target.leads:  # the reader is this very thread, and waits for nobody
+                    target.signal.release()
 
     def _leave(self, number: int, waiter: _Waiter) -> None:
         """This thread has its reply, or gave up; where it was the reader, the next one becomes it."""

@@ -12,7 +12,7 @@ import os
 import sys
 import time
 
-from . import calls, wire, worker
+from . import calls, hardening, wire, worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ __all__ = ["serve"]
 
 def serve(incoming: int, outgoing: int, settings: dict[str, Any]) -> NoReturn:
     """Do what the host asks until it goes away."""
-    os.set_blocking(outgoing, True)
+    if sys.platform != "win32":
+        os.set_blocking(outgoing, True)
+        incoming, outgoing = hardening.raise_descriptor(incoming), hardening.raise_descriptor(outgoing)
     channel = calls.Channel(incoming, outgoing)
     channel.send(wire.READY, 0, wire.encode(settings.pop("facts")))
     guest = Solo(channel, settings)
@@ -64,7 +66,9 @@ class Solo:
         began = time.monotonic()
         self._channel.open_to_cells()
         try:
-            report = self.repl.report(self.repl.execute(cell))
+            with hardening.limited():
+                outcome = self.repl.execute(cell)
+            report = self.repl.report(outcome)
         finally:
             self._channel.close_to_cells()
         seconds = time.monotonic() - began

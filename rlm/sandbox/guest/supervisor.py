@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Supervisor", "main"]
 
 FORK_SECONDS = 10.0
+PROOF_SECONDS = 3.0
 TELL_SECONDS = 3.0
 BACKLOG_BYTES = 4 << 20
 PENDING_CALLS = 20_000
@@ -81,8 +82,14 @@ def hear_settings(host: Host) -> dict[str, Any]:
     settings["scratch"] = make_scratch(settings["scratch"])
     missing: dict[str, str] = {}
     levels = ["own process", "clean environment", "limits"]
+    settings["counts_processes"] = settings["quota"] = False
+    settings["fork"] = settings["fork"] and hasattr(os, "fork")
     if settings["fork"]:
         levels += isolate(settings, missing)
+    else:
+        held, refused = hardening.confine_and_try(settings)
+        missing |= {"recovery": "no fork: a cell that dies takes all variables with it", **refused}
+        levels += held
     hardening.adopt_orphans()
     settings["facts"] = {
         "python": sys.version.split()[0],
@@ -109,13 +116,14 @@ def make_scratch(given: str) -> str:
 def isolate(settings: dict[str, Any], missing: dict[str, str]) -> list[str]:
     """Everything that is asked for and that this machine gives; the names of what holds."""
     levels: list[str] = []
-    settings["counts_processes"] = settings["quota"] = False
     if settings["confine"]:
         stays_root = hardening.become_private_user(settings["scratch"])
         if stays_root:
             missing["private user"] = stays_root
     if settings["namespaces"]:
-        reason = hardening.enter_namespaces(settings["scratch"], settings["scratch_bytes"])
+        reason = hardening.enter_namespaces(
+            settings["scratch"], settings["scratch_bytes"], settings["processes"]
+        )
         if reason:
             missing["namespaces"] = reason
         else:
@@ -124,6 +132,8 @@ def isolate(settings: dict[str, Any], missing: dict[str, str]) -> list[str]:
     is_root = hasattr(os, "getuid") and os.getuid() == 0
     if not is_root and (settings["quota"] or os.getuid() >= hardening.PRIVATE_USERS):
         settings["counts_processes"] = True
+        levels.append("process limit")
+    elif settings["quota"] and hardening.numbers_are_limited(settings["processes"]):
         levels.append("process limit")
     else:
         missing["process limit"] = (
@@ -322,14 +332,18 @@ class Clock:
         if number in self._pending:
             self._pending.discard(number)
             if not self._pending:
-                self._counted += self._process.cpu_seconds() - self._cpu_since
+                self._counted += self._cpu()
                 self._since = time.monotonic()
 
     def seconds(self) -> float:
         """Compute time so far."""
         if self._pending:
-            return self._counted + self._process.cpu_seconds() - self._cpu_since
+            return self._counted + self._cpu()
         return self._counted + time.monotonic() - self._since
+
+    def _cpu(self) -> float:
+        """Processor time since the first pending call; of a process that is gone, none."""
+        return max(0.0, self._process.cpu_seconds() - self._cpu_since)
 
 
 class Supervisor:
@@ -411,7 +425,7 @@ class Supervisor:
         """Have the process that ran the cell fork the one for the next; that is what it is there for."""
         self._kill_leftovers(process)
         try:
-            return self._fork(process)
+            return self._fork(process, PROOF_SECONDS)
         except Lost:
             return None
 
@@ -523,7 +537,7 @@ class Supervisor:
             worker.start(theirs, self._context, self.settings)
         return self._greeted(process, theirs)
 
-    def _fork(self, parent: Process) -> Process:
+    def _fork(self, parent: Process, seconds: float = FORK_SECONDS) -> Process:
         """Have a worker fork; raises `Lost` where it does not."""
         process, theirs = self._new_process()
         try:
@@ -534,15 +548,15 @@ class Supervisor:
             for descriptor in theirs:
                 os.close(descriptor)
             raise Lost(f"the worker is gone: {error}") from None
-        return self._greeted(process, theirs)
+        return self._greeted(process, theirs, seconds)
 
-    def _greeted(self, process: Process, theirs: list[int]) -> Process:
+    def _greeted(self, process: Process, theirs: list[int], seconds: float = FORK_SECONDS) -> Process:
         """Hear that a new worker is there, and put it on its leash; raises `Lost` when it is not."""
         leashed = theirs.pop()
         for descriptor in theirs:
             os.close(descriptor)
         try:
-            kind, _, number, _ = self._await_frame(process, FORK_SECONDS)
+            kind, _, number, _ = self._await_frame(process, seconds)
             if PASS_CREDENTIALS is None:
                 process.pid = number
             if kind != wire.HELLO or not process.pid:

@@ -123,6 +123,7 @@ FRAME_BYTES = 1 << 18
 DEPTH = 250
 VALUES = 1 << 62
 LONG_TEXT = 1 << 16
+PATH_CHARS = 200
 
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
@@ -152,6 +153,8 @@ class Uncrossable(Exception):
     def within(self, step: str) -> None:
         """Note that the trouble lies one step further in."""
         self.path = step + self.path
+        if len(self.path) > PATH_CHARS:
+            self.path = self.path[: PATH_CHARS // 2] + "…"
 
 
 class TooLarge(Uncrossable):

@@ -1,0 +1,137 @@
+"""Every launcher that can start on this machine passes the public checks."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlm.errors import GuestStartFailed, IsolationUnavailable, SettingsError
+from rlm.sandbox import conformance
+from rlm.sandbox.conformance import check_launcher
+from rlm.sandbox.launchers import Launcher, local
+from rlm.sandbox.session import open_session
+from rlm.settings import SandboxSettings
+
+pytestmark = pytest.mark.anyio
+
+SYSTEM_PYTHON = "/usr/bin/python3"
+CONFINED = "confined" if sys.platform == "linux" else "process"
+LAUNCHERS = {
+    "plain": (local(), {"highest_tier": "process"}),
+    "confined": (local(), {"highest_tier": "confined"}),
+    "isolated": (local(), {}),
+    "without recovery": (local(), {"recovery": False}),
+    "nice": (Launcher(name="nice", prefix=("nice", "-n", "5"), python=sys.executable, shares_files=True), {}),
+    "env, no folder of ours": (Launcher(name="env", prefix=("env", "A=1"), python=sys.executable), {}),
+    "a shell, as ssh has": (
+        Launcher(name="sh", prefix=("sh", "-c", 'eval "$*"', "sh"), python=sys.executable, through_shell=True),
+        {},
+    ),
+    "unshare": (Launcher(name="unshare", prefix=("unshare", "-Urnpm", "--fork"), python=sys.executable), {}),
+    "setpriv": (
+        Launcher(
+            name="setpriv",
+            prefix=("setpriv", "--reuid", "1778", "--regid", "1778", "--clear-groups", "--"),
+            python=SYSTEM_PYTHON,
+        ),
+        {},
+    ),
+    "bwrap": (
+        Launcher(
+            name="bwrap",
+            prefix=("bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/usr", "/usr", "--symlink",
+                    "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", "--symlink", "usr/bin", "/bin",
+                    "--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"),
+            python=SYSTEM_PYTHON,
+        ),
+        {},
+    ),
+}  # fmt: skip
+
+
+def can_start(launcher):
+    """Whether the prefix can run anything here."""
+    if launcher.python == SYSTEM_PYTHON and not Path(SYSTEM_PYTHON).exists():
+        return False
+    if launcher.name == "setpriv" and os.geteuid() != 0:
+        return False
+    if not launcher.prefix or launcher.through_shell:
+        return True
+    if shutil.which(launcher.prefix[0]) is None:
+        return False
+    return subprocess.run([*launcher.prefix, launcher.python, "-c", ""], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+async def test_every_launcher_here_passes_the_checks(name):
+    launcher, changes = LAUNCHERS[name]
+    if not can_start(launcher):
+        pytest.skip(f"{name} cannot start here")
+    checks = await check_launcher(launcher, settings=dataclasses.replace(conformance.SETTINGS, **changes))
+    assert len(checks) > 20
+    assert [str(check) for check in checks if not check.passed] == []
+
+
+async def test_a_launcher_that_does_not_exist_is_named():
+    with pytest.raises(GuestStartFailed, match="the nowhere launcher did not start"):
+        await open_session(launcher=Launcher(name="nowhere", prefix=("/no/such/command",)))
+
+
+async def test_a_guest_that_ends_at_once_shows_its_log():
+    launcher = Launcher(name="broken", prefix=("sh", "-c", "echo oh dear >&2; exit 3"))
+    with pytest.raises(GuestStartFailed, match="oh dear") as caught:
+        await open_session(launcher=launcher)
+    assert caught.value.log == "oh dear"
+
+
+async def test_a_guest_that_never_gets_ready_is_given_up():
+    launcher = Launcher(name="silent", prefix=("sh", "-c", "exec sleep 60"))
+    with pytest.raises(GuestStartFailed, match=r"not ready within 0\.3 seconds"):
+        await open_session(SandboxSettings(start_timeout_s=0.3), launcher=launcher)
+
+
+async def test_a_guest_below_the_minimum_tier_does_not_start():
+    settings = SandboxSettings(minimum_tier="isolated", highest_tier="process")
+    with pytest.raises(
+        IsolationUnavailable, match="'isolated' was asked for, but here a guest reaches 'process'"
+    ):
+        await open_session(settings)
+
+
+@pytest.mark.parametrize(
+    "tier",
+    ["process", pytest.param("confined", marks=pytest.mark.skipif(sys.platform != "linux", reason="Linux"))],
+)
+async def test_the_report_names_the_tier_and_what_is_missing(tier):
+    session = await open_session(SandboxSettings(highest_tier=tier))
+    await session.aclose()
+    assert session.isolation.tier == tier
+    assert "namespaces" not in session.isolation.levels
+    if tier == "process":
+        assert session.isolation.missing["files"]
+
+
+def test_an_unknown_tier_is_refused():
+    with pytest.raises(SettingsError, match="must be one of process, confined, isolated"):
+        SandboxSettings(minimum_tier="strict")
+
+
+def test_secrets_of_this_process_are_not_in_the_guests_environment(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert "sk-secret" not in local().variables().values()
+    assert "HOME" not in local().variables()
+    assert Launcher(name="ssh", inherit=("HOME",)).variables()["HOME"] == "/somewhere"
+
+
+def test_a_command_for_a_shell_is_quoted():
+    launcher = Launcher(name="ssh", prefix=("ssh", "host"), through_shell=True)
+    words = launcher.command()
+    assert words[:2] == ["ssh", "host"]
+    assert words[-1].startswith("'")
