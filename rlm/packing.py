@@ -189,7 +189,7 @@ def read_json(reply: str, schema: Schema) -> Outcome:
 def canonical(content: Any) -> str:
     """A text that two contents share exactly where they are the same question."""
     try:
-        return json.dumps(content, ensure_ascii=False, sort_keys=True, default=repr)
+        return _CANONICAL.encode(content)
     except (TypeError, ValueError, RecursionError):
         return repr(content)
 
@@ -290,6 +290,9 @@ def _expected_chars(schema: Mapping[str, Any]) -> int:
             return 80
 
 
+_CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=repr)
+_COMPACT = json.JSONEncoder(ensure_ascii=False, default=str)
+
 # Prompts -------------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +306,7 @@ def _text(content: Any) -> str:
 
 def _compact(value: Any) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, default=str)
+        return _COMPACT.encode(value)
     except (TypeError, ValueError, RecursionError):  # keys that are no text, values that hold themselves
         return json.dumps(repr(value), ensure_ascii=False)
 

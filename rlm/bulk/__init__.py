@@ -1,3 +1,21 @@
-"""Whole data sets: rows in, packed calls, rows out."""
+"""Whole data sets: rows in, packed calls, rows out.
+
+`map_rows` asks the same of every row of a file, a list or a data frame (`rows.py`); `jobs.py` is how. `retry_rows`
+asks the rows that failed again.
+"""
 
 from __future__ import annotations
+
+from rlm.bulk.report import Estimate, Progress, Report
+from rlm.bulk.rows import MappedRows, amap_rows, aretry_rows, map_rows, retry_rows
+
+__all__ = [
+    "Estimate",
+    "MappedRows",
+    "Progress",
+    "Report",
+    "amap_rows",
+    "aretry_rows",
+    "map_rows",
+    "retry_rows",
+]

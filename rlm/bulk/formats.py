@@ -12,12 +12,23 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, Final, Protocol, TypeAlias
 
-from rlm.errors import InputError, OutputError
+from rlm.errors import InputError, MissingExtra, OutputError
 
-__all__ = ["FileSource", "ListSource", "Row", "Source", "Writer", "as_source", "create", "format_of"]
+__all__ = [
+    "FileSource",
+    "ListSource",
+    "Row",
+    "Source",
+    "Writer",
+    "as_source",
+    "create",
+    "format_of",
+    "require",
+]
 
 Row: TypeAlias = dict[str, Any]
 
@@ -150,6 +161,18 @@ def format_of(path: Path) -> str:
     except KeyError:
         known = ", ".join(FORMATS)
         raise InputError(f"{path}: its name does not say what it is; names end in {known}") from None
+
+
+def require(path: Path) -> None:
+    """Make sure that files of this name can be read and written here.
+
+    Raises:
+        InputError: the name says no format.
+        MissingExtra: the format needs a package that is not installed.
+    """
+    needed = {"parquet": "pyarrow", "excel": "openpyxl"}.get(format_of(path))
+    if needed is not None and find_spec(needed) is None:
+        raise MissingExtra(f"{path.suffix} files", "tables")
 
 
 @contextmanager

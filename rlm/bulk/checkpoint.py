@@ -1,0 +1,215 @@
+"""What a job over rows has been answered so far: a journal, and in memory where in it each answer is.
+
+An answer is kept under the hash of what was asked about, not under the number of its row. So equal rows share one,
+a resumed job finds its answers whatever became of the order of its rows, and a row whose text has changed is asked
+anew. Memory is about 150 bytes for each distinct row, however long the rows and the answers are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import IO, TYPE_CHECKING, Any, Final, Self
+
+from rlm.errors import InputError, JournalError
+from rlm.journal import Journal, read, read_record
+from rlm.mapping import Mapped
+from rlm.packing import canonical
+from rlm.values import Reply, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+__all__ = ["Checkpoint", "JobRecord", "key_of", "read_job"]
+
+KIND: Final = "bulk"
+PENDING: Final = -1
+RECORDS_AT_HAND: Final = 1_024
+PASSING: Final = frozenset(
+    {"BadReply", "CallTimedOut", "CircuitOpen", "ConnectionFailed", "RateLimited", "ServerError"}
+)
+"""Failures that say nothing of the row: a resumed job asks it again."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """What a journal says of its job: `task` is what makes answers comparable, `options` all else, to do it again."""
+
+    task: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+
+def key_of(content: Any) -> int:
+    """The name of an answer: a hash of what is asked about."""
+    text = canonical(content).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=16).digest())
+
+
+class Checkpoint:
+    """The answers of one job, for each of its `opinions`; a context manager.
+
+    Attributes:
+        path: the journal.
+        usage: what the answers of earlier sessions used.
+        cost_usd: what they cost, or None where a price was not known.
+        resumed: answers that were there when it was opened.
+    """
+
+    def __init__(
+        self, path: Path, job: JobRecord, *, opinions: int, resume: bool, retry: bool = False
+    ) -> None:
+        """Begin a journal, or go on with one.
+
+        Raises:
+            InputError: there is one, and `resume` was not asked for; or it is of another task.
+            JournalError: it cannot be used, or another process does.
+        """
+        self.path = path
+        self.usage = Usage()
+        self.cost_usd: float | None = 0.0
+        self.resumed = 0
+        self._answers: list[dict[int, int]] = [{} for _ in range(opinions)]
+        self._failures: list[dict[int, int]] = [{} for _ in range(opinions)]
+        self._at_hand: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._file: IO[bytes] | None = None
+        if not resume and path.exists() and path.stat().st_size:
+            raise InputError(
+                f"{path} holds answers of an earlier job: resume that one, or remove the file to begin anew"
+            )
+        self._journal = Journal.open(path, kind=KIND)
+        try:
+            if not self._load(job):
+                self._journal.append({"type": "job", "task": dict(job.task), "options": dict(job.options)})
+            if retry:
+                self._journal.append({"type": "retry"})
+                self._forget_failures()
+            self._file = path.open("rb")
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def claim(self, opinion: int, key: int) -> bool:
+        """Whether this has not been asked yet; from now on it has."""
+        answers = self._answers[opinion]
+        if key in answers or key in self._failures[opinion]:
+            return False
+        answers[key] = PENDING
+        return True
+
+    def record(self, opinion: int, settled: Sequence[tuple[int, Mapped]], reply: Reply | None) -> None:
+        """Keep what one call settled.
+
+        Raises:
+            JournalError: the disk does not take it.
+        """
+        answers = {f"{key:032x}": mapped.value for key, mapped in settled if not mapped.failed}
+        failures = {f"{key:032x}": [mapped.kind, mapped.reason] for key, mapped in settled if mapped.failed}
+        record: dict[str, Any] = {"type": "answers", "o": opinion, "a": answers, "f": failures}
+        if reply is not None:
+            usage = reply.usage
+            record["u"] = [usage.calls, usage.input_tokens, usage.cached_tokens, usage.output_tokens]
+            record["usd"] = reply.cost_usd
+        offset = self._journal.append(record)
+        for key, mapped in settled:
+            self._answers[opinion].pop(key, None)
+            (self._failures if mapped.failed else self._answers)[opinion][key] = offset
+
+    def outcome(self, opinion: int, key: int) -> Mapped | None:
+        """The answer, or why there is none, or None where it was never settled."""
+        offset = self._answers[opinion].get(key, PENDING)
+        if offset != PENDING:
+            return Mapped(self._record_at(offset)["a"][f"{key:032x}"])
+        offset = self._failures[opinion].get(key, PENDING)
+        if offset == PENDING:
+            return None
+        kind, reason = self._record_at(offset)["f"][f"{key:032x}"]
+        return Mapped(kind=kind, reason=reason)
+
+    def sync(self) -> None:
+        """Wait until everything is on the disk itself."""
+        self._journal.sync()
+
+    def close(self) -> None:
+        """Let others use the journal. Idempotent."""
+        if self._file is not None:
+            self._file.close()
+        self._journal.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _load(self, job: JobRecord) -> bool:
+        """Take in what the journal holds; whether it holds anything."""
+        begun = False
+        for offset, record in read(self.path, kind=KIND):
+            match record.get("type"):
+                case "job":
+                    _check_same_task(self.path, record["task"], job.task)
+                    begun = True
+                case "answers":
+                    self._take(offset, record)
+                case "retry":
+                    self._forget_failures()
+        self.resumed = sum(map(len, self._answers))
+        return begun
+
+    def _take(self, offset: int, record: Mapping[str, Any]) -> None:
+        try:
+            answers, failures = self._answers[record["o"]], self._failures[record["o"]]
+            answers.update((int(key, 16), offset) for key in record["a"])
+            failures.update(
+                (int(key, 16), offset) for key, (kind, _) in record["f"].items() if kind not in PASSING
+            )
+            for key in record["a"]:
+                failures.pop(int(key, 16), None)
+            if "u" in record:
+                calls, sent, cached, received = record["u"]
+                self.usage += Usage(
+                    calls=calls, input_tokens=sent, cached_tokens=cached, output_tokens=received
+                )
+                self._add_cost(record["usd"])
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise JournalError(f"the journal {self.path} is damaged at byte {offset:,}: {error!r}") from error
+
+    def _add_cost(self, cost_usd: float | None) -> None:
+        self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
+
+    def _forget_failures(self) -> None:
+        for failures in self._failures:
+            failures.clear()
+
+    def _record_at(self, offset: int) -> dict[str, Any]:
+        record = self._at_hand.get(offset)
+        if record is None:
+            if self._file is None:
+                raise JournalError(f"the journal {self.path} is closed")
+            record = self._at_hand[offset] = read_record(self._file, offset)
+            if len(self._at_hand) > RECORDS_AT_HAND:
+                self._at_hand.popitem(last=False)
+        return record
+
+
+def read_job(path: Path) -> JobRecord:
+    """What a journal says of its job.
+
+    Raises:
+        JournalError: it is none of a job over rows.
+    """
+    for _, record in read(path, kind=KIND):
+        if record.get("type") == "job":
+            return JobRecord(record["task"], record["options"])
+    raise JournalError(f"the journal {path} does not say what its job is")
+
+
+def _check_same_task(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    for name in dict.fromkeys([*there, *here]):
+        if there.get(name) != here.get(name):
+            raise InputError(
+                f"{path} holds answers of another job: its {name} is {there.get(name)!r:.200}, and not "
+                f"{here.get(name)!r:.200}; name another output, or remove the file"
+            )

@@ -1,0 +1,151 @@
+"""What a job over rows tells: progress while it runs, an estimate after its pilot, a report at its end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from rlm.values import Usage
+
+__all__ = ["Estimate", "LabelCounts", "Progress", "Report"]
+
+MOST_LABELS: Final = 50
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a job is: `rows` of `total` need nothing more, `settled` of them were asked in this session.
+
+    Where there are several opinions, each row counts once for each.
+    """
+
+    rows: int
+    total: int
+    settled: int
+    failed: int
+    seconds: float
+    cost_usd: float | None
+    budget_usd: float | None
+
+    @property
+    def rows_per_second(self) -> float:
+        """Rows settled per second of this session."""
+        return self.settled / self.seconds if self.seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the end at this pace, or None where there is no pace yet."""
+        return (self.total - self.rows) / self.rows_per_second if self.settled else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What the whole job will take, judged by its pilot: dollars (None without a price) and seconds from now."""
+
+    pilot_rows: int
+    pilot_failed: int
+    pilot_usd: float | None
+    rows_left: int
+    usd: float | None
+    seconds: float
+
+    def __str__(self) -> str:
+        price = "at an unknown price" if self.usd is None else f"for about ${self.usd:,.4f}"
+        spent = "" if self.pilot_usd is None else f" (${self.pilot_usd:,.4f})"
+        return (
+            f"pilot: {self.pilot_rows:,} rows{spent}, {self.pilot_failed:,} failed; the other {self.rows_left:,} rows "
+            f"{price}, in about {self.seconds:,.0f} s"
+        )
+
+
+class LabelCounts:
+    """How often each value came in each new column, for columns with few different ones."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, Counter[str] | None] = {}
+
+    def add(self, columns: Mapping[str, Any]) -> None:
+        """Count the answer for one row."""
+        for name, value in columns.items():
+            counts = self._counts.setdefault(name, Counter())
+            if counts is None or not isinstance(value, (str, bool, int)):
+                continue
+            counts[value if isinstance(value, str) else str(value).lower()] += 1
+            if len(counts) > MOST_LABELS:
+                self._counts[name] = None
+
+    def table(self) -> dict[str, dict[str, int]]:
+        """Column → value → rows, the most frequent first."""
+        return {name: dict(counts.most_common()) for name, counts in self._counts.items() if counts}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """How a job ended.
+
+    Attributes:
+        rows: rows of the input.
+        answered: rows with an answer, equal ones and those of rules included.
+        by_rule: rows that a rule answered or skipped without a model.
+        failed: rows without an answer.
+        failures: how often each kind of failure came.
+        asked: distinct questions that this session settled.
+        resumed: answers that were there before.
+        stored: replies that came from the cache of finished answers.
+        usage: tokens and calls, those of earlier sessions included.
+        cost_usd: dollars, those of earlier sessions included, or None where a price is not known.
+        seconds: wall time of this session.
+        labels: column → value → rows, for columns with at most 50 different values.
+        agreement: mean agreement of several opinions, or None where there was one.
+        output: the file that was written, or None.
+        dead_letters: the file with the failed rows and their reasons, or None where none failed.
+        journal: the file that a further session resumes from, or None.
+    """
+
+    rows: int
+    answered: int
+    by_rule: int
+    failed: int
+    failures: Mapping[str, int]
+    asked: int
+    resumed: int
+    stored: int
+    usage: Usage
+    cost_usd: float | None
+    seconds: float
+    labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    agreement: float | None = None
+    output: Path | None = None
+    dead_letters: Path | None = None
+    journal: Path | None = None
+
+    def __str__(self) -> str:
+        cost = "price unknown" if self.cost_usd is None else f"${self.cost_usd:,.4f}"
+        lines = [
+            f"{self.rows:,} rows: {self.answered:,} answered, {self.failed:,} failed, {self.by_rule:,} without a model",
+            (
+                f"{self.usage.calls:,} calls, {self.usage.total_tokens:,} tokens, {cost}, {self.seconds:,.1f} s; "
+                f"{self.resumed:,} answers resumed, {self.stored:,} replies from the cache"
+            ),
+        ]
+        if self.agreement is not None:
+            lines.append(f"agreement of the opinions: {self.agreement:.1%}")
+        for name, counts in self.labels.items():
+            total = sum(counts.values())
+            shown = [
+                f"{value} {number:,} ({number / total:.1%})" for value, number in list(counts.items())[:10]
+            ]
+            more = f", and {len(counts) - 10} more" if len(counts) > 10 else ""  # noqa: PLR2004
+            lines.append(f"{name}: {', '.join(shown)}{more}")
+        for kind, number in self.failures.items():
+            lines.append(f"failed by {kind}: {number:,}")
+        if self.output is not None:
+            lines.append(f"written: {self.output}")
+        if self.dead_letters is not None:
+            lines.append(f"failed rows: {self.dead_letters}; ask them again with --retry {self.dead_letters}")
+        return "\n".join(lines)
