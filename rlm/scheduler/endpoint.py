@@ -12,7 +12,7 @@ from rlm.errors import CallError, CallTimedOut, RateLimited, ServerError, Settin
 from rlm.scheduler.breaker import Breaker
 from rlm.scheduler.budget import Amount, Budget, Ledger, Reservation, Spent, surely_unbilled
 from rlm.scheduler.gate import Gate, Outcome
-from rlm.scheduler.measure import CountTokens, Measure
+from rlm.scheduler.measure import CountTokens, Measure, Observe
 from rlm.scheduler.rates import Rates, Taken
 from rlm.scheduler.truthful import examined
 from rlm.values import Call, Reply, Usage
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from rlm.clients.base import Client
     from rlm.settings import SchedulerSettings
 
-__all__ = ["Endpoint", "Price"]
+__all__ = ["Endpoint", "PriceOf"]
 
-Price: TypeAlias = Callable[[str, Usage], float | None]
+PriceOf: TypeAlias = Callable[[str, Usage], float | None]
 """Dollars that a usage costs with a model, or None where the model has no known price."""
 
 OVERLOADED_STATUS = frozenset({503, 529})
@@ -39,12 +39,19 @@ class Endpoint:
     """
 
     def __init__(
-        self, client: Client, settings: SchedulerSettings, *, price: Price, count_tokens: CountTokens
+        self,
+        client: Client,
+        settings: SchedulerSettings,
+        *,
+        price: PriceOf,
+        count_tokens: CountTokens,
+        observe: Observe,
     ) -> None:
         self.client = client
         self._timeout_s = settings.call_timeout_s
         self._price = price
         self._count_tokens = count_tokens
+        self._observe = observe
         self._measure = Measure(count_tokens)
         self._breaker = Breaker(settings)
         self._gate = Gate(settings.max_concurrent)
@@ -149,6 +156,7 @@ class Endpoint:
 
     def _learn(self, attempt: _Attempt, reply: Reply) -> None:
         model = attempt.call.model
+        self._observe(attempt.call, reply.usage)
         self._measure.learn(model, attempt.worst, reply.usage)
         self._rates.correct(model, attempt.taken, reply.usage.total_tokens)
         if reply.rate_limits is not None:

@@ -10,10 +10,13 @@ from rlm.values import Usage
 if TYPE_CHECKING:
     from rlm.values import Call
 
-__all__ = ["CountTokens", "Measure", "estimate_tokens", "utf8_size"]
+__all__ = ["CountTokens", "Measure", "Observe", "estimate_tokens", "utf8_size"]
 
 CountTokens: TypeAlias = Callable[["Call"], int]
 """Tokens of a call's prompt; better too many than too few, because budgets are kept by it."""
+
+Observe: TypeAlias = Callable[["Call", Usage], None]
+"""Is told what each call was counted as by its endpoint, so that whoever counts can learn."""
 
 
 class Measure:

@@ -38,10 +38,10 @@ from rlm.events import BatchFinished, BatchStarted, Emit, ignore
 from rlm.scheduler.batch import run_batch
 from rlm.scheduler.budget import Budget, Ledger, Spent
 from rlm.scheduler.cache import Cache, cache_path
-from rlm.scheduler.endpoint import Endpoint, Price
+from rlm.scheduler.endpoint import Endpoint, PriceOf
 from rlm.scheduler.inflight import first_of_each, occurrences
 from rlm.scheduler.line import Line, Place
-from rlm.scheduler.measure import CountTokens, estimate_tokens
+from rlm.scheduler.measure import CountTokens, Observe, estimate_tokens
 from rlm.scheduler.retry import Retries
 from rlm.scheduler.telling import CallEvents
 from rlm.settings import SchedulerSettings
@@ -63,6 +63,7 @@ class Scheduler:
         settings: how calls are made.
         price: dollars of a usage; a budget in dollars needs it.
         count_tokens: tokens of a prompt, for budgets, for tokens per minute, and where an endpoint reports none.
+        observe: is told the usage of each call that was answered, so that `count_tokens` can learn from it.
     """
 
     def __init__(
@@ -70,11 +71,14 @@ class Scheduler:
         client: Client,
         settings: SchedulerSettings | None = None,
         *,
-        price: Price = lambda _model, _usage: None,
+        price: PriceOf = lambda _model, _usage: None,
         count_tokens: CountTokens = estimate_tokens,
+        observe: Observe = lambda _call, _usage: None,
     ) -> None:
         self.settings = settings or SchedulerSettings()
-        self.endpoint = Endpoint(client, self.settings, price=price, count_tokens=count_tokens)
+        self.endpoint = Endpoint(
+            client, self.settings, price=price, count_tokens=count_tokens, observe=observe
+        )
         self.cache = _make_cache(client, self.settings)
 
     def tree(

@@ -7,7 +7,7 @@ from blockbuster import blockbuster_ctx
 from fake_provider import FakeProvider, broken, call, dropped, price, too_many
 
 from rlm.clients.base import Client
-from rlm.errors import BadRequest, RateLimited, ServerError, SettingsError
+from rlm.errors import BadReply, BadRequest, RateLimited, ServerError, SettingsError
 from rlm.events import BatchFinished, BatchStarted, CallFailed, CallFinished, CallRetried, CallStarted
 from rlm.scheduler import Budget, Scheduler
 from rlm.settings import SchedulerSettings
@@ -42,6 +42,43 @@ def test_faults_cost_no_answer_and_little_time(virtual_time, max_concurrent, ret
     assert len(retries) == sum(provider.failures.values())
     if retry_after is not None:
         assert all(event.wait_s >= 0.1 for event in retries if event.error == "slow down")
+
+
+def test_the_ledger_agrees_with_the_providers_own_count(virtual_time):
+    """With children, retries, batches, equal prompts, and failures that were billed."""
+
+    def billed_garbage():
+        return BadReply("garbage", usage=Usage(calls=1, input_tokens=7, output_tokens=3))
+
+    faults = ((0.1, too_many()), (0.1, broken()), (0.1, billed_garbage))
+    provider = FakeProvider(
+        faults=faults,
+        usage=lambda call: Usage(
+            calls=1, input_tokens=len(call.messages[0].content), output_tokens=5, cached_tokens=1
+        ),
+    )
+
+    async def main():
+        tree = Scheduler(provider, price=price).tree(run_id="r")
+
+        async def child(depth):
+            await tree.complete(call(f"root of {depth}", depth=depth, role="root"))
+            calls = [call(f"{depth} {n % 30}", depth=depth, model=f"m{n % 3}") for n in range(60)]
+            await tree.complete_all(calls, max_concurrent=8)
+            if depth < 3:
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(2):
+                        tasks.start_soon(child, depth + 1)
+
+        await child(0)
+        return tree.ledger
+
+    ledger = anyio.run(main, **virtual_time)
+    assert provider.failures["BadReply"] > 0
+    assert ledger.usage == provider.billed
+    assert ledger.cost_usd == pytest.approx(provider.billed_usd)
+    for parts in (ledger.by_model, ledger.by_depth):
+        assert sum((spent.usage for spent in parts.values()), Usage()) == provider.billed
 
 
 def test_the_events_of_a_tree_tell_of_every_call_from_beginning_to_end(virtual_time):
@@ -255,6 +292,17 @@ def test_a_batch_cancelled_in_the_middle_leaves_a_scheduler_that_works(virtual_t
 def test_settings_that_cannot_work_are_refused_by_name(name, value):
     with pytest.raises(SettingsError, match=f"^{name}="):
         SchedulerSettings(**{name: value})
+
+
+def test_whoever_counts_tokens_is_told_what_the_endpoint_counted(virtual_time):
+    seen = []
+
+    async def main():
+        scheduler = Scheduler(FakeProvider(), observe=lambda call, usage: seen.append((call, usage)))
+        await scheduler.tree(run_id="r").complete(call("a"))
+
+    anyio.run(main, **virtual_time)
+    assert seen == [(call("a", run_id="r"), Usage(calls=1, input_tokens=10, output_tokens=2))]
 
 
 def test_a_bad_request_is_asked_once(virtual_time):
