@@ -6,6 +6,7 @@ Exit codes: 0 answered · 1 the run failed · 2 wrong usage or input · 3 a limi
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -30,9 +31,7 @@ _SUMMARIES = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line, by default that of the process; gives the exit code."""
     state = State()
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a lone surrogate in an answer is written out, not an error
-            stream.reconfigure(errors="backslashreplace")
+    _prepare_streams()
     try:
         code = command.main(arguments, prog_name="rlm", standalone_mode=False, obj=state)
         sys.stdout.flush()
@@ -41,6 +40,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the process border: one line and a code
         return report(error, state)
     return code if isinstance(code, int) else 0
+
+
+def _prepare_streams() -> None:
+    """A closed stream swallows what is written; what a stream cannot encode is written out as an escape."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the end
+        elif hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 class _Commands(click.Group):

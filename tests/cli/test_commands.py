@@ -184,6 +184,24 @@ def test_a_reader_that_leaves_is_no_trouble(folder, server):
     assert (done.stdout, done.stderr) == (b"0\n", b"")
 
 
+@pytest.mark.parametrize(
+    ("redirection", "code", "words"), [(">&-", 0, b""), (">/dev/full", 1, b"No space left")]
+)
+def test_a_stdout_that_is_closed_or_full_is_told_in_one_line(folder, server, redirection, code, words):
+    line = f"{sys.executable} -m rlm ask a.txt -q x --quiet --base-url {server.base_url} {redirection}"
+    done = subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        cwd=folder,
+        env=clean_environment(),
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, b"Traceback" in done.stderr) == (code, False)
+    assert words in done.stderr
+    assert done.stderr.count(b"\n") == (1 if words else 0)
+
+
 def test_ctrl_c_cancels_within_a_second_and_shows_what_was_spent(folder):
     with OpenAIServer(lambda request: CELL, plan=[None]) as server:
         server.latency_s = 0.0
