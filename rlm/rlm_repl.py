@@ -10,27 +10,29 @@ be used from scripts, notebooks, servers and many threads at once, and keeps its
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Iterator, Sequence, Sized
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 from weakref import WeakSet
 
 import anyio
 import anyio.to_thread
 
 from rlm import prompts, sources
-from rlm.clients.openai import AsyncOpenAIClient
+from rlm.clients.openai import AsyncOpenAIClient, warm_up
 from rlm.conversation import Conversation
-from rlm.errors import ContextError
+from rlm.errors import ContextError, SettingsError
 from rlm.events import Warned, ignore
 from rlm.portal import Portal, lease
+from rlm.prices import price
 from rlm.rlm_session import RLMSession
 from rlm.runtime import Run, new_run_id
 from rlm.sandbox.session import open_session
-from rlm.scheduler.budget import Ledger
+from rlm.scheduler.budget import Budget, Ledger
 from rlm.scheduler.scheduler import Scheduler
 from rlm.settings import RunSettings, SandboxSettings, SchedulerSettings
+from rlm.tokens import Counter
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from rlm.display import Display
     from rlm.errors import CallError
     from rlm.events import Emit, Event
+    from rlm.prices import Price
+    from rlm.sandbox.launchers import Launcher
     from rlm.sandbox.session import Session
     from rlm.values import Answer, Call, Reply
 
@@ -59,12 +63,19 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         api_key: the provider's key; default is what the SDK reads, `OPENAI_API_KEY`.
         base_url: any OpenAI-compatible endpoint; default is what the SDK reads, `OPENAI_BASE_URL`.
         client: asks the models instead of the OpenAI client; its methods run on the portal's loop.
-        max_concurrent: calls in flight at once over the whole tree; "auto" finds what the endpoint bears.
+        budget: what one completion may spend, children included: dollars, or a `Budget`. Never exceeded; where the
+            next call might, the answer is partial.
+        prices: dollars per million tokens by model, ahead of the price list of the extra `[prices]`.
+        cache: keep finished answers on disk and use them again: "on", "read" (add nothing), "off".
+        max_concurrent: calls in flight at once over the whole tree; by default, what the endpoint turns out to bear.
         timeout_s: wall clock of one completion, in seconds.
         sub_context_chars: how many characters of prompt a sub-model can take.
         cell_timeout_s: seconds of work a cell may take; waiting for models does not count.
-        sandbox: all limits of the guest, instead of `cell_timeout_s`.
-        scheduler: all settings of the calls, instead of `max_concurrent`.
+        sandbox: "auto" takes the best isolation this machine gives; "strict" refuses to start a guest that is not
+            confined in files, network and processes; `SandboxSettings` sets all limits of the guest, instead of
+            `cell_timeout_s`.
+        launcher: how to start a guest, such as in a container; by default a process on this machine.
+        scheduler: all settings of the calls, instead of `max_concurrent` and `cache`.
         on_event: called with every event, on the portal's thread: return soon.
 
     Raises:
@@ -82,11 +93,15 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         api_key: str | None = None,
         base_url: str | None = None,
         client: Client | None = None,
+        budget: Budget | float | None = None,
+        prices: Mapping[str, Price] | None = None,
+        cache: Literal["off", "read", "on"] = "off",
         max_concurrent: int | None = None,
         timeout_s: float | None = None,
         sub_context_chars: int = _DEFAULTS.sub_context_chars,
         cell_timeout_s: float = _DEFAULTS.sandbox.cell_timeout_s,
-        sandbox: SandboxSettings | None = None,
+        sandbox: SandboxSettings | Literal["auto", "strict"] = "auto",
+        launcher: Launcher | None = None,
         scheduler: SchedulerSettings | None = None,
         on_event: Emit | None = None,
     ) -> None:
@@ -98,11 +113,18 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             max_depth=max_depth,
             timeout_s=timeout_s,
             sub_context_chars=sub_context_chars,
-            sandbox=sandbox or SandboxSettings(cell_timeout_s=cell_timeout_s),
-            scheduler=scheduler or SchedulerSettings(max_concurrent=max_concurrent or "auto"),
+            sandbox=_sandbox_settings(sandbox, cell_timeout_s),
+            scheduler=scheduler or SchedulerSettings(max_concurrent=max_concurrent or "auto", cache=cache),
         )
-        self.client = client or AsyncOpenAIClient(recursive_model, api_key=api_key, base_url=base_url)
-        self._scheduler = Scheduler(self.client, self.settings.scheduler)
+        self.budget = Budget(dollars=budget) if isinstance(budget, (int, float)) else budget
+        self.client = client or _openai_client(recursive_model, api_key, base_url)
+        self._scheduler = Scheduler(
+            self.client,
+            self.settings.scheduler,
+            price=partial(price, overrides=prices, endpoint=base_url),
+            count_tokens=Counter().count_call,
+        )
+        self._launcher = launcher
         self._ledger = Ledger()
         self._listeners = [listener for listener in (on_event,) if listener is not None]
         self._display: Display | None = None
@@ -236,7 +258,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             await anyio.to_thread.run_sync(self._display.close)
 
     async def _open_guest(self) -> Session:
-        return await open_session(self.settings.sandbox)
+        return await open_session(self.settings.sandbox, launcher=self._launcher)
 
     async def _ask_model(self, call: Call) -> Reply:
         with self._new_run() as run:
@@ -258,7 +280,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             listener(event)
             self._emit(event)
 
-        tree = self._scheduler.tree(run_id=run_id, emit=emit)
+        tree = self._scheduler.tree(run_id=run_id, budget=self.budget, emit=emit, models=self._models)
         try:
             yield Run(
                 settings=self.settings,
@@ -271,6 +293,10 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         finally:
             self._ledger.absorb(tree.ledger)
 
+    @property
+    def _models(self) -> tuple[str, str]:
+        return self.settings.model, self.settings.recursive_model
+
     def _emit(self, event: Event) -> None:
         for listener in list(self._listeners):
             try:
@@ -278,6 +304,27 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             except Exception as error:  # noqa: BLE001 - whatever a listener does, the run is paid for and goes on
                 self._listeners.remove(listener)
                 warnings.warn(f"{listener!r} hears no more events: {error!r}", RuntimeWarning, stacklevel=2)
+
+
+def _sandbox_settings(
+    sandbox: SandboxSettings | Literal["auto", "strict"], cell_timeout_s: float
+) -> SandboxSettings:
+    match sandbox:
+        case SandboxSettings():
+            return sandbox
+        case "auto":
+            return SandboxSettings(cell_timeout_s=cell_timeout_s)
+        case "strict":
+            return SandboxSettings(cell_timeout_s=cell_timeout_s, minimum_tier="confined")
+        case _:
+            raise SettingsError(f"sandbox={sandbox!r}: must be 'auto', 'strict' or a SandboxSettings")
+
+
+def _openai_client(model: str, api_key: str | None, base_url: str | None) -> Client:
+    """The default client; its library starts to load at once, so that it is there when the first turn is."""
+    client = AsyncOpenAIClient(model, api_key=api_key, base_url=base_url)
+    warm_up()
+    return client
 
 
 async def _load(context: Any) -> Any:

@@ -17,6 +17,8 @@ from blockbuster import blockbuster_ctx
 from rlm import RLM_REPL, ScriptedClient
 from rlm.errors import AuthenticationFailed, BadRequest, ContextError, SettingsError
 from rlm.events import AnswerGiven, CellFinished, CellOutput, RunFailed, RunStarted
+from rlm.prices import Price
+from rlm.scheduler.budget import Budget
 
 
 def cell(code):
@@ -126,6 +128,35 @@ def test_a_run_that_takes_too_long_ends_with_its_draft():
     answer = complete("x", *slow, timeout_s=1.5)
     assert (answer, answer.status) == ("so far", "timeout")
     assert "1.5 s" in answer.limit
+
+
+def test_a_budget_ends_the_run_with_its_draft_before_it_is_exceeded():
+    drafting = cell("answer['content'] = 'so far'"), cell("llm_batch([str(n) for n in range(100)])")
+    with scripted(*drafting, budget=Budget(calls=6)) as rlm:
+        answer = rlm.completion("x", "a question")
+    assert (answer, answer.status) == ("so far", "budget")
+    assert answer.usage.calls == len(rlm.client.calls) == 6
+
+
+def test_a_budget_in_dollars_needs_a_price():
+    with (
+        scripted("FINAL(x)", model="made-up", budget=1.0) as rlm,
+        pytest.raises(SettingsError, match="price"),
+    ):
+        rlm.completion("x", "a question")
+
+
+def test_what_a_run_cost_is_in_its_answer():
+    prices = {name: Price(input=1_000_000, output=0) for name in ("gpt-5", "gpt-5-nano")}
+    with scripted(cell("FINAL(llm_query('12345678'))"), prices=prices, budget=100_000.0) as rlm:
+        answer = rlm.completion("x", "a question")
+        assert answer.cost_usd == answer.usage.input_tokens
+        assert rlm.cost_summary()["by_model"]["gpt-5-nano"]["cost_usd"] == 2
+
+
+def test_a_sandbox_that_is_not_known_is_refused():
+    with pytest.raises(SettingsError, match="sandbox='none'"):
+        scripted(sandbox="none")
 
 
 def test_no_turns_left_ends_with_the_draft():
