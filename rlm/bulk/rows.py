@@ -33,7 +33,7 @@ from rlm.schemas import SchemaSource, schema_of
 from rlm.settings import SchedulerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 
     from rlm.bulk.report import Estimate, Progress, Report
     from rlm.clients.base import Client
