@@ -147,7 +147,7 @@ def _up_to(segments: list[Segment], border: int) -> list[Segment]:
 
 _EVENT = re.compile(
     r"""
-    ^(?P<indent>[ \t]*+)(?:(?P<mark>`{3,}+)(?P<info>[^`\n]*+)|(?P<wave>~{3,}+)(?P<wave_info>[^\n]*+))$
+    ^(?P<indent>[ \t]*+)(?:(?P<mark>`{3,}+)(?P<info>[^`<\n]*+)|(?P<wave>~{3,}+)(?P<wave_info>[^<\n]*+))$
     | (?<![`\n])(?P<late_mark>`{3,}+)(?P<late_info>(?:repl|python3?|py|tool_code)[ \t\r]*+)$
     | (?P<line_start>^[ \t]*+)?(?!(?<=`)<[^<>`\n]{5,10}+>`)<(?P<slash>/?)(?:think|thinking|thought|reasoning)>(?P<line_end>[ \t\r]*+$)?
     """,
@@ -320,7 +320,7 @@ class _BlockReader:
         for position in range(index + 1, len(self.events)):
             event = self.events[position]
             if isinstance(event, _Tag):
-                if event.closes and event.starts_line:
+                if event.closes and (event.starts_line or event.ends_line):
                     return _Border(event.start, event.start, is_closing=False)
             elif fence.may_be_ended_by(event):
                 if event.is_bare:
@@ -375,7 +375,7 @@ _PYTHON_TOKEN = re.compile(
     | "(?:[^"\\\n]++|\\\r\n|\\.)*+"
     | '(?:[^'\\\n]++|\\\r\n|\\.)*+'
     | \\.
-    | ^[ \t]*+(?P<mark>`{3,}+|~{3,}+)(?P<info>[^`\n]*+)$\n?
+    | ^[ \t]*+(?P<mark>`{3,}+|~{3,}+)(?P<info>[^`<\n]*+)$\n?
     | (?P<trailing_mark>`{3,}+)[ \t\r]*+$\n?
     | (?P<tag>^[ \t]*+</(?:think|thinking|thought|reasoning)>)
     """,

@@ -1,0 +1,173 @@
+"""What usage costs, in dollars; the only room that knows the price library.
+
+Prices come from genai-prices (extra `prices`), which holds them offline and is loaded at the first question, in a
+fraction of a second. It knows tiers that depend on the length of a prompt: price each call, never a sum of calls.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING, Any
+
+from rlm.errors import SettingsError
+from rlm.values import Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from types import ModuleType
+
+__all__ = ["BATCH_FACTOR", "Price", "context_window", "has_price_list", "price"]
+
+BATCH_FACTOR = 0.5
+"""What calls through a provider's Batch API cost, relative to others: OpenAI, Anthropic, Google and Mistral agree."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Price:
+    """Dollars per million tokens; cached input costs as much as other input where it has no price of its own.
+
+    Raises:
+        SettingsError: a price is negative or not a number.
+    """
+
+    input: float
+    output: float
+    cached: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < float("inf"):
+                raise SettingsError(f"{name}={value!r}: a price is a number of dollars, 0 or more")
+
+    def of(self, usage: Usage) -> float:
+        """What a usage costs, in dollars."""
+        cached = min(usage.cached_tokens, usage.input_tokens)
+        cached_price = self.input if self.cached is None else self.cached
+        dollars = (
+            (usage.input_tokens - cached) * self.input
+            + cached * cached_price
+            + usage.output_tokens * self.output
+        )
+        return dollars / 1_000_000
+
+
+def price(
+    model: str,
+    usage: Usage,
+    *,
+    overrides: Mapping[str, Price] | None = None,
+    endpoint: str | None = None,
+    factor: float = 1.0,
+) -> float | None:
+    """What the usage of one call costs in dollars, or None where the model has no known price.
+
+    Args:
+        model: a name as it is sent or reported: `gpt-5`, `openai/gpt-5`, `gpt-5-2025-08-07`.
+        usage: of one call; its reasoning tokens are a part of its output tokens.
+        overrides: prices by model name, ahead of the price list. A name also stands for its dated versions and for
+            itself behind a provider's name.
+        endpoint: the base URL that is asked, which tells the provider where several sell a model.
+        factor: `BATCH_FACTOR` for calls through a Batch API.
+    """
+    if overrides and (own := _overriding(model, overrides)) is not None:
+        return own.of(usage) * factor
+    calculated = _calculated(model, usage, endpoint)
+    return None if calculated is None else float(calculated.total_price) * factor
+
+
+def context_window(model: str, *, endpoint: str | None = None) -> int | None:
+    """How many tokens the model takes, or None where the price list does not say."""
+    calculated = _calculated(model, Usage(), endpoint)
+    window = None if calculated is None else calculated.model.context_window
+    return window if isinstance(window, int) else None
+
+
+def has_price_list() -> bool:
+    """Whether genai-prices is installed; without it only overrides have prices."""
+    return _library() is not None
+
+
+_DATE = re.compile(r"[-@](?:20\d\d-?[01]\d-?[0-3]\d|latest)$")
+
+
+def _overriding(model: str, overrides: Mapping[str, Price]) -> Price | None:
+    bare = model.rpartition("/")[2]
+    for name in (model, _DATE.sub("", model), bare, _DATE.sub("", bare)):
+        if name in overrides:
+            return overrides[name]
+    return None
+
+
+# --- The price list -----------------------------------------------------------------------------------------------
+
+
+@cache
+def _library() -> ModuleType | None:
+    try:
+        import genai_prices
+    except ImportError:
+        return None
+    return genai_prices
+
+
+def _calculated(model: str, usage: Usage, endpoint: str | None) -> Any:
+    library = _library()
+    if library is None:
+        return None
+    reference = _listed_as(model, endpoint)
+    return None if reference is None else _calculate(library, usage, reference)
+
+
+@lru_cache(maxsize=1_024)
+def _listed_as(model: str, endpoint: str | None) -> tuple[tuple[str, str], ...] | None:
+    """The arguments by which the library finds the model and a price for it, or None."""
+    library = _library()
+    for reference in _references(model, endpoint):
+        found = tuple(reference.items())
+        if library is not None and _has_price(_calculate(library, Usage(), found)):
+            return found
+    return None
+
+
+def _references(model: str, endpoint: str | None) -> Iterator[dict[str, str]]:
+    """Ways to ask for a model, from the surest to the least sure; none of them guesses a provider."""
+    model = model.strip().removeprefix("models/")
+    if _OLLAMA_TAG.search(model):
+        return  # `deepseek-r1:8b` runs on somebody's own machine, though the list knows a `deepseek-r1`
+    names = dict.fromkeys((model, _DATE.sub("", model)))
+    for name in names:
+        provider, _, rest = name.partition("/")
+        if endpoint:
+            yield {"model_ref": name, "provider_api_url": endpoint}
+        yield {"model_ref": name}
+        if rest:
+            yield {"model_ref": rest, "provider_id": provider}
+            if provider in _SOLD_BY_OPENROUTER:
+                yield {"model_ref": name, "provider_id": "openrouter"}
+
+
+_OLLAMA_TAG = re.compile(r":(?:e?\d+(?:\.\d+)?[bm]\b|latest$)", re.IGNORECASE)
+_SOLD_BY_OPENROUTER = frozenset({"openai", "anthropic", "google", "x-ai", "deepseek", "mistralai", "cohere"})
+
+
+def _calculate(library: ModuleType, usage: Usage, reference: tuple[tuple[str, str], ...]) -> Any:
+    tokens = library.Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cache_read_tokens=min(usage.cached_tokens, usage.input_tokens),
+    )
+    try:
+        return library.calc_price(tokens, **dict(reference))
+    except LookupError:
+        return None
+
+
+def _has_price(calculated: Any) -> bool:
+    """Whether there is a price for text; the list also has models whose price it does not know, at zero dollars."""
+    if calculated is None:
+        return False
+    prices = calculated.model_price
+    return prices.input_mtok is not None and prices.output_mtok is not None

@@ -1,0 +1,500 @@
+"""Count, truncate and split text by tokens, with no network, ever.
+
+Three ways to count, the best at hand first:
+
+- toktok-rs, where it is installed: exact for OpenAI's models, its vocabularies are inside the package.
+- tiktoken, where the vocabulary is already in its cache on disk (`TIKTOKEN_CACHE_DIR`, or `data-gym-cache` in the
+  temporary folder). It would download a vocabulary that is missing; here that is checked first, and never happens.
+- An estimate from the bytes of the text: how many letters, digits, signs and characters of each script, each with a
+  weight fitted to o200k. `tests/benchmarks/tokens.py` shows its error. A `Counter` calibrates it, model by model,
+  with what providers report.
+
+A model whose vocabulary is not public (Claude, Gemini) is always estimated. An `Encoder` of your own goes first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import unicodedata
+from bisect import bisect_left, bisect_right
+from functools import cache, lru_cache
+from importlib import import_module
+from itertools import accumulate
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from rlm.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+    from rlm.values import Call, Usage
+
+__all__ = ["Counter", "Encoder", "count", "encoder_for", "estimate", "split", "truncate"]
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Counts tokens; bring your own for a model whose tokenizer you have."""
+
+    def count(self, text: str) -> int:
+        """How many tokens the text has."""
+        ...
+
+
+def count(text: str, model: str | None = None, *, encoder: Encoder | None = None) -> int:
+    """How many tokens a text has for a model, or for current OpenAI models where none is named.
+
+    100 MB take a few seconds at most: what only tiktoken could count exactly is sampled when it is that long.
+    """
+    return (encoder or encoder_for(model)).count(text)
+
+
+def truncate(text: str, max_tokens: int, model: str | None = None, *, encoder: Encoder | None = None) -> str:
+    """The beginning of a text, at most `max_tokens` long; a text that fits comes back as it is.
+
+    Raises:
+        SettingsError: `max_tokens` is negative.
+    """
+    if max_tokens < 0:
+        raise SettingsError(f"max_tokens={max_tokens}: must be 0 or more")
+    ruler = _Ruler(text, encoder or encoder_for(model))
+    return text[: _whole_characters(text, 0, ruler.end_of_fit(0, max_tokens, enough=max_tokens))]
+
+
+def split(
+    text_or_documents: str | Sequence[str],
+    max_tokens: int,
+    *,
+    overlap: int = 0,
+    separator: str = "\n\n",
+    model: str | None = None,
+    encoder: Encoder | None = None,
+) -> list[str]:
+    r"""Cut a text into parts of at most `max_tokens`, on natural borders.
+
+    A cut falls between paragraphs, else lines, else sentences, else words, else characters: the first of these that
+    lies in the second half of the part. Documents are joined by the separator, packed as many into a part as fit,
+    and only cut where one alone does not fit.
+
+    Without overlap nothing is lost: `"".join(parts) == text`, or `separator.join(documents)`. With overlap, each
+    part but the first begins with up to `overlap` tokens of what came before it. A single character that has more
+    tokens than `max_tokens` is a part of its own.
+
+    Raises:
+        SettingsError: `max_tokens` is below 1, or `overlap` is not between 0 and `max_tokens`.
+    """
+    if max_tokens < 1:
+        raise SettingsError(f"max_tokens={max_tokens}: must be 1 or more")
+    if not 0 <= overlap < max_tokens:
+        raise SettingsError(f"overlap={overlap}: must be 0 or more and below max_tokens={max_tokens}")
+    if isinstance(text_or_documents, str):
+        text, document_ends = text_or_documents, []
+    else:
+        text = separator.join(text_or_documents)
+        ends = accumulate(len(document) + len(separator) for document in text_or_documents)
+        document_ends = [min(end, len(text)) for end in ends]
+    ruler = _Ruler(text, encoder or encoder_for(model))
+    return [text[start:end] for start, end in _spans(ruler, max_tokens, overlap, document_ends)]
+
+
+def estimate(text: str) -> int:
+    """About how many tokens a text has, from its bytes alone: linear, and about 0.01 s for a megabyte."""
+    return _ESTIMATE.count(text)
+
+
+def encoder_for(model: str | None = None) -> Encoder:
+    """The best way to count for a model that is at hand; loading a vocabulary may take a second, once."""
+    name = _vocabulary_of(model or "gpt-5")
+    if name is None:
+        return _ESTIMATE
+    return _toktok(name) or _tiktoken(name) or _ESTIMATE
+
+
+class Counter:
+    """Counts fast and learns: for the many calls of a run, where an exact count would cost more than it is worth.
+
+    An estimate is multiplied by what reports have shown of the model: tokens reported over tokens estimated, older
+    reports counting less. A model that was never observed is counted as `estimate` does it, or exactly where
+    toktok-rs knows its vocabulary.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder] | None = None) -> None:
+        self._encoders = dict(encoders or {})
+        self._sums: dict[str, tuple[float, float]] = {}
+
+    def count(self, text: str, model: str) -> int:
+        """About how many tokens the text has for the model."""
+        return round(self._uncalibrated(text, model) * self.factor(model))
+
+    def count_call(self, call: Call) -> int:
+        """About how many input tokens the call has, the marks between its messages included."""
+        texts = sum(self._uncalibrated(message.content, call.model) for message in call.messages)
+        return round(texts * self.factor(call.model)) + _TOKENS_PER_MESSAGE * len(call.messages)
+
+    def observe(self, model: str, text: str, tokens: int) -> None:
+        """Learn from a provider's own count of a text.
+
+        A report below a quarter or above four times of the estimate is not believed: it says more of the endpoint,
+        such as a prompt that was cut, than of the text. Short texts are ignored.
+        """
+        self._learn(model, self._uncalibrated(text, model), tokens)
+
+    def observe_call(self, call: Call, usage: Usage) -> None:
+        """Learn from the usage that was reported for a call; usage that is estimated teaches nothing."""
+        if not usage.estimated:
+            texts = sum(self._uncalibrated(message.content, call.model) for message in call.messages)
+            self._learn(call.model, texts, usage.input_tokens - _TOKENS_PER_MESSAGE * len(call.messages))
+
+    def factor(self, model: str) -> float:
+        """Tokens reported over tokens estimated; 1.0 for a model that was never observed."""
+        estimated, reported = self._sums.get(model, (0.0, 0.0))
+        return (reported + _PRIOR_TOKENS) / (estimated + _PRIOR_TOKENS)
+
+    def _learn(self, model: str, estimated: int, reported: int) -> None:
+        if estimated < _SHORTEST_REPORT or not 1 / _DISBELIEF <= reported / estimated <= _DISBELIEF:
+            return
+        old_estimated, old_reported = self._sums.get(model, (0.0, 0.0))
+        keep = min(1.0, _MEMORY_TOKENS / (old_estimated + 1))
+        self._sums[model] = (old_estimated * keep + estimated, old_reported * keep + reported)
+
+    def _uncalibrated(self, text: str, model: str) -> int:
+        if model in self._encoders:
+            return self._encoders[model].count(text)
+        name = _vocabulary_of(model)
+        return ((_toktok(name) if name else None) or _ESTIMATE).count(text)
+
+
+_TOKENS_PER_MESSAGE = 4  # role and borders, in OpenAI's chat format
+_SHORTEST_REPORT = 100
+_DISBELIEF = 4
+_PRIOR_TOKENS = 200.0
+_MEMORY_TOKENS = 1_000_000.0
+
+
+# --- Splitting ----------------------------------------------------------------------------------------------------
+
+
+class _Ruler:
+    """Measures stretches of one text; it remembers how many characters made a token, to guess the next well."""
+
+    def __init__(self, text: str, encoder: Encoder) -> None:
+        self.text = text
+        self.encoder = encoder
+        self.characters_per_token = 4.0
+
+    def tokens(self, start: int, end: int) -> int:
+        return self.encoder.count(self.text[start:end])
+
+    def end_of_fit(self, start: int, max_tokens: int, *, enough: int) -> int:
+        """The end of a stretch from `start` that has at most `max_tokens`, and `enough` if the text goes that far."""
+        fits, too_far = start, len(self.text) + 1
+        end = start + round(max_tokens * self.characters_per_token)
+        for attempt in range(64):
+            end = min(max(end, fits + 1), too_far - 1)
+            if end <= fits:
+                break
+            tokens = self.tokens(start, end)
+            if tokens:
+                self.characters_per_token = (end - start) / tokens
+            if tokens > max_tokens:
+                too_far = end
+            else:
+                fits = end
+                if tokens >= enough:
+                    break
+            # Where the density is uneven, halving gets there when guessing does not.
+            guess = start + int((max_tokens + enough) / 2 * self.characters_per_token)
+            end = guess if attempt < _GUESSES and fits < guess < too_far else (fits + too_far) // 2
+        return fits
+
+
+_GUESSES = 6
+
+
+def _spans(
+    ruler: _Ruler, max_tokens: int, overlap: int, document_ends: list[int]
+) -> Iterator[tuple[int, int]]:
+    """Start and end of each part; `done` is how far the parts reach, and `start` lies before it by the overlap."""
+    text = ruler.text
+    start = done = 0
+    while done < len(text):
+        end = ruler.end_of_fit(start, max_tokens, enough=max_tokens - max_tokens // 32)
+        if end <= done and start < done:
+            start = done  # the overlap leaves no room for anything new
+            continue
+        end = _end_of_document(ruler, start, max(end, done + 1), max_tokens, document_ends)
+        if end < len(text):
+            end = _natural_border(text, done, end, document_ends)
+            while (
+                end > done + 1 and ruler.tokens(start, end) > max_tokens
+            ):  # fewer words may have more tokens
+                end = _natural_border(text, done, end - 1, document_ends)
+        yield start, end
+        done = end
+        start = _start_of_overlap(ruler, start, end, overlap) if overlap else end
+
+
+def _end_of_document(ruler: _Ruler, start: int, end: int, max_tokens: int, document_ends: list[int]) -> int:
+    """The end of the document that `end` lies in, where that is near and fits: a fit is not always a full one."""
+    index = bisect_left(document_ends, end)
+    if index < len(document_ends):
+        whole = document_ends[index]
+        if whole - end <= (end - start) // 8 + 16 and ruler.tokens(start, whole) <= max_tokens:
+            return whole
+    return end
+
+
+def _start_of_overlap(ruler: _Ruler, earliest: int, end: int, overlap: int) -> int:
+    start = max(earliest, end - round(overlap * ruler.characters_per_token))
+    while start < end and (tokens := ruler.tokens(start, end)) > overlap:
+        start = end - min(int((end - start) * overlap / tokens), end - start - 1)
+    word = _BEFORE_WORD.search(ruler.text, start, end)
+    return word.end() if word and word.end() < end and start > 0 else start
+
+
+_BEFORE_WORD = re.compile(r"\s+")
+_SENTENCE = re.compile(r"""[.!?…]+["'”’)\]]*\s+|[。！？]+[」』”’)]*""")  # noqa: RUF001 - full-width signs are meant
+_WORD = re.compile(r"\s+")
+_NEARBY = 4_000
+
+
+def _natural_border(text: str, start: int, end: int, document_ends: list[int]) -> int:
+    """The best place to cut in the second half of `text[start:end]`, or the last border of a document in all of it."""
+    index = bisect_right(document_ends, end)
+    if index and document_ends[index - 1] > start:
+        return document_ends[index - 1]
+    middle = (start + end) // 2
+    for blank_line in ("\n\n", "\r\n\r\n", "\n"):
+        found = text.rfind(blank_line, max(start, middle - len(blank_line)), end)
+        if found >= 0:
+            return found + len(blank_line)
+    nearby = max(middle, end - _NEARBY)
+    for pattern in (_SENTENCE, _WORD):
+        ends = [match.end() for match in pattern.finditer(text, nearby, end)]
+        if ends and not (text[end - 1 : end + 1] == "\r\n" and ends[-1] == end):
+            return ends[-1]
+    return _whole_characters(text, start, end)
+
+
+def _whole_characters(text: str, start: int, end: int) -> int:
+    """`end`, or a little before it, where it would part CR from LF or a letter from its marks."""
+    moved = end
+    while start < moved < len(text) and end - moved < _LONGEST_CLUSTER:
+        joined = unicodedata.combining(text[moved]) or text[moved] in _JOINERS or text[moved - 1] == "\u200d"
+        if not joined and text[moved - 1 : moved + 1] != "\r\n":
+            return moved
+        moved -= 1
+    return end
+
+
+_LONGEST_CLUSTER = 16
+_JOINERS = "\u200d\ufe0e\ufe0f"
+
+
+# --- The estimate -------------------------------------------------------------------------------------------------
+
+# Tokens per byte of each kind, fitted to o200k on 25 MB of text in 90 languages, code, markup and tables. A character
+# outside ASCII is told by its first byte in UTF-8, which names its script; the other bytes weigh nothing.
+_WEIGHTS: tuple[tuple[float, Iterable[int]], ...] = (
+    (0.180, range(0x61, 0x7B)),  # a to z
+    (0.635, range(0x41, 0x5B)),  # A to Z
+    (0.700, range(0x30, 0x3A)),  # digits
+    (0.010, b" "),
+    (0.500, b"\t\n\r"),
+    (0.380, [byte for byte in range(0x80) if not chr(byte).isalnum() and byte not in b" \t\n\r"]),
+    (1.000, range(0xC2, 0xCC)),  # Latin with accents
+    (0.500, range(0xCC, 0xCE)),  # accents alone
+    (0.459, range(0xCE, 0xD0)),  # Greek
+    (0.370, range(0xD0, 0xD4)),  # Cyrillic
+    (0.544, range(0xD4, 0xD8)),  # Armenian, Hebrew
+    (0.490, range(0xD8, 0xE0)),  # Arabic
+    (0.509, (0xE0,)),  # India, Thailand
+    (0.486, (0xE1,)),  # Georgia, Ethiopia, Vietnam
+    (0.907, (0xE2,)),  # signs
+    (0.700, (0xE3,)),  # kana
+    (1.028, range(0xE4, 0xEA)),  # Chinese characters
+    (0.817, range(0xEA, 0xEE)),  # Hangul
+    (0.700, range(0xEE, 0xF0)),  # full-width forms
+    (3.000, range(0xF0, 0x100)),  # emoji and rare characters
+)
+_IGNORED = 0xFF
+_LETTER_AFTER_SIGN, _LETTER_AFTER_DIGIT, _LETTER_AFTER_SPACE, _TWO_SIGNS = b"SL", b"DL", b" L", b"SS"
+
+
+def _kinds() -> bytes:
+    table = bytearray([_IGNORED]) * 256
+    for kind, (_, members) in enumerate(_WEIGHTS):
+        for byte in members:
+            table[byte] = kind
+    return bytes(table)
+
+
+def _shapes() -> bytes:
+    table = bytearray(b"?") * 256
+    for byte in range(0x80):
+        character = chr(byte)
+        table[byte] = ord(
+            "L" if character.isalpha() else "D" if character.isdigit() else " " if byte in b" \t\n\r" else "S"
+        )
+    return bytes(table)
+
+
+class _Estimate:
+    """The estimate as an encoder; every step is one pass in C."""
+
+    def __init__(self) -> None:
+        self._kinds = _kinds()
+        self._shapes = _shapes()
+
+    def count(self, text: str) -> int:
+        tokens = sum(
+            self._tokens(text[start : start + _PIECE].encode("utf-8", "surrogatepass"))
+            for start in range(0, len(text), _PIECE)
+        )
+        return max(round(tokens), 1) if text else 0
+
+    def _tokens(self, data: bytes) -> float:
+        kinds = data.translate(self._kinds)
+        shapes = data.translate(self._shapes)
+        by_kind = sum(weight * kinds.count(kind) for kind, (weight, _) in enumerate(_WEIGHTS))
+        glued = shapes.count(_LETTER_AFTER_SIGN) + shapes.count(_LETTER_AFTER_DIGIT)
+        return max(
+            by_kind
+            + 0.743 * glued
+            + 0.524 * shapes.count(_LETTER_AFTER_SPACE)
+            - 0.303 * shapes.count(_TWO_SIGNS)
+            # English is what vocabularies hold most of, and this word tells it.
+            - 3.0 * data.count(b" the "),
+            len(data) / 64,
+        )
+
+
+_PIECE = 1 << 20
+_ESTIMATE = _Estimate()
+
+
+# --- Vocabularies -------------------------------------------------------------------------------------------------
+
+_VOCABULARIES = (
+    ("gpt-oss", "o200k_harmony"),
+    *((prefix, "o200k_base") for prefix in ("gpt-5", "gpt-4o", "gpt-4.1", "gpt-4.5", "chatgpt-4o", "o1", "o3", "o4")),
+    *((prefix, "cl100k_base") for prefix in ("gpt-4", "gpt-3.5", "gpt-35", "text-embedding-3")),
+    ("qwen3.5", "qwen3.5"),
+)  # fmt: skip
+
+# As in tiktoken_ext/openai_public.py; a file that is not this would make tiktoken download it again.
+_TIKTOKEN_FILES = {
+    "o200k_base": (
+        "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken",
+        "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
+    ),
+    "cl100k_base": (
+        "https://openaipublic.blob.core.windows.net/encodings/cl100k_base.tiktoken",
+        "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
+    ),
+}
+_TIKTOKEN_FILES["o200k_harmony"] = _TIKTOKEN_FILES["o200k_base"]
+
+
+@lru_cache(maxsize=256)
+def _vocabulary_of(model: str) -> str | None:
+    """The name of a model's vocabulary, whatever provider or fine-tune stands before its name."""
+    name = model.lower().rpartition("/")[2].removeprefix("ft:")
+    return next((vocabulary for prefix, vocabulary in _VOCABULARIES if name.startswith(prefix)), None)
+
+
+@cache
+def _toktok(name: str) -> Encoder | None:
+    try:
+        toktok = import_module("toktok")
+    except ImportError:
+        return None
+    if not hasattr(toktok, "batch_count"):
+        return None  # another package has this name too
+    try:
+        toktok.batch_count([""], name)
+    except (KeyError, TypeError):
+        return None
+    return _Toktok(toktok, name)
+
+
+class _Toktok:
+    def __init__(self, toktok: Any, name: str) -> None:
+        self._toktok = toktok
+        self._name = name
+
+    def count(self, text: str) -> int:
+        return int(self._toktok.batch_count([_encodable(text)], self._name)[0])
+
+
+def _tiktoken(name: str) -> Encoder | None:
+    path = _cached_vocabulary(name)
+    return _load_tiktoken(name, path) if path and path.is_file() else None
+
+
+def _cached_vocabulary(name: str) -> Path | None:
+    """Where tiktoken would look for a vocabulary before it downloads, or None where it would not look."""
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
+    if name not in _TIKTOKEN_FILES or folder == "":
+        return None
+    url, _ = _TIKTOKEN_FILES[name]
+    key = hashlib.sha1(url.encode(), usedforsecurity=False).hexdigest()
+    return Path(folder or Path(tempfile.gettempdir(), "data-gym-cache")) / key
+
+
+@cache
+def _load_tiktoken(name: str, path: Path) -> Encoder | None:
+    if hashlib.sha256(path.read_bytes()).hexdigest() != _TIKTOKEN_FILES[name][1]:
+        return None
+    import tiktoken
+
+    return _Tiktoken(tiktoken.get_encoding(name))
+
+
+class _Tiktoken:
+    """A tiktoken encoding: exact up to a few million characters, from samples beyond, since it is slow."""
+
+    def __init__(self, encoding: Any) -> None:
+        self._encoding = encoding
+
+    def count(self, text: str) -> int:
+        if len(text) <= _EXACT_CHARACTERS:
+            return sum(self._exactly(piece) for piece in _pieces(text))
+        stride = len(text) // _SAMPLES
+        samples = [text[start : start + _SAMPLE] for start in range(0, stride * _SAMPLES, stride)]
+        exact = sum(self._exactly(sample) for sample in samples)
+        return round(_ESTIMATE.count(text) * exact / sum(_ESTIMATE.count(sample) for sample in samples))
+
+    def _exactly(self, text: str) -> int:
+        return len(self._encoding.encode_ordinary(_encodable(text)))
+
+
+_EXACT_CHARACTERS = 4_000_000
+_SAMPLES = 100
+_SAMPLE = 20_000
+_TIKTOKEN_PIECE = 100_000
+
+
+def _pieces(text: str) -> Iterator[str]:
+    """Pieces that end before a space where they can: no token reaches over it."""
+    start = 0
+    while start < len(text):
+        end = start + _TIKTOKEN_PIECE
+        if end < len(text):
+            space = text.rfind(" ", end - 1_000, end)
+            end = space if space > start else end
+        yield text[start:end]
+        start = end
+
+
+def _encodable(text: str) -> str:
+    """The text with lone surrogates replaced, which tokenizers do not take."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "replace").decode()
+    return text
