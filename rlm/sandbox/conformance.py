@@ -228,7 +228,9 @@ def _dies(code: str, outcomes: set[str]) -> Trial:
                 f"wanted {' or '.join(sorted(outcomes))}, saw {result.outcome}: {result.error}"[:500]
             )
         wanted = "rolled back" if session.isolation.recovers else "lost"
-        if result.outcome != "memory" or session.isolation.recovers:  # else it was caught, and nothing is lost
+        if (
+            result.outcome != "memory" or session.isolation.recovers
+        ):  # else it was caught, and nothing is lost
             _require(seen=result.state, wanted=wanted)
         await _expect(session, "before" if session.isolation.recovers else "1", stdout="")
 

@@ -49,6 +49,7 @@ SPARE_NUMBERS = 16
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 4, 22
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
+M_ARENA_MAX = -8
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 CLONE_NEWTIME, CLONE_NEWCGROUP = 0x00000080, 0x02000000
@@ -242,7 +243,9 @@ def confine_and_try(settings: dict[str, Any]) -> tuple[list[str], dict[str, str]
     held = [name for name, attempt in ATTEMPTS.items() if _is_refused(attempt)]
     for name in ATTEMPTS:
         if name not in held:
-            missing.setdefault(name, missing.get("landlock" if name == "files" else "seccomp", "tried: not refused"))
+            missing.setdefault(
+                name, missing.get("landlock" if name == "files" else "seccomp", "tried: not refused")
+            )
     return held, missing
 
 
@@ -282,6 +285,9 @@ def confine(settings: dict[str, Any]) -> dict[str, str]:
     """Limit this process and all it will start, for good; what could not be done, and why."""
     missing: dict[str, str] = {}
     limit_resources(settings)
+    with contextlib.suppress(Refused, AttributeError):
+        # Each thread would reserve 64 MB of addresses for itself, which count as memory.
+        call("mallopt", M_ARENA_MAX, 1)
     if sys.platform != "linux":
         return {"landlock": f"{sys.platform} has none", "seccomp": f"{sys.platform} has none"}
     try:

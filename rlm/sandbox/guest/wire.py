@@ -110,6 +110,7 @@ __all__ = [
     "decode",
     "decode_from",
     "encode",
+    "encode_tuple",
     "frame",
     "frames",
 ]
@@ -174,6 +175,12 @@ def encode(value: Any, *, limit: int | None = None) -> Parts:
     encoder = _Encoder(limit)
     encoder.put(value, 0)
     return encoder.finish()
+
+
+def encode_tuple(*encoded: Parts) -> Parts:
+    """The wire form of a tuple whose values are encoded already."""
+    header: Parts = [b"t" + _U32.pack(len(encoded))]
+    return header + [part for parts in encoded for part in parts]
 
 
 class _Encoder:

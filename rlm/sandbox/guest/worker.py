@@ -225,7 +225,8 @@ class Repl:
         if name not in self.names:
             return wire.encode(("missing", [name for name, _ in self._users()]))
         try:
-            return wire.encode(("value", self.names[name]), limit=self._limit)
+            value = wire.encode(self.names[name], limit=self._limit)
+            return wire.encode_tuple(wire.encode("value"), value)
         except wire.Uncrossable as problem:
             return wire.encode(("uncrossable", f"{name}{problem.path}: {problem.reason}"))
 
@@ -277,12 +278,8 @@ class Repl:
             return Report(wire.encode((*head, None)), keeps_state=True)
         source, value = self._final.given
         self._final.given = None
-        # The same bytes as encode((*head, (source, value))), without encoding the value twice.
-        parts: wire.Parts = [b"t\0\0\0\4"]
-        for part in (*head,):
-            parts += wire.encode(part)
-        parts += [b"t\0\0\0\2", *wire.encode(source), *value]
-        return Report(parts, keeps_state=True)
+        given = wire.encode_tuple(wire.encode(source), value)
+        return Report(wire.encode_tuple(*map(wire.encode, head), given), keeps_state=True)
 
     def _judge_answer(self) -> tuple[Any, str]:
         """The draft to report, and what was wrong with an answer that was ready but cannot cross."""

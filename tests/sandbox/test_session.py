@@ -1,0 +1,594 @@
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+
+import anyio
+import pytest
+
+from rlm.errors import BadReply, ContextError, HostCallRefused, LimitReached, SessionClosed
+from rlm.sandbox.session import WarmPool, open_session
+from rlm.settings import SandboxSettings
+
+pytestmark = pytest.mark.anyio
+
+QUICK = SandboxSettings(cell_timeout_s=0.5, memory_bytes=512 << 20, answer_bytes=1 << 20, output_chars=1000)
+
+
+async def upper(call):
+    """A host whose model shouts, and refuses what says so."""
+    arguments = call.arguments
+    match call.name:
+        case "llm_query":
+            if arguments["prompt"] == "fail":
+                raise BadReply("no such luck")
+            return arguments["prompt"].upper()
+        case "llm_batch":
+            return [
+                {"error": "no such luck", "kind": "BadReply"}
+                if prompt == "fail"
+                else {"text": prompt.upper()}
+                for prompt in arguments["prompts"]
+            ]
+        case "rlm_query":
+            return arguments["context"]
+        case "rlm_batch":
+            return [{"value": (item["question"], item["context"])} for item in arguments["items"]]
+    raise HostCallRefused(f"no {call.name} here")
+
+
+@pytest.fixture
+async def session():
+    session = await open_session(QUICK)
+    await session.load("a text")
+    yield session
+    await session.aclose()
+
+
+async def run(session, code, serve=upper, **options):
+    return await session.run(code, serve=serve, **options)
+
+
+async def out(session, code, serve=upper):
+    """What a cell that must end well printed."""
+    result = await run(session, code, serve)
+    assert (result.outcome, result.error) == ("ok", ""), result
+    return result.stdout
+
+
+# --- a real REPL ---------------------------------------------------------------------------------------------
+
+
+async def test_functions_see_later_globals_and_global_works(session):
+    await run(session, "def f():\n    global n\n    n = later + 1\nlater = 1\nf()\nlater = 5\nf()")
+    assert await out(session, "n") == "6\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("1 == 1", "True\n"),
+        ("'text'", "'text'\n"),
+        ("None", ""),
+        ("1;", ""),
+        ("(1)  # ; comment", "1\n"),
+        ("(1) ; # comment", ""),
+        ("x = 1", ""),
+        ("1\n2", "2\n"),
+        ("for i in range(2): i", ""),
+        ("'é' ;", ""),
+        ("", ""),
+        ("# only a comment", ""),
+    ],
+)
+async def test_the_value_of_a_trailing_expression_is_shown(session, code, shown):
+    assert await out(session, code) == shown
+
+
+async def test_a_failing_cell_runs_once_and_keeps_what_it_did(session):
+    result = await run(session, "seen = []\nseen.append(1)\nseen.append(1 / 0)")
+    assert result.outcome == "raised"
+    assert await out(session, "seen") == "[1]\n"
+
+
+async def test_a_traceback_names_cell_line_and_source_and_nothing_of_ours(session):
+    await run(session, "def f(x):\n    return 1 / x")
+    result = await run(
+        session, "try:\n    f(0)\nexcept ZeroDivisionError as e:\n    raise ValueError('wrapped') from e"
+    )
+    assert 'File "<cell 1>", line 2, in f' in result.error
+    assert 'File "<cell 2>", line 4, in <module>' in result.error
+    assert "return 1 / x" in result.error
+    assert "guest" not in result.error
+    assert "wrapped" in result.error
+
+
+async def test_an_error_of_a_call_shows_the_cells_frames_only(session):
+    result = await run(session, "llm_query('fail')")
+    assert result.error.splitlines()[-1] == "LLMError: no such luck"
+    assert "guest" not in result.error
+
+
+async def test_a_syntax_error_shows_as_python_shows_it(session):
+    result = await run(session, "x = (1,\ny = 2")
+    assert result.outcome == "raised"
+    assert 'File "<cell 1>", line 1' in result.error
+    assert "SyntaxError: '(' was never closed" in result.error
+
+
+async def test_classes_pickle_type_hints_and_source_work(session):
+    await run(
+        session,
+        "import dataclasses, pickle, typing, inspect\n@dataclasses.dataclass\nclass P:\n    x: 'Q'\nclass Q: pass\ndef f():\n    return 1",
+    )
+    assert await out(session, "pickle.loads(pickle.dumps(P(1)))") == "P(x=1)\n"
+    assert "Q" in await out(session, "typing.get_type_hints(P)")
+    assert await out(session, "print(inspect.getsource(f))") == "def f():\n    return 1\n"
+
+
+async def test_a_future_import_holds_for_later_cells(session):
+    await run(session, "from __future__ import annotations")
+    assert await out(session, "def f(x: Undefined): pass\nf.__annotations__") == "{'x': 'Undefined'}\n"
+
+
+async def test_await_at_the_top_and_calls_from_threads_of_the_loop(session):
+    code = "import asyncio\nr = await asyncio.gather(*[asyncio.to_thread(llm_query, c) for c in 'abc'])\nr"
+    assert await out(session, code) == "['A', 'B', 'C']\n"
+
+
+async def test_input_says_why_there_is_none(session):
+    result = await run(session, "input('name? ')")
+    assert "EOFError: a cell cannot read input" in result.error
+
+
+async def test_an_exit_keeps_the_state(session):
+    result = await run(session, "x = 7\nimport sys\nsys.exit()")
+    assert (result.outcome, result.state) == ("exited", "kept")
+    assert await out(session, "x") == "7\n"
+
+
+async def test_open_files_generators_and_dice_survive_cells(session):
+    await run(
+        session, "import random\nrandom.seed(1)\ng = (i for i in range(9))\nnext(g)\nf = open('f', 'w+')"
+    )
+    assert await out(session, "next(g), f.write('ab'), random.random()") == "(1, 2, 0.13436424411240122)\n"
+    assert await out(session, "f.seek(0), f.read(), random.random()") == "(0, 'ab', 0.8474337369372327)\n"
+
+
+async def test_dice_are_as_before_after_a_cell_that_died(session):
+    await run(session, "import random\nrandom.seed(1)\nrandom.random()")
+    await run(session, "random.random()\nimport os\nos._exit(1)")
+    assert await out(session, "random.random()") == "0.8474337369372327\n"
+
+
+async def test_what_a_cell_left_running_is_gone_for_the_next(session):
+    await run(
+        session,
+        "import os, threading, time\nt = threading.Thread(target=time.sleep, args=(9,))\nt.start()\npid = os.fork() or time.sleep(99)",
+    )
+    assert await out(session, "threading.active_count(), t.is_alive()") == "(1, False)\n"
+    assert (
+        await out(session, "try:\n  os.waitpid(pid, os.WNOHANG)\nexcept ChildProcessError: print('gone')")
+        == "gone\n"
+    )
+
+
+# --- names ---------------------------------------------------------------------------------------------------
+
+
+async def test_reserved_names_come_back(session):
+    await run(session, "llm_query = FINAL = SHOW_VARS = context = 1\ndel llm_batch, LLMError\nanswer = None")
+    assert await out(session, "callable(llm_query), callable(llm_batch), context, answer") == (
+        "(True, True, 'a text', {'content': '', 'ready': False})\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        "context.append(4)",
+        "context[0]['k'].clear()",
+        "context = None",
+        "del context[0]",
+        "context[1] += b'x'",
+        "context[0]['k'][0] = context",
+    ],
+)
+async def test_a_mutated_context_comes_back(session, spoil):
+    await session.load([{"k": [1, 2]}, bytearray(b"ab"), (3, [4])])
+    assert (await run(session, spoil)).outcome == "ok"
+    assert await out(session, "context") == "[{'k': [1, 2]}, bytearray(b'ab'), (3, [4])]\n"
+
+
+async def test_variables_are_the_users_with_bounded_previews(session):
+    await run(session, "_x = 'y' * 10**6\nn = 3\nclass E:\n    def __repr__(self): raise SystemExit\ne = E()")
+    variables = {variable.name: variable for variable in await session.variables()}
+    assert set(variables) == {"_x", "n", "E", "e"}
+    assert (variables["_x"].type_name, variables["_x"].length) == ("str", 10**6)
+    assert len(variables["_x"].preview) <= 200
+    assert variables["n"].preview == "3"
+
+
+async def test_a_repr_that_hangs_costs_a_preview_and_not_the_session(session):
+    await run(session, "class E:\n    def __repr__(self):\n        while True: pass\ne = E()\nn = 3")
+    variables = {variable.name: variable.preview for variable in await session.variables()}
+    assert variables["n"] == "3"
+    assert "E object" in variables["e"]
+    assert await out(session, "n") == "3\n"
+
+
+async def test_show_vars_lists_the_users_names(session):
+    await run(session, "docs = ['a', 'b']\ndef helper(): pass")
+    assert (await out(session, "SHOW_VARS()")).startswith("docs: list of 2 = ['a', 'b']\nhelper: function")
+
+
+async def test_fetch_gives_values_and_says_why_not(session):
+    await run(session, "v = {1: (2, {3})}\nf = open")
+    assert await session.fetch("v") == {1: (2, {3})}
+    with pytest.raises(KeyError, match="the variables are: v, f"):
+        await session.fetch("w")
+    with pytest.raises(ContextError, match="f: a value of type"):
+        await session.fetch("f")
+
+
+async def test_reset_goes_back_to_the_state_after_load(session):
+    await run(session, "x = 1\nimport builtins\nbuiltins.print = None")
+    await session.reset()
+    assert await out(session, "print('x' in dir(), context)") == "False a text\n"
+    assert await session.variables() == ()
+
+
+# --- answers -------------------------------------------------------------------------------------------------
+
+
+async def final(session, code):
+    result = await run(session, code)
+    return result.final and (result.final.value, result.final.source)
+
+
+async def test_final_and_final_var_and_answer_give_values(session):
+    assert await final(session, "FINAL({'a': (1,)})") == ({"a": (1,)}, "FINAL")
+    assert await final(session, "r = 'x'\nFINAL_VAR('r')") == ("x", "FINAL_VAR")
+    assert await final(session, "answer.update(content=5, ready=True)") == (5, "answer")
+    assert await final(session, "answer = {'content': 6, 'ready': True}") == (6, "answer")
+    assert await final(session, "answer['ready'] = True; answer['content'] = 7") == (7, "answer")
+    assert await final(session, "1 + 1") is None
+
+
+async def test_the_last_call_of_final_counts_and_more_than_answer(session):
+    code = "FINAL(1)\nFINAL(2)\nanswer.update(content=3, ready=True)\nprint('the cell goes on')"
+    assert await final(session, code) == (2, "FINAL")
+
+
+async def test_a_cell_that_raises_after_final_still_gave_it(session):
+    result = await run(session, "FINAL(1)\n1 / 0")
+    assert (result.outcome, result.final.value) == ("raised", 1)
+
+
+async def test_final_takes_the_value_as_it_is_at_that_moment(session):
+    assert await final(session, "x = [1]\nFINAL(x)\nx.append(2)") == ([1], "FINAL")
+
+
+async def test_final_var_of_a_missing_name_lists_those_there_are(session):
+    await run(session, "result = 1")
+    missing = await run(session, "FINAL_VAR('reslut')")
+    assert "NameError: FINAL_VAR: there is no variable 'reslut'; the variables are: result" in missing.error
+
+
+@pytest.mark.parametrize(
+    "code", ["FINAL([1, {'a': print}])", "answer.update(content=[1, {'a': print}], ready=True)"]
+)
+async def test_an_answer_that_cannot_cross_says_what_and_where(session, code):
+    result = await run(session, code)
+    assert (result.outcome, result.final) == ("raised", None)
+    assert "cannot cross" in result.error
+    assert "answer[1]['a']" in result.error
+
+
+async def test_a_draft_is_reported_until_a_new_question_begins(session):
+    await run(session, "answer['content'] = 'so far'")
+    assert (await run(session, "1")).draft == "so far"
+    await session.clear_answer()
+    assert (await run(session, "1")).draft == ""
+
+
+async def test_a_fresh_answer_is_not_lost_with_a_cell_that_died(session):
+    await run(session, "answer['content'] = 'stale'")
+    await session.clear_answer()
+    await run(session, "import os; os._exit(1)")
+    assert (await run(session, "1")).draft == ""
+
+
+# --- calls ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_failed_call_raises_llm_error_in_the_cell(session):
+    assert (
+        await out(session, "try:\n    llm_query('fail')\nexcept LLMError as e:\n    print('caught', e)")
+        == "caught no such luck\n"
+    )
+
+
+async def test_a_failing_slot_of_a_batch_is_false_and_reported(session):
+    result = await run(
+        session,
+        "r = llm_batch(['a', 'fail', 'b', 'fail'])\n[bool(x) for x in r], r[1], r[1].error, isinstance(r[1], str)",
+    )
+    assert (
+        result.stdout
+        == "([True, False, True, False], '[failed: BadReply: no such luck]', 'no such luck', True)\n"
+    )
+    assert result.stderr == "llm_batch: 2 of 4 failed: BadReply: no such luck (2 times)\n"
+
+
+async def test_a_batch_takes_any_iterable_and_an_empty_one_asks_nobody(session):
+    async def nobody(call):
+        raise AssertionError("an empty batch was sent")
+
+    assert (
+        await out(session, "llm_batch(c for c in 'ab'), llm_query_batched({'x'})") == "(['A', 'B'], ['X'])\n"
+    )
+    assert await out(session, "llm_batch([]), rlm_batch([])", nobody) == "([], [])\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("llm_query(3)", "llm_query: prompt must be a str, not int: 3"),
+        ("llm_query('a', model=3)", "llm_query: model must be"),
+        ("llm_batch('abc')", "prompts must be a list of str, not one str; for one prompt use llm_query"),
+        ("llm_batch(['a', None])", "prompts[1] must be a str, not NoneType"),
+        ("llm_batch(['a'], 0)", "max_concurrent must be an int of at least 1"),
+        ("llm_batch(3)", "prompts must be a list, not int"),
+        ("rlm_batch(['a', 3])", "items[1] must be a pair (question, context), not 3"),
+        ("rlm_query('q', {'f': print})", "rlm_query: ['context']['f']: a value of type"),
+    ],
+)
+async def test_wrong_arguments_are_named_before_any_call(session, code, message):
+    async def nobody(call):
+        raise AssertionError("the call was made")
+
+    result = await run(session, code, nobody)
+    assert message in result.error
+
+
+async def test_child_runs_take_and_give_any_value(session):
+    assert await out(session, "rlm_query('q', {1: (b'x', None)})") == "{1: (b'x', None)}\n"
+    assert (
+        await out(session, "rlm_batch([('q', 1), {'question': 'r', 'context': 2}, 's'])")
+        == "[('q', 1), ('r', 2), ('s', None)]\n"
+    )
+
+
+async def test_threads_of_a_cell_call_at_once(session):
+    together = anyio.Event()
+    waiting = 0
+
+    async def all_at_once(call):
+        nonlocal waiting
+        waiting += 1
+        if waiting == 20:
+            together.set()
+        await together.wait()
+        return call.arguments["prompt"]
+
+    code = "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(20) as pool:\n    print(''.join(pool.map(llm_query, 'abcdefghijklmnopqrst')))"
+    with anyio.fail_after(20):
+        assert await out(session, code, all_at_once) == "abcdefghijklmnopqrst\n"
+
+
+async def test_two_thousand_calls_from_fifty_threads_lose_nothing():
+    session = await open_session(SandboxSettings(cell_timeout_s=30))
+    code = "from concurrent.futures import ThreadPoolExecutor\nwith ThreadPoolExecutor(50) as pool:\n    r = list(pool.map(llm_query, map(str, range(2000))))\nr == list(map(str, range(2000)))"
+    assert await out(session, code) == "True\n"
+    await session.aclose()
+
+
+async def test_an_error_of_the_handler_ends_the_cell_and_is_raised_as_itself(session):
+    async def no_money(call):
+        raise LimitReached("spent", name="dollars", limit=1, spent=1)
+
+    await run(session, "x = 1")
+    with pytest.raises(LimitReached, match="spent"):
+        await run(session, "x = 2\nllm_query('a')", no_money)
+    assert await out(session, "x") == "1\n"
+
+
+async def test_calls_of_what_a_cell_left_running_are_refused(session):
+    code = "import threading, time\ndef late():\n    time.sleep(0.05)\n    llm_query('a')\nthreading.Thread(target=late).start()"
+    assert (await run(session, code)).outcome == "ok"
+    assert await out(session, "llm_query('b')") == "'B'\n"
+
+
+# --- limits, death, cancellation -----------------------------------------------------------------------------
+
+
+async def test_time_waiting_for_calls_does_not_count(session):
+    async def slow(call):
+        await anyio.sleep(0.8)
+        return "late"
+
+    result = await run(session, "llm_query('a')", slow)
+    assert (result.outcome, result.stdout) == ("ok", "'late'\n")
+    assert result.compute_time < 0.5 < result.execution_time
+
+
+async def test_work_counts_even_while_a_call_waits(session):
+    async def never(call):
+        await anyio.sleep_forever()
+
+    code = "import threading\nthreading.Thread(target=llm_query, args=('a',)).start()\nwhile True: pass"
+    with anyio.fail_after(10):
+        assert (await run(session, code, never)).outcome == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("while True: pass", "timeout"),
+        ("import os; os._exit(3)", "exited"),
+        ("import os; os.abort()", "crashed"),
+        ("' ' * (1 << 40)", "memory"),
+    ],
+)
+async def test_a_cell_that_dies_costs_only_itself(session, code, outcome):
+    await run(session, "x = 1")
+    result = await run(session, f"x = 2\nprint('said')\n{code}")
+    assert (result.outcome, result.state, result.stdout) == (outcome, "rolled back", "said\n")
+    assert result.error
+    assert await out(session, "x") == "1\n"
+
+
+async def test_without_recovery_a_death_loses_variables_and_says_so_once():
+    session = await open_session(SandboxSettings(cell_timeout_s=0.4, recovery=False))
+    assert not session.isolation.recovers
+    await session.load(("the", "context"))
+    await run(session, "x = 1\ncontext = None")
+    result = await run(session, "while True: pass")
+    assert (result.outcome, result.state) == ("timeout", "lost")
+    after = await run(session, "'x' in dir(), context, llm_query('a')")
+    assert (after.stdout, after.state) == ("(False, ('the', 'context'), 'A')\n", "kept")
+    await session.reset()
+    assert await out(session, "context") == "('the', 'context')\n"
+    await session.aclose()
+
+
+async def test_a_cancelled_cell_is_undone_and_the_session_goes_on(session):
+    async def never(call):
+        await anyio.sleep_forever()
+
+    await run(session, "x = 1")
+    began = time.monotonic()
+    with anyio.move_on_after(0.2) as scope:
+        await run(session, "x = 2\nllm_query('a')", never)
+    assert scope.cancelled_caught
+    assert time.monotonic() - began < 2
+    assert await out(session, "x") == "1\n"
+
+
+async def test_a_guest_that_was_killed_is_replaced_and_the_loss_told(session):
+    await run(session, "x = 1")
+    session._guest._process.kill()
+    result = await run(session, "x")
+    assert result.state == "lost"
+    assert await out(session, "context") == "'a text'\n"
+
+
+async def test_calls_on_one_session_take_turns(session):
+    seen = []
+
+    async def add(name):
+        seen.append(await out(session, f"{name} = 1\n{name!r}"))
+
+    async with anyio.create_task_group() as tasks:
+        for name in "abc":
+            tasks.start_soon(add, name)
+    assert sorted(seen) == ["'a'\n", "'b'\n", "'c'\n"]
+
+
+# --- output --------------------------------------------------------------------------------------------------
+
+
+async def test_long_output_keeps_head_and_tail_and_counts_the_rest(session):
+    result = await run(session, "print('a' * 10_000 + 'z')")
+    assert result.stdout_chars == 10_002
+    assert result.stdout.startswith("a" * 500 + "\n… 9,002 characters cut …\n")
+    assert result.stdout.endswith("aaz\n")
+
+
+async def test_output_comes_as_it_is_printed(session):
+    seen = []
+
+    async def look(call):
+        return str(seen)
+
+    await run(
+        session,
+        "import sys\nprint('one')\nprint('two', file=sys.stderr)\nseen = llm_query('?')",
+        look,
+        on_output=lambda *piece: seen.append(piece),
+    )
+    assert sorted(seen) == [("stderr", "two\n"), ("stdout", "one\n")]
+    assert "one" in await session.fetch("seen")
+
+
+async def test_prints_and_raw_writes_keep_their_order(session):
+    assert await out(session, "import os\nprint('a')\nos.write(1, b'b\\n');\nprint('c')") == "a\nb\nc\n"
+
+
+# --- the context ---------------------------------------------------------------------------------------------
+
+
+async def test_a_context_that_cannot_cross_is_named_with_its_place(session):
+    with pytest.raises(ContextError, match=r"context\[3\]\['when'\]: a value of type .*object"):
+        await session.load([0, 1, 2, {"when": object()}])
+    assert await out(session, "context") == "'a text'\n"
+
+
+async def test_a_large_text_arrives_whole_and_once(session):
+    text = "é\r\n" + "x" * 3_000_000 + "\ud800漢😀" * 100_000
+    await session.load(text)
+    assert await out(session, "len(context), hash(context) == hash(context[:])") == f"({len(text)}, True)\n"
+    assert await out(session, "context[3_000_002:3_000_006]") == "'x\\ud800漢😀'\n"
+
+
+async def test_without_a_context_cells_run_all_the_same():
+    session = await open_session(QUICK)
+    assert await out(session, "print(context)") == "None\n"
+    await session.aclose()
+
+
+# --- life ----------------------------------------------------------------------------------------------------
+
+
+def children():
+    with open(f"/proc/self/task/{os.getpid()}/children") as file:
+        return file.read().split()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+async def test_many_sessions_leave_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    await (await open_session(QUICK)).aclose()
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd")), threading.active_count(), len(children())
+    for _ in range(10):
+        session = await open_session(QUICK)
+        await run(session, "open('file', 'w').write('x')\nimport os\nos.fork()")
+        await session.aclose()
+    gc.collect()
+    await anyio.sleep(0.05)
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count(), len(children())) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_closed_session_says_so_and_closes_again():
+    session = await open_session(QUICK)
+    await session.aclose()
+    await session.aclose()
+    with pytest.raises(SessionClosed):
+        await run(session, "1")
+
+
+async def test_a_session_may_be_used_from_task_to_task():
+    box = []
+
+    async def opener():
+        box.append(await open_session(QUICK))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(opener)
+    assert await out(box[0], "1") == "1\n"
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(box[0].aclose)
+
+
+async def test_a_warm_pool_hands_out_sessions_and_leaves_nothing():
+    async with WarmPool(QUICK) as pool:
+        first, second = await pool.open_session(), await pool.open_session()
+        assert await out(first, "1") == await out(second, "1") == "1\n"
+        await first.aclose()
+        await second.aclose()
