@@ -20,6 +20,7 @@ __all__ = [
     "CallFinished",
     "CallRetried",
     "CallStarted",
+    "CallWrote",
     "CellFinished",
     "CellOutput",
     "CellStarted",
@@ -124,6 +125,14 @@ class CallStarted(_Happening):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallWrote(_Happening):
+    """A piece of a root model's reply, as it was written; a retried call begins its text anew."""
+
+    call: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CallRetried(_Happening):
     """An attempt of a call failed and the next one follows in `wait_s` seconds."""
 
@@ -182,6 +191,7 @@ Event: TypeAlias = (
     | BatchStarted
     | BatchFinished
     | CallStarted
+    | CallWrote
     | CallRetried
     | CallFinished
     | CallFailed

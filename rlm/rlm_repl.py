@@ -118,11 +118,13 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         )
         self.budget = Budget(dollars=budget) if isinstance(budget, (int, float)) else budget
         self.client = client or _openai_client(recursive_model, api_key, base_url)
+        counter = Counter()
         self._scheduler = Scheduler(
             self.client,
             self.settings.scheduler,
             price=partial(price, overrides=prices, endpoint=base_url),
-            count_tokens=Counter().count_call,
+            count_tokens=counter.count_call,
+            observe=counter.observe_call,
         )
         self._launcher = launcher
         self._ledger = Ledger()
@@ -280,7 +282,13 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             listener(event)
             self._emit(event)
 
-        tree = self._scheduler.tree(run_id=run_id, budget=self.budget, emit=emit, models=self._models)
+        tree = self._scheduler.tree(
+            run_id=run_id,
+            budget=self.budget,
+            emit=emit,
+            models=self._models,
+            stream=bool(self._listeners) or listener is not ignore,
+        )
         try:
             yield Run(
                 settings=self.settings,

@@ -16,7 +16,7 @@ from blockbuster import blockbuster_ctx
 
 from rlm import RLM_REPL, ScriptedClient
 from rlm.errors import AuthenticationFailed, BadRequest, ContextError, SettingsError
-from rlm.events import AnswerGiven, CellFinished, CellOutput, RunFailed, RunStarted
+from rlm.events import AnswerGiven, CallWrote, CellFinished, CellOutput, RunFailed, RunStarted
 from rlm.prices import Price
 from rlm.scheduler.budget import Budget
 
@@ -199,7 +199,7 @@ def test_events_tell_the_run_in_order():
     events = []
     with scripted(cell("print('hello')"), "FINAL(x)", on_event=events.append) as rlm:
         rlm.completion("x", "a question")
-    names = [type(event).__name__ for event in events if not isinstance(event, CellOutput)]
+    names = [type(event).__name__ for event in events if not isinstance(event, (CellOutput, CallWrote))]
     assert names == [
         "RunStarted",
         *("TurnStarted", "CallStarted", "CallFinished", "RootReplied", "CellStarted", "CellFinished"),
@@ -236,6 +236,12 @@ def test_a_stream_yields_events_as_they_happen():
         times = {type(event).__name__: time.monotonic() for event in rlm.stream("x", "a question")}
     assert list(times)[-1] == "AnswerGiven"
     assert times["CellOutput"] < times["CellFinished"] - 0.3
+
+
+def test_a_stream_tells_the_root_models_words_as_they_are_written():
+    with scripted("FINAL(Ada)") as rlm:
+        events = list(rlm.stream("x", "a question"))
+    assert [event.text for event in events if isinstance(event, CallWrote)] == ["FINAL", "(Ada)"]
 
 
 def test_a_stream_raises_what_ended_the_run_after_its_events():

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from rlm.values import Call, Reply
 
-__all__ = ["Client"]
+__all__ = ["Client", "StreamingClient"]
 
 
 @runtime_checkable
@@ -23,4 +25,16 @@ class Client(Protocol):
 
     async def complete(self, call: Call) -> Reply:
         """Ask the model once."""
+        ...
+
+
+@runtime_checkable
+class StreamingClient(Client, Protocol):
+    """A client that can also give an answer as it is written."""
+
+    def stream(self, call: Call) -> AsyncIterator[str | Reply]:
+        """Ask the model once and yield its text piece by piece, at last the whole `Reply`.
+
+        It is left early only by closing it, which ends the request.
+        """
         ...

@@ -18,7 +18,7 @@ import anyio
 from rlm.values import Reply, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 
     from rlm.values import Call
 
@@ -94,6 +94,15 @@ class ScriptedClient:
         if isinstance(answer, Exception):
             raise answer
         return _as_reply(answer, call)
+
+    async def stream(self, call: Call) -> AsyncIterator[str | Reply]:
+        """The same in two pieces, then the whole; raises what `complete` raises."""
+        reply = await self.complete(call)
+        middle = len(reply.text) // 2
+        for piece in (reply.text[:middle], reply.text[middle:]):
+            if piece:
+                yield piece
+        yield reply
 
 
 def _answers(script: Script | None) -> Callable[[Call], ScriptedAnswer | Awaitable[ScriptedAnswer]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
-from rlm.errors import CallError, CallTimedOut, RateLimited, ServerError, SettingsError
+from rlm.clients.base import StreamingClient
+from rlm.errors import BadReply, CallError, CallTimedOut, RateLimited, ServerError, SettingsError
 from rlm.scheduler.breaker import Breaker
 from rlm.scheduler.budget import Amount, Budget, Ledger, Reservation, Spent, surely_unbilled
 from rlm.scheduler.gate import Gate, Outcome
@@ -59,7 +60,15 @@ class Endpoint:
             requests_per_minute=settings.requests_per_minute, tokens_per_minute=settings.tokens_per_minute
         )
 
-    async def ask(self, call: Call, *, ledger: Ledger, group: Hashable, bill: Spent) -> Reply:
+    async def ask(
+        self,
+        call: Call,
+        *,
+        ledger: Ledger,
+        group: Hashable,
+        bill: Spent,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Reply:
         """Make one request when it may be made, and settle what it cost.
 
         Args:
@@ -67,6 +76,7 @@ class Endpoint:
             ledger: where the cost is reserved and settled.
             group: the calls this one belongs to, to be fair between groups.
             bill: sums up what the attempts of this call cost.
+            on_text: is given the answer piece by piece as it is written, where the client can.
 
         Raises:
             CallError: the attempt failed.
@@ -78,7 +88,7 @@ class Endpoint:
             started = anyio.current_time()
             outcome: Outcome = "other"
             try:
-                reply = examined(call, await self._request(call), self._count_tokens)
+                reply = examined(call, await self._request(call, on_text), self._count_tokens)
                 outcome = "answered"
             except BaseException as error:
                 outcome = "overloaded" if _means_overload(error) else "other"
@@ -121,8 +131,10 @@ class Endpoint:
             raise
         return _Attempt(call, worst, ledger, bill, reservation, taken)
 
-    async def _request(self, call: Call) -> Reply:
+    async def _request(self, call: Call, on_text: Callable[[str], None] | None) -> Reply:
         with anyio.move_on_after(self._timeout_s):
+            if on_text is not None and isinstance(self.client, StreamingClient):
+                return await _read_out(self.client, call, on_text)
             return await self.client.complete(call)
         raise CallTimedOut(
             f"{call.model} gave no complete answer within {self._timeout_s:g} s", model=call.model
@@ -171,6 +183,21 @@ class _Attempt:
     bill: Spent
     reservation: Reservation
     taken: Taken
+
+
+async def _read_out(client: StreamingClient, call: Call, on_text: Callable[[str], None]) -> Reply:
+    """The reply of a stream, its text told on the way."""
+    stream = client.stream(call)
+    try:
+        async for piece in stream:
+            if isinstance(piece, Reply):
+                return piece
+            on_text(piece)
+    finally:
+        if isinstance(stream, AsyncGenerator):
+            with anyio.CancelScope(shield=True):
+                await stream.aclose()
+    raise BadReply(f"{call.model} ended its answer in the middle", model=call.model)
 
 
 def _means_overload(error: BaseException) -> bool:

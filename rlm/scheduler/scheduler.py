@@ -88,6 +88,7 @@ class Scheduler:
         budget: Budget | None = None,
         emit: Emit = ignore,
         models: Sequence[str] = (),
+        stream: bool = False,
     ) -> Tree:
         """The calls of one run and its children, with a ledger of their own.
 
@@ -96,6 +97,7 @@ class Scheduler:
             budget: what the tree may spend.
             emit: is told what happens.
             models: models the tree will use, where they are known.
+            stream: tell the root models' replies as they are written (`CallWrote`), where the client can.
 
         Raises:
             SettingsError: there is a budget in dollars and one of the models has no known price.
@@ -103,7 +105,7 @@ class Scheduler:
         ledger = Ledger(budget)
         for model in models:
             self.endpoint.require_price(model, ledger.budget)
-        return Tree(self, run_id=run_id, ledger=ledger, emit=emit)
+        return Tree(self, run_id=run_id, ledger=ledger, emit=emit, stream=stream)
 
     async def aclose(self) -> None:
         """Close the cache, and the client if it can be closed."""
@@ -122,11 +124,14 @@ class Tree:
         ledger: what the tree has spent.
     """
 
-    def __init__(self, scheduler: Scheduler, *, run_id: str, ledger: Ledger, emit: Emit) -> None:
+    def __init__(
+        self, scheduler: Scheduler, *, run_id: str, ledger: Ledger, emit: Emit, stream: bool = False
+    ) -> None:
         self.run_id = run_id
         self.ledger = ledger
         self._scheduler = scheduler
         self._emit = emit
+        self._stream = stream
         self._retries = Retries(scheduler.settings)
         self._call_numbers = count(1)
         self._batch_numbers = count(1)
@@ -245,12 +250,15 @@ class Tree:
 
     async def _retried(self, question: _Question) -> Reply:
         call, endpoint, bill = question.call, self._scheduler.endpoint, Spent()
+        on_text = question.told.wrote if self._stream and call.role == "root" else None
         failures = 0
         waited_s = 0.0
         while True:
             await question.place.take("again")  # not behind all the calls that were not asked yet
             try:
-                reply = await endpoint.ask(call, ledger=self.ledger, group=(self, call.batch), bill=bill)
+                reply = await endpoint.ask(
+                    call, ledger=self.ledger, group=(self, call.batch), bill=bill, on_text=on_text
+                )
             except CallError as error:
                 failures += 1
                 wait_s = self._retries.wait_before_next(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from rlm.events import CallFailed, CallFinished, CallRetried, CallStarted, Emit, Warned
+from rlm.events import CallFailed, CallFinished, CallRetried, CallStarted, CallWrote, Emit, Warned
 
 if TYPE_CHECKING:
     from rlm.errors import CallError
@@ -37,6 +37,18 @@ class CallEvents:
                 model=call.model,
                 messages=call.messages,
                 batch=call.batch,
+            )
+        )
+
+    def wrote(self, text: str) -> None:
+        """A piece of the answer was written."""
+        self._emit(
+            CallWrote(
+                run_id=self._call.run_id,
+                depth=self._call.depth,
+                at=time.time(),
+                call=self._number,
+                text=text,
             )
         )
 
