@@ -192,7 +192,9 @@ class _Ruler:
     def end_of_fit(self, start: int, max_tokens: int, *, enough: int) -> int:
         """The end of a stretch from `start` that has at most `max_tokens`, and `enough` if the text goes that far."""
         fits, too_far = start, len(self.text) + 1
-        end = start + round(max_tokens * self.characters_per_token)
+        # A few tokens say little of the density: begin beyond them, and come back with a better guess.
+        slack = _SLACK if max_tokens < _FEW_TOKENS else 0
+        end = start + round(max_tokens * self.characters_per_token) + slack
         for attempt in range(64):
             end = min(max(end, fits + 1), too_far - 1)
             if end <= fits:
@@ -213,6 +215,8 @@ class _Ruler:
 
 
 _GUESSES = 6
+_FEW_TOKENS = 64
+_SLACK = 16
 
 
 def _spans(

@@ -280,6 +280,10 @@ def test_parts_of_a_long_text_are_well_filled(no_vocabularies):
     assert sum(sizes) / len(sizes) > 3_500
 
 
+def test_tiny_parts_hold_words_and_not_single_characters(no_vocabularies):
+    assert len(split("word " * 2_000, 2)) < 4_000
+
+
 class Metered:
     """Counts like the estimate and notes how much it was given."""
 
