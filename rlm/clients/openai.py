@@ -657,7 +657,8 @@ def _transport_error(error: Exception, model: str, endpoint: str, timeout_s: flo
         return BadReply(f"{endpoint} sent a body for {model!r} that cannot be decoded: {reason}", model=model)
     refused = any(isinstance(cause, (ConnectionRefusedError, httpx2.ConnectError)) for cause in chain)
     hint = "; is a server running there?" if refused else ""
-    return ConnectionFailed(f"no answer from {endpoint} for {model!r}: {reason}{hint}", model=model)
+    message = f"no answer from {endpoint} for {model!r}: {reason}{hint}"
+    return ConnectionFailed(message, model=model, sent=not refused)
 
 
 def _without_key(error: CallError, key: str) -> CallError:
