@@ -127,7 +127,7 @@ class Run:
         try:
             result = await guest.run(code, serve=self._host_calls(), on_output=tell)
         except anyio.get_cancelled_exc_class():
-            stopped = CellResult(outcome="cancelled", state="rolled back", error="the cell was stopped")
+            stopped = CellResult(outcome="cancelled", state="rolled back")
             self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=stopped))
             raise
         self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=result))

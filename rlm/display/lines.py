@@ -43,6 +43,7 @@ _ENDINGS = {
     "timeout": "timed out",
     "memory": "ran out of memory",
     "exited": "ended the interpreter",
+    "cancelled": "stopped",
     "protocol": "was stopped for interfering",
 }
 
@@ -125,6 +126,8 @@ class PlainLines:
                     else f"stopped ({one_line(answer.limit, SHOWN_CHARS)})"
                 )
                 yield f"{child}{ending}: {answer_summary(answer)}"
+            case RunFailed(kind="Cancelled"):
+                yield f"{child}stopped"
             case RunFailed():
                 yield f"{child}failed: {one_line(event.error, SHOWN_CHARS)}"
             case Warned():

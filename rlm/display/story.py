@@ -54,6 +54,7 @@ def story_of(event: Event, progress: Progress, *, verbosity: int, columns: int) 
             yield from _of_child(event)
         return
     yield from _of_run(event, progress, verbosity, columns)
+    yield from _of_ending(event, columns)
     yield from _of_calls(event, verbosity)
 
 
@@ -96,6 +97,16 @@ def _of_run(event: Event, progress: Progress, verbosity: int, columns: int) -> I
             yield Block(
                 Text(cell_in_words(event.result, progress.cell_calls, shown=True), style=style), margin="└ "
             )
+        case Warned():
+            yield Block(
+                Text(one_line(event.message, SHOWN_CHARS), style="yellow"), "! ", "yellow", hanging=True
+            )
+        case _:
+            pass
+
+
+def _of_ending(event: Event, columns: int) -> Iterator[Block]:
+    match event:
         case AnswerGiven(answer=answer):
             yield Block(Text())
             if answer.status == "ok":
@@ -104,12 +115,10 @@ def _of_run(event: Event, progress: Progress, verbosity: int, columns: int) -> I
                 yield Block(_rule("Stopped", columns, "yellow"))
                 yield Block(Text(one_line(answer.limit, SHOWN_CHARS), style="yellow"))
             yield Block(Text(f"{answer_summary(answer)}\n", style="dim"))
+        case RunFailed(kind="Cancelled"):
+            yield Block(_rule("Stopped", columns, "yellow"))
         case RunFailed():
             yield Block(_rule("Failed", columns, "red"))
-        case Warned():
-            yield Block(
-                Text(one_line(event.message, SHOWN_CHARS), style="yellow"), "! ", "yellow", hanging=True
-            )
         case _:
             pass
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 import pytest
+from openai_server import OpenAIServer, reply
 from terminal import Terminal, needs_tmux
 
 pytestmark = needs_tmux
@@ -52,3 +53,21 @@ def test_ctrl_c_stops_what_runs_and_keeps_everything(chat):
     chat.wait_for("Ctrl-D or /quit leaves")
     chat.type("C-d")
     chat.wait_for("exit code 0")
+
+
+def test_ctrl_c_stops_a_question_and_the_conversation_goes_on(tmp_path):
+    (tmp_path / "a.txt").write_text("some text")
+    with OpenAIServer(plan=[reply("late", latency_s=60), reply("FINAL(in time)")]) as server:
+        command = [sys.executable, "-m", "rlm", "chat", "a.txt", "--base-url", server.base_url]
+        with Terminal(command, folder=tmp_path, environment={"XDG_STATE_HOME": str(tmp_path)}) as terminal:
+            terminal.wait_for("rlm>")
+            terminal.type("First question?", "Enter")
+            terminal.wait_for("asking the root model")
+            terminal.type("C-c")
+            terminal.wait_for("variables and conversation are kept", seconds=3)
+            terminal.type("Second question?", "Enter")
+            screen = terminal.wait_for("in time")
+        assert "── Stopped" in screen
+        told = [message["content"] for message in server.bodies[-1]["messages"]]
+    assert "First question?" in told[1]
+    assert "Second question?" in told[-1]
