@@ -32,9 +32,9 @@ def command(
     \b
     Examples:
       rlm ask contract.txt -q "Which clauses let the tenant leave early?"
-      rlm ask minutes/*.md -q "Who asked for the new budget, and when?" -m gpt-5 -M gpt-5-nano
+      rlm ask minutes/*.md -q "Who asked for the budget?" -m gpt-5 -M gpt-5-nano
       journalctl -b | rlm ask -q "What failed first?" --json | jq .answer
-      rlm ask book.txt -q "Who is Elizabeth?" -m llama3.1 --base-url http://localhost:11434/v1
+      rlm ask book.txt -q "Who is Ann?" -m llama3.1 --base-url http://localhost:11434/v1
 
     Exit codes: 0 answered, 1 the run failed, 2 wrong usage or input, 3 a limit was reached and the answer is
     partial or empty, 5 the provider failed or refused, 130 interrupted.

@@ -144,7 +144,7 @@ class PlainLines:
                 yield f"call {event.call} answered: {one_line(event.reply.text, SHOWN_CHARS)}"
             case CallFailed() if self._verbosity:
                 yield f"call {event.call} failed: {one_line(event.error, SHOWN_CHARS)}"
-            case CallRetried() if self._verbosity:
+            case CallRetried() if self._verbosity or event.at - self._last_line_at >= BATCH_NEWS_S:
                 error = one_line(event.error, SHOWN_CHARS)
                 yield f"call {event.call} failed, attempt {event.attempt}: {error}; again in {seconds(event.wait_s)}"
             case BatchFinished(failed=failed) if failed:

@@ -7,7 +7,7 @@ from display.happenings import HERE, started, whole_run
 from rlm import RLM_REPL, ScriptedClient
 from rlm.display import PlainLines
 from rlm.display.lines import prose_of
-from rlm.events import CellFinished, CellOutput, CellStarted, Warned
+from rlm.events import CallRetried, CellFinished, CellOutput, CellStarted, Warned
 from rlm.values import CellResult
 
 
@@ -33,6 +33,15 @@ def test_a_run_is_a_few_complete_lines():
 def test_a_long_batch_gives_news_now_and_then():
     text = lines_of(whole_run(calls=100, failed=0, step_s=1.0))
     assert 10 < text.count(" of 100 calls") < 25
+
+
+def test_an_outage_is_told_of_now_and_then_not_at_each_retry():
+    retries = [
+        CallRetried(**{**HERE, "at": 100.0 + second}, call=1, attempt=1, error="503 overloaded", wait_s=1.0)
+        for second in range(35)
+    ]
+    assert lines_of([started(), *retries]).count("503 overloaded; again in 1.0 s") == 3
+    assert lines_of([started(), *retries], verbosity=1).count("503 overloaded; again in 1.0 s") == 35
 
 
 def test_verbose_lines_quote_the_code_and_the_output():
