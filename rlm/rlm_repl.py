@@ -30,6 +30,7 @@ from rlm.rlm_session import RLMSession
 from rlm.runtime import Run, new_run_id
 from rlm.sandbox.session import open_session
 from rlm.scheduler.budget import Budget, Ledger
+from rlm.scheduler.measure import bound
 from rlm.scheduler.scheduler import Scheduler
 from rlm.settings import RunSettings, SandboxSettings, SchedulerSettings
 from rlm.tokens import Counter
@@ -124,6 +125,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             self.settings.scheduler,
             price=partial(price, overrides=prices, endpoint=base_url),
             count_tokens=counter.count_call,
+            bound_tokens=bound(counter.count_call),
             observe=counter.observe_call,
         )
         self._launcher = launcher

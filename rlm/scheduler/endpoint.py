@@ -46,6 +46,7 @@ class Endpoint:
         *,
         price: PriceOf,
         count_tokens: CountTokens,
+        bound_tokens: CountTokens,
         observe: Observe,
     ) -> None:
         self.client = client
@@ -53,7 +54,7 @@ class Endpoint:
         self._price = price
         self._count_tokens = count_tokens
         self._observe = observe
-        self._measure = Measure(count_tokens)
+        self._measure = Measure(bound_tokens)
         self._breaker = Breaker(settings)
         self._gate = Gate(settings.max_concurrent)
         self._rates = Rates(

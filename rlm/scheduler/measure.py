@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -10,13 +11,17 @@ from rlm.values import Usage
 if TYPE_CHECKING:
     from rlm.values import Call
 
-__all__ = ["CountTokens", "Measure", "Observe", "estimate_tokens", "utf8_size"]
+__all__ = ["CountTokens", "Measure", "bound", "Observe", "estimate_tokens", "utf8_size"]
 
 CountTokens: TypeAlias = Callable[["Call"], int]
 """Tokens of a call's prompt; better too many than too few, because budgets are kept by it."""
 
 Observe: TypeAlias = Callable[["Call", Usage], None]
 """Is told what each call was counted as by its endpoint, so that whoever counts can learn."""
+
+
+MARGIN = 4 / 3
+BYTES_PER_MESSAGE = 16
 
 
 class Measure:
@@ -41,6 +46,20 @@ class Measure:
         if worst.input_tokens and used.input_tokens > worst.input_tokens:
             factor = self._factors.get(model, 1.0)
             self._factors[model] = factor * used.input_tokens / worst.input_tokens
+
+
+def bound(count_tokens: CountTokens) -> CountTokens:
+    """A count that errs upwards: a third more, but never more than a token for each byte.
+
+    The estimate of `rlm.tokens` was at most 26 % off on real texts, in many languages and code; a tokeniser that
+    works on bytes cannot need more tokens than there are bytes.
+    """
+
+    def bounded(call: Call) -> int:
+        bytes_of_text = sum(utf8_size(message.content) + BYTES_PER_MESSAGE for message in call.messages)
+        return min(math.ceil(count_tokens(call) * MARGIN), bytes_of_text)
+
+    return bounded
 
 
 def estimate_tokens(call: Call) -> int:

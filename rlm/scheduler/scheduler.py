@@ -62,7 +62,9 @@ class Scheduler:
         client: makes the requests; closed with the scheduler where it has `aclose`.
         settings: how calls are made.
         price: dollars of a usage; a budget in dollars needs it.
-        count_tokens: tokens of a prompt, for budgets, for tokens per minute, and where an endpoint reports none.
+        count_tokens: tokens of a prompt, where an endpoint reports none.
+        bound_tokens: tokens that a prompt does not exceed, for budgets and for tokens per minute; by default the
+            count itself.
         observe: is told the usage of each call that was answered, so that `count_tokens` can learn from it.
     """
 
@@ -73,11 +75,17 @@ class Scheduler:
         *,
         price: PriceOf = lambda _model, _usage: None,
         count_tokens: CountTokens = estimate_tokens,
+        bound_tokens: CountTokens | None = None,
         observe: Observe = lambda _call, _usage: None,
     ) -> None:
         self.settings = settings or SchedulerSettings()
         self.endpoint = Endpoint(
-            client, self.settings, price=price, count_tokens=count_tokens, observe=observe
+            client,
+            self.settings,
+            price=price,
+            count_tokens=count_tokens,
+            bound_tokens=bound_tokens or count_tokens,
+            observe=observe,
         )
         self.cache = _make_cache(client, self.settings)
 
