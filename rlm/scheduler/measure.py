@@ -11,7 +11,7 @@ from rlm.values import Usage
 if TYPE_CHECKING:
     from rlm.values import Call
 
-__all__ = ["CountTokens", "Measure", "bound", "Observe", "estimate_tokens", "utf8_size"]
+__all__ = ["CountTokens", "Measure", "Observe", "bound", "estimate_tokens", "utf8_size"]
 
 CountTokens: TypeAlias = Callable[["Call"], int]
 """Tokens of a call's prompt; better too many than too few, because budgets are kept by it."""
