@@ -1,3 +1,4 @@
+# ruff: noqa: SLF001 - a session, its cell under way and its guest are one room with three doors
 """The host's side of one guest: feed it cells, serve its calls, and survive whatever it does.
 
     session = await open_session()
@@ -285,8 +286,10 @@ class Session:
                 tasks.start_soon(guest.send, frames)
                 kind, _, payload = await guest.receive()
             if kind != expected:
-                raise ProtocolViolation(f"the guest answered with a message of kind {kind}, not {expected}")
-        except BaseException as error:
+                raise ProtocolViolation(  # noqa: TRY301 - as everything that goes wrong here
+                    f"the guest answered with a message of kind {kind}, not {expected}"
+                )
+        except BaseException as error:  # noqa: BLE001 - whatever it is, the guest must not outlive it
             with anyio.CancelScope(shield=True):
                 log = await self._discard()
             alone = _alone(error)
@@ -442,10 +445,8 @@ class _CellRun:
         self._set_deadline()
 
     async def _send(self, frames: Iterator[bytes]) -> None:
-        try:
+        with contextlib.suppress(GuestDied):  # the listener hears of it too, and knows what to do
             await self._guest.send(frames)
-        except GuestDied:
-            pass  # the listener hears of it too, and knows what to do
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:

@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC240 - a test may look for a file
 """Cells written by an enemy. Each names its outcome, and after each the same session answers a plain cell.
 
 They run in one session after the other, as the user of the test run and, where that is root, as an ordinary user
@@ -51,7 +52,7 @@ def must_be_refused(body):
 
 def syscall(number, *arguments):
     """A cell that makes a raw system call (x86_64) and prints its errno's name, or DONE."""
-    listed = ", ".join(["ctypes.c_long(%s)" % number, *map(str, arguments)])
+    listed = ", ".join([f"ctypes.c_long({number})", *map(str, arguments)])
     return (
         "import ctypes, errno, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
         f"r = libc.syscall({listed})\n"

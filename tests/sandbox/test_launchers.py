@@ -65,7 +65,12 @@ def can_start(launcher):
         return True
     if shutil.which(launcher.prefix[0]) is None:
         return False
-    return subprocess.run([*launcher.prefix, launcher.python, "-c", ""], capture_output=True).returncode == 0
+    return (
+        subprocess.run(
+            [*launcher.prefix, launcher.python, "-c", ""], capture_output=True, check=False
+        ).returncode
+        == 0
+    )
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)

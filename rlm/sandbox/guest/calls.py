@@ -16,7 +16,7 @@ from . import wire
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any
+    from typing import Any, Self
 
 __all__ = ["Channel", "FailedCall", "LLMError", "namespace"]
 
@@ -29,13 +29,14 @@ class LLMError(Exception):
     """A call failed for good; the message says why."""
 
 
-class FailedCall(str):
+class FailedCall(str):  # noqa: SLOT000 - it carries what went wrong
     """The slot of a batch whose call failed: false, and its text names the error, as do `.kind` and `.error`."""
 
     kind: str
     error: str
 
-    def __new__(cls, kind: str, error: str) -> FailedCall:
+    def __new__(cls, kind: str, error: str) -> Self:
+        """The failure as a text."""
         self = super().__new__(cls, f"[failed: {kind}: {error}]")
         self.kind = kind
         self.error = error

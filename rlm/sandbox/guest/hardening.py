@@ -297,10 +297,11 @@ def confine(settings: dict[str, Any]) -> dict[str, str]:
         return {"landlock": str(error), "seccomp": str(error)}
     if not settings["confine"]:
         return {"landlock": "not asked for", "seccomp": "not asked for"}
-    for name, measure in (
-        ("landlock", lambda: restrict_files(settings["scratch"])),
-        ("seccomp", filter_calls),
-    ):
+    measures: dict[str, Callable[[], None]] = {
+        "landlock": lambda: restrict_files(settings["scratch"]),
+        "seccomp": filter_calls,
+    }
+    for name, measure in measures.items():
         try:
             measure()
         except OSError as error:

@@ -11,6 +11,7 @@ The supervisor never blocks on a worker: all it writes is queued, all it waits f
 from __future__ import annotations
 
 import array
+import contextlib
 import gc
 import os
 import select
@@ -31,13 +32,14 @@ __all__ = ["Supervisor", "main"]
 
 FORK_SECONDS = 10.0
 PROOF_SECONDS = 3.0
-TELL_SECONDS = 3.0
+TELL_SECONDS = 1.5
 BACKLOG_BYTES = 4 << 20
 PENDING_CALLS = 20_000
 CREDENTIALS = struct.Struct("3i")
 PASS_CREDENTIALS = getattr(socket, "SO_PASSCRED", None)
 DRAIN_BYTES = 8 << 20
 LOOK_SECONDS = 0.25
+PIPE_BYTES = 1 << 20
 
 
 class HostGone(Exception):
@@ -181,6 +183,7 @@ class Host:
         self.outbox = Outbox(outgoing)
         self.arrived: deque[wire.Frame] = deque()
         self._frames = wire.Frames()
+        widen_pipe(incoming)
 
     def say(self, kind: int, value: Any) -> None:
         """Send one message."""
@@ -225,6 +228,14 @@ class Host:
         """Leave it to the parent, after a fork."""
         os.close(self.incoming)
         os.close(self.outbox.descriptor)
+
+
+def widen_pipe(descriptor: int) -> None:
+    """Let more of a large context wait in the pipe, where the kernel allows it."""
+    import fcntl
+
+    with contextlib.suppress(AttributeError, OSError):
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 class Process:
@@ -288,10 +299,8 @@ class Process:
 
     def send_signal(self, number: int) -> None:
         """Signal it, if it is still there."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.kill(self.pid, number)
-        except ProcessLookupError:
-            pass
 
     def close(self) -> None:
         """Close all that belongs to it here."""
@@ -454,11 +463,11 @@ class Supervisor:
             self.ancestor.send_signal(signal.SIGCONT)
             self.ancestor.outbox.put(wire.frame(wire.REAP, process.pid))
             kind, _, number, _ = self._await_frame(self.ancestor, FORK_SECONDS)
-            return number if kind == wire.STATUS else 0
         except Lost:
             self._end(self.ancestor)
             self.ancestor = None
             return 0
+        return number if kind == wire.STATUS else 0
 
     def _drain(self, process: Process) -> None:
         """Pass on what the cell wrote last."""
@@ -493,7 +502,7 @@ class Supervisor:
                 kind, more, _, piece = self._await_frame(process, deadline - time.monotonic())
                 size += len(piece)
                 if kind != wire.TOLD or size > self.settings["answer_bytes"] + BACKLOG_BYTES:
-                    raise Lost("not what was asked")
+                    raise Lost("not what was asked")  # noqa: TRY301 - as when it answers nothing
                 told.append(wire.frame(wire.TOLD, 0, piece, more=more))
         except Lost:
             told = list(wire.frames(wire.TOLD, 0, wire.encode(("silent", None))))
@@ -560,7 +569,7 @@ class Supervisor:
             if PASS_CREDENTIALS is None:
                 process.pid = number
             if kind != wire.HELLO or not process.pid:
-                raise Lost("the new worker did not say hello")
+                raise Lost("the new worker did not say hello")  # noqa: TRY301 - as when it says nothing
             put_on_leash(leashed, process.pid)
         except Lost:
             if process.pid:
@@ -619,10 +628,8 @@ class Supervisor:
             found = [pid for pid in hardening.descendants(os.getpid()) if pid not in spared]
             living = [pid for pid in found if not hardening.is_zombie(pid)]
             for pid in living:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             self._reap()
             if not living:
                 return

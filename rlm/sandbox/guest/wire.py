@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002, ARG005 - writers and readers of values share one signature, with the depth
 """The protocol between a host and its guest, and the code both speak it with.
 
 **Frames.** Two byte streams, one each way. Each carries frames, nothing else:
@@ -48,7 +49,7 @@ RUN, ASK, CALL, REPLY, DONE as above; PING n → PONG n; REAP pid → STATUS (th
     d u32 (k v)*    dict, in its order
     D fields tz     datetime: year u16, month, day, hour, minute, second, fold u8 each, microsecond u32; a value
     a u16 u8 u8     date        h           time: hour, minute, second, fold u8, microsecond u32; a value
-    w 3 × i64       timedelta: days, seconds, microseconds      z 3 × i64  timezone, by its offset
+    w three i64      timedelta: days, seconds, microseconds      z three i64 timezone, by its offset
     x u u32 bytes   Decimal, as text; u 16 bytes UUID; p a str: pathlib.Path
 
 There is no reference, no class, no code among them: decoding a hostile value can only fail. `decode` bounds depth
@@ -441,7 +442,7 @@ def decode(data: bytes | bytearray, *, values: int = VALUES) -> Any:
 
 
 def decode_from(source: Source, *, values: int = VALUES) -> Any:
-    """Decode one value while it arrives, so that a long text is never in memory twice."""
+    """Decode one value while it arrives: its encoded form is never in memory as a whole."""
     try:
         return _Decoder(source, values).value(0)
     except (ValueError, OverflowError, TypeError, ArithmeticError, RecursionError) as error:
@@ -506,11 +507,10 @@ class _Decoder:
         return self._short().decode("utf-8", "surrogatepass")
 
     def read_long_str(self, depth: int) -> str:
-        text = ""
+        pieces: list[str] = []
         while piece := self._short():
-            # A str that nothing else refers to grows in place (CPython), so the text exists once.
-            text += piece.decode("utf-8", "surrogatepass")
-        return text
+            pieces.append(piece.decode("utf-8", "surrogatepass"))
+        return "".join(pieces)
 
     def read_bytes(self, depth: int) -> bytes:
         return bytes(self._blob())
@@ -566,7 +566,7 @@ class _Decoder:
         from datetime import timedelta, timezone
 
         offset = timedelta(*_THREE_I64.unpack(self.take(24)))
-        return timezone(offset) if offset else timezone.utc
+        return timezone(offset) if offset else timezone.utc  # noqa: UP017 - the name the class has had for longest
 
     def read_decimal(self, depth: int) -> Any:
         from decimal import Decimal
@@ -646,27 +646,35 @@ def _spread(keys: list[Any]) -> list[Any]:
 # --- messages to frames --------------------------------------------------------------------------------------
 
 
-def frame(kind: int, number: int = 0, payload: bytes = b"", *, more: bool = False) -> bytes:
+def frame(
+    kind: int, number: int = 0, payload: bytes | bytearray | memoryview = b"", *, more: bool = False
+) -> bytes:
     """One frame as bytes."""
-    return HEADER.pack(kind, more, number, len(payload)) + payload
+    return b"".join((HEADER.pack(kind, more, number, len(payload)), payload))
 
 
 def frames(kind: int, number: int, parts: Parts) -> Iterator[bytes]:
     """The frames of one message, made one at a time."""
     waiting = bytearray()
     for piece in _pieces(parts):
-        waiting += piece
-        while len(waiting) > FRAME_BYTES:
-            yield frame(kind, number, bytes(waiting[:FRAME_BYTES]), more=True)
-            del waiting[:FRAME_BYTES]
-    yield frame(kind, number, bytes(waiting))
+        large = len(piece) > FRAME_BYTES // 4  # worth a frame of its own, without another copy
+        if waiting and (large or len(waiting) + len(piece) > FRAME_BYTES):
+            yield frame(kind, number, waiting, more=True)
+            waiting = bytearray()
+        if large:
+            yield frame(kind, number, piece, more=True)
+        else:
+            waiting += piece
+    yield frame(kind, number, waiting)
 
 
 def _pieces(parts: Parts) -> Iterator[bytes | memoryview]:
+    """The bytes of a message in pieces of at most a frame."""
     for part in parts:
         if isinstance(part, str):
-            for start in range(0, len(part), LONG_TEXT):
-                data = part[start : start + LONG_TEXT].encode("utf-8", "surrogatepass")
+            step = FRAME_BYTES if part.isascii() else FRAME_BYTES // 4
+            for start in range(0, len(part), step):
+                data = part[start : start + step].encode("utf-8", "surrogatepass")
                 yield _U32.pack(len(data))
                 yield data
             yield _U32.pack(0)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import gc
 import io
 import linecache
@@ -25,7 +26,7 @@ from . import calls, hardening, wire
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import Any, NoReturn
+    from typing import Any, NoReturn, Self
 
 __all__ = ["Repl", "Worker", "start", "text_stream"]
 
@@ -367,7 +368,7 @@ class Steps:
     def __init__(self) -> None:
         self._runner: Any = None
 
-    def __enter__(self) -> Steps:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -470,7 +471,7 @@ class NoInput(io.TextIOBase):
         return True
 
 
-class Shown(str):
+class Shown(str):  # noqa: SLOT000 - there is one at a time
     """A text that a trailing expression shows as it is, without quotes."""
 
     def __repr__(self) -> str:
@@ -490,10 +491,8 @@ def text_stream(raw: io.RawIOBase) -> io.TextIOWrapper:
 
 def flush(stream: Any) -> None:
     """Push out what is waiting, where that can be done."""
-    try:
+    with contextlib.suppress(Exception):  # a cell may have closed it, or put anything in its place
         stream.flush()
-    except Exception:  # noqa: BLE001, S110 - a cell may have closed it, or put anything in its place
-        pass
 
 
 def show(value: Any) -> None:
