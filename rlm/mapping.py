@@ -18,7 +18,16 @@ provider where it takes that; one that refuses is remembered and done without. W
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Hashable, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Hashable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -64,6 +73,7 @@ __all__ = [
     "fill_packs",
     "map_items",
     "map_packs",
+    "pack_call",
 ]
 
 ATTEMPTS: Final = 3
@@ -250,6 +260,27 @@ async def fill_packs(items: AsyncIterator[Item], room: Room) -> AsyncGenerator[l
         yield pack
 
 
+def pack_call(
+    task: Task,
+    contents: Sequence[Any],
+    settings: MapSettings,
+    plain_models: PlainModels,
+    *,
+    notes: Mapping[int, str] | None = None,
+) -> Call:
+    """The call that asks about some contents, with a schema unless the model refuses one."""
+    plain = settings.model in plain_models.refusing
+    return Call(
+        model=settings.model,
+        messages=(Message("user", task.prompt(contents, notes)),),
+        run_id=settings.run_id,
+        depth=settings.depth,
+        max_output_tokens=settings.max_output_tokens,
+        temperature=settings.temperature,
+        schema=None if plain else task.reply_schema(len(contents)),
+    )
+
+
 async def ask_checked(
     tree: Tree, call: Call, schema: Schema, *, plain_models: PlainModels | None = None
 ) -> Any:
@@ -380,7 +411,8 @@ class _Mapping:
             self._changed = anyio.Event()
 
     async def _ask(self, pack: _Pack) -> None:
-        call = self._call(pack)
+        contents = [item.content for item in pack.items]
+        call = pack_call(self._task, contents, self._settings, self._plain_models, notes=pack.notes)
         chars = len(call.messages[0].content)
         if chars > self._settings.window_chars:
             await self._too_long(pack, chars)
@@ -395,20 +427,6 @@ class _Mapping:
             self._ever_answered = True
             self._plain_models.note_answer(call)
             await self._take_outcomes(pack, self._task.read(reply.text, len(pack.items)), reply)
-
-    def _call(self, pack: _Pack) -> Call:
-        settings = self._settings
-        plain = settings.model in self._plain_models.refusing
-        prompt = self._task.prompt([item.content for item in pack.items], pack.notes)
-        return Call(
-            model=settings.model,
-            messages=(Message("user", prompt),),
-            run_id=settings.run_id,
-            depth=settings.depth,
-            max_output_tokens=settings.max_output_tokens,
-            temperature=settings.temperature,
-            schema=None if plain else self._task.reply_schema(len(pack.items)),
-        )
 
     async def _take_outcomes(
         self, pack: _Pack, outcomes: Sequence[Outcome], reply: Reply | None = None

@@ -19,10 +19,10 @@ from rlm.packing import canonical
 from rlm.values import Reply, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Checkpoint", "JobRecord", "key_of", "read_job"]
+__all__ = ["Checkpoint", "JobRecord", "Memory", "key_of", "read_job"]
 
 KIND: Final = "bulk"
 PENDING: Final = -1
@@ -72,6 +72,7 @@ class Checkpoint:
         self.resumed = 0
         self._answers: list[dict[int, int]] = [{} for _ in range(opinions)]
         self._failures: list[dict[int, int]] = [{} for _ in range(opinions)]
+        self._batches: dict[str, tuple[int, str | None, int]] = {}
         self._at_hand: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._file: IO[bytes] | None = None
         if not resume and path.exists() and path.stat().st_size:
@@ -127,6 +128,32 @@ class Checkpoint:
         kind, reason = self._record_at(offset)["f"][f"{key:032x}"]
         return Mapped(kind=kind, reason=reason)
 
+    def memory(self, opinion: int) -> Memory:
+        """What one opinion's way of asking may keep in the journal."""
+        return Memory(self, opinion)
+
+    def release(self, opinion: int, keys: Iterable[int]) -> None:
+        """Forget claims, so that these are asked in another pass over the rows."""
+        answers = self._answers[opinion]
+        for key in keys:
+            if answers.get(key) == PENDING:
+                del answers[key]
+
+    def is_settled(self, opinion: int, key: int) -> bool:
+        """Whether there is an answer, or a failure."""
+        return self._answers[opinion].get(key, PENDING) != PENDING or key in self._failures[opinion]
+
+    def note(self, record: Mapping[str, Any]) -> None:
+        """Keep something that is no answer: what became of a batch."""
+        self._note(self._journal.append(record), record)
+
+    def batches(self, opinion: int) -> Iterator[tuple[str, str | None, list[list[int]]]]:
+        """Tag, number and packs of keys of the batches that were not collected yet."""
+        for tag, (of, number, offset) in list(self._batches.items()):
+            if of == opinion:
+                packs = self._record_at(offset)["packs"]
+                yield tag, number, [[int(key, 16) for key in pack] for pack in packs]
+
     def sync(self) -> None:
         """Wait until everything is on the disk itself."""
         self._journal.sync()
@@ -155,8 +182,20 @@ class Checkpoint:
                     self._take(offset, record)
                 case "retry":
                     self._forget_failures()
+                case _:
+                    self._note(offset, record)
         self.resumed = sum(map(len, self._answers))
         return begun
+
+    def _note(self, offset: int, record: Mapping[str, Any]) -> None:
+        match record.get("type"):
+            case "batch":
+                self._batches[record["tag"]] = (record["o"], None, offset)
+            case "batch started":
+                opinion, _, offset = self._batches[record["tag"]]
+                self._batches[record["tag"]] = (opinion, record["id"], offset)
+            case "batch collected":
+                self._batches.pop(record["tag"], None)
 
     def _take(self, offset: int, record: Mapping[str, Any]) -> None:
         try:
@@ -192,6 +231,41 @@ class Checkpoint:
             if len(self._at_hand) > RECORDS_AT_HAND:
                 self._at_hand.popitem(last=False)
         return record
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """The part of a checkpoint that a slow way of asking keeps its state in, for one opinion."""
+
+    checkpoint: Checkpoint
+    opinion: int
+
+    def begun(self, tag: str, packs: Sequence[Sequence[int]]) -> None:
+        """A batch of these packs is about to be started: from now on it is not forgotten."""
+        keys = [[f"{key:032x}" for key in pack] for pack in packs]
+        self.checkpoint.note({"type": "batch", "o": self.opinion, "tag": tag, "packs": keys})
+        self.checkpoint.sync()
+
+    def started(self, tag: str, number: str) -> None:
+        """The batch has this number at the provider."""
+        self.checkpoint.note({"type": "batch started", "tag": tag, "id": number})
+        self.checkpoint.sync()
+
+    def collected(self, tag: str) -> None:
+        """All that the batch gave has been settled, or it was never started."""
+        self.checkpoint.note({"type": "batch collected", "tag": tag})
+
+    def batches(self) -> list[tuple[str, str | None, list[list[int]]]]:
+        """Tag, number and packs of the batches of earlier sessions that were not collected."""
+        return list(self.checkpoint.batches(self.opinion))
+
+    def is_settled(self, key: int) -> bool:
+        """Whether this needs no asking any more."""
+        return self.checkpoint.is_settled(self.opinion, key)
+
+    def release(self, keys: Iterable[int]) -> None:
+        """These are to be asked in another pass over the rows."""
+        self.checkpoint.release(self.opinion, keys)
 
 
 def read_job(path: Path) -> JobRecord:

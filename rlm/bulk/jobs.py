@@ -17,12 +17,12 @@ from contextlib import ExitStack, aclosing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 import anyio
 import anyio.to_thread
 
-from rlm.bulk.checkpoint import Checkpoint, JobRecord, key_of
+from rlm.bulk.checkpoint import Checkpoint, JobRecord, Memory, key_of
 from rlm.bulk.expressions import read_expression
 from rlm.bulk.formats import FileSource, Row, Source, Writer, create, require
 from rlm.bulk.opinions import vote
@@ -50,7 +50,9 @@ if TYPE_CHECKING:
     from rlm.scheduler.scheduler import Tree
     from rlm.values import Reply
 
-__all__ = ["AskPacks", "Job", "run_job"]
+__all__ = ["AskPacks", "Job", "PerCall", "ask_at_once", "run_job"]
+
+PerCall: TypeAlias = "int | Literal['auto']"
 
 ROWS_AT_ONCE: Final = 500
 SYNC_SECONDS: Final = 1.0
@@ -142,7 +144,7 @@ class Job:
 
 
 class AskPacks(Protocol):
-    """How packs are asked: `map_packs` at once, or a Batch API in its own time."""
+    """How packs are asked: at once, or by a Batch API in its own time."""
 
     def __call__(
         self,
@@ -151,8 +153,23 @@ class AskPacks(Protocol):
         task: Task,
         sink: Callable[[Settled], Awaitable[None]],
         settings: MapSettings,
-    ) -> Awaitable[None]:
-        """See `map_packs`."""
+        *,
+        memory: Memory,
+    ) -> Awaitable[PerCall | None]:
+        """As `map_packs`; but what it releases in `memory` is asked in another pass, with packs of the size it gives."""
+
+
+async def ask_at_once(
+    tree: Tree,
+    packs: AsyncGenerator[list[Item], None],
+    task: Task,
+    sink: Callable[[Settled], Awaitable[None]],
+    settings: MapSettings,
+    *,
+    memory: Memory,  # noqa: ARG001 - what is asked at once needs none
+) -> None:
+    """Ask packs as calls, many at once; leaves nothing for another pass."""
+    await map_packs(tree, packs, task, sink, settings)
 
 
 async def run_job(
@@ -198,7 +215,7 @@ async def run_job(
         retry=job.retry,
     ) as checkpoint:
         run.checkpoint = checkpoint
-        await run.ask(survey, confirm, ask_packs or map_packs)
+        await run.ask(survey, confirm, ask_packs or ask_at_once)
         return await anyio.to_thread.run_sync(run.write, survey, keep_row)
 
 
@@ -326,10 +343,20 @@ class _Run:
             await self._ask_opinion(opinion, model, limit, ask_packs)
 
     async def _ask_opinion(self, opinion: int, model: str, limit: int | None, ask_packs: AskPacks) -> None:
+        per_call: PerCall | None = self._job.rows_per_call
+        while per_call is not None:
+            free = self._counts.free
+            per_call = await self._one_pass(opinion, model, limit, ask_packs, per_call=per_call)
+            if per_call is not None:
+                self._counts.free = free
+
+    async def _one_pass(
+        self, opinion: int, model: str, limit: int | None, ask_packs: AskPacks, *, per_call: PerCall
+    ) -> PerCall | None:
         job = self._job
         settings = MapSettings(
             model=model,
-            per_call=job.rows_per_call,
+            per_call=per_call,
             max_concurrent=job.max_concurrency,
             window_chars=job.window_chars,
             max_output_tokens=job.max_output_tokens,
@@ -345,7 +372,8 @@ class _Run:
             aclosing(self._items(opinion, limit)) as items,
             aclosing(fill_packs(items, settings.room(task))) as packs,
         ):
-            await ask_packs(self._tree, packs, task, keep, settings)
+            memory = self.checkpoint.memory(opinion)
+            return await ask_packs(self._tree, packs, task, keep, settings, memory=memory)
 
     async def _items(self, opinion: int, limit: int | None) -> AsyncGenerator[Item, None]:
         """What is to be asked; rows are read and looked up a few hundred at a time, in a thread."""
