@@ -6,16 +6,20 @@ asks the rows that failed again.
 
 from __future__ import annotations
 
+from rlm.bulk.counting import Count, count_rows, split_rows
 from rlm.bulk.report import Estimate, Progress, Report
 from rlm.bulk.rows import MappedRows, amap_rows, aretry_rows, map_rows, retry_rows
 
 __all__ = [
+    "Count",
     "Estimate",
     "MappedRows",
     "Progress",
     "Report",
     "amap_rows",
     "aretry_rows",
+    "count_rows",
     "map_rows",
     "retry_rows",
+    "split_rows",
 ]
