@@ -7,10 +7,10 @@ the run the user started) and when it happened (`at`, seconds since the epoch). 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from rlm.values import Answer, CallRole, CellResult, Message, Reply
+from rlm.values import Answer, CallRole, CellResult, Message, Reply, Usage
 
 __all__ = [
     "AnswerGiven",
@@ -44,7 +44,10 @@ class _Happening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunStarted(_Happening):
-    """A run began; `parent_id` is the run whose cell asked for it, or ''."""
+    """A run began; `parent_id` is the run whose cell asked for it, or ''.
+
+    The budget is that of its whole tree, in dollars, tokens and calls; None is no limit.
+    """
 
     question: str
     context_summary: str
@@ -52,6 +55,9 @@ class RunStarted(_Happening):
     recursive_model: str
     max_iterations: int
     parent_id: str = ""
+    budget_usd: float | None = None
+    budget_tokens: int | None = None
+    budget_calls: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,16 +104,20 @@ class CellFinished(_Happening):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchStarted(_Happening):
-    """A cell asked for `size` calls at once; `batch` numbers it within the tree."""
+    """A cell asked for `size` calls at once; `batch` numbers it within the tree.
+
+    `distinct` of them are really made: equal prompts are asked once.
+    """
 
     batch: int
     size: int
+    distinct: int
     max_concurrent: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchFinished(_Happening):
-    """A batch ended; `failed` of its slots hold no answer."""
+    """A batch ended; `failed` of its slots hold an error. Calls that were stopped or never made do not count."""
 
     batch: int
     failed: int
@@ -152,11 +162,16 @@ class CallFinished(_Happening):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CallFailed(_Happening):
-    """A call failed for good; `error` is the message, `kind` the exception's name."""
+    """A call got no answer; `error` is the message, `kind` the exception's name, or "Cancelled".
+
+    `usage` and `cost_usd` are what its attempts were billed all the same.
+    """
 
     call: int
     kind: str
     error: str
+    usage: Usage = field(default_factory=Usage)
+    cost_usd: float | None = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -129,7 +129,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             observe=counter.observe_call,
         )
         self._launcher = launcher
-        self._ledger = Ledger()
+        self._ledger = Ledger(self.budget)
         self._listeners = [listener for listener in (on_event,) if listener is not None]
         self._display: Display | None = None
         if enable_logging:
@@ -200,7 +200,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
 
     def reset(self) -> None:
         """Start counting from zero."""
-        self._ledger = Ledger()
+        self._ledger = Ledger(self.budget)
 
     def close(self) -> None:
         """End open sessions, close connections, and give the event loop back. Idempotent."""

@@ -94,6 +94,7 @@ class Run:
         event. Events come in order: `RunStarted`, turns and cells, then `AnswerGiven` or `RunFailed`.
         """
         started = time.monotonic()
+        budget = self.tree.ledger.budget
         self.emit(
             RunStarted(
                 **self._here(),
@@ -103,6 +104,9 @@ class Run:
                 recursive_model=self.settings.recursive_model,
                 max_iterations=self.settings.max_iterations,
                 parent_id=self.parent_id,
+                budget_usd=budget.dollars,
+                budget_tokens=budget.tokens,
+                budget_calls=budget.calls,
             )
         )
         try:

@@ -26,6 +26,7 @@ can take does not depend on who asks. A `Tree` has the ledger, the retries and t
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
@@ -174,6 +175,8 @@ class Tree:
             raise SettingsError(f"max_concurrent={max_concurrent!r}: must be a number above 0")
         if not calls:
             return []
+        first = first_of_each(calls) if dedupe else range(len(calls))
+        slots = Counter(first)  # how many share the answer of each call that is made
         batch = next(self._batch_numbers)
         run_id, depth = calls[0].run_id or self.run_id, calls[0].depth
         self._emit(
@@ -183,37 +186,37 @@ class Tree:
                 at=time.time(),
                 batch=batch,
                 size=len(calls),
+                distinct=len(slots),
                 max_concurrent=max_concurrent,
             )
         )
         samples = occurrences(calls) if self._scheduler.cache is not None else None
-
-        failed = len(calls)
+        failed = 0
 
         async def ask(index: int, place: Place) -> Reply:
             nonlocal failed
             occurrence = samples[index] if samples is not None else 0
-            reply = await self._complete(replace(calls[index], batch=batch), occurrence, place)
-            failed -= 1
-            return reply
+            try:
+                return await self._complete(replace(calls[index], batch=batch), occurrence, place)
+            except CallError:
+                failed += slots[index]
+                raise
 
-        first = first_of_each(calls) if dedupe else range(len(calls))
         try:
-            outcomes = await run_batch(ask, first, max_concurrent=max_concurrent)
-            failed = sum(isinstance(outcome, CallError) for outcome in outcomes)
+            return await run_batch(ask, first, max_concurrent=max_concurrent)
         finally:
             self._emit(BatchFinished(run_id=run_id, depth=depth, at=time.time(), batch=batch, failed=failed))
-        return outcomes
 
     async def _complete(self, call: Call, occurrence: int, place: Place) -> Reply:
         await checkpoint()  # a client that never waits, such as a scripted one, must not starve the loop
         call = self._prepared(call)
         told = CallEvents(self._emit, call, number=next(self._call_numbers))
         told.started()
+        bill = Spent()
         try:
-            reply = await self._within_time(_Question(call, occurrence, place, told))
+            reply = await self._within_time(_Question(call, occurrence, place, told, bill))
         except BaseException as error:
-            told.failed(error)
+            told.failed(error, bill)
             raise
         told.finished(reply)
         return reply
@@ -257,7 +260,7 @@ class Tree:
         return reply
 
     async def _retried(self, question: _Question) -> Reply:
-        call, endpoint, bill = question.call, self._scheduler.endpoint, Spent()
+        call, endpoint, bill = question.call, self._scheduler.endpoint, question.bill
         on_text = question.told.wrote if self._stream and call.role == "root" else None
         failures = 0
         waited_s = 0.0
@@ -288,12 +291,13 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class _Question:
-    """A call on its way: which sample of its prompt it is, its place in its batch, and who hears of it."""
+    """A call on its way: which sample of its prompt it is, its place in its batch, who hears of it, its cost."""
 
     call: Call
     occurrence: int
     place: Place
     told: CallEvents
+    bill: Spent
 
 
 def _make_cache(client: Client, settings: SchedulerSettings) -> Cache | None:

@@ -11,6 +11,7 @@ from rlm.events import CallFailed, CallFinished, CallRetried, CallStarted, CallW
 
 if TYPE_CHECKING:
     from rlm.errors import CallError
+    from rlm.scheduler.budget import Spent
     from rlm.values import Call, Reply
 
 __all__ = ["CallEvents"]
@@ -80,8 +81,8 @@ class CallEvents:
         for warning in reply.warnings:
             self.warned(warning)
 
-    def failed(self, error: BaseException) -> None:
-        """The call got no answer, for whatever reason."""
+    def failed(self, error: BaseException, bill: Spent) -> None:
+        """The call got no answer, for whatever reason; `bill` is what its attempts cost."""
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         self._emit(
             CallFailed(
@@ -91,6 +92,8 @@ class CallEvents:
                 call=self._number,
                 kind="Cancelled" if cancelled else type(error).__name__,
                 error="the run was stopped" if cancelled else str(error),
+                usage=bill.usage,
+                cost_usd=bill.cost_usd,
             )
         )
 

@@ -23,7 +23,7 @@ __all__ = ["HERE", "started", "whole_run"]
 HERE = {"run_id": "20260101T000000Z-abcdef01", "depth": 0, "at": 100.0}
 
 
-def started(question="What is it?", at=100.0, run_id=HERE["run_id"], depth=0, parent_id=""):
+def started(question="What is it?", at=100.0, run_id=HERE["run_id"], depth=0, parent_id="", **budget):
     return RunStarted(
         run_id=run_id,
         depth=depth,
@@ -34,6 +34,7 @@ def started(question="What is it?", at=100.0, run_id=HERE["run_id"], depth=0, pa
         recursive_model="small",
         max_iterations=20,
         parent_id=parent_id,
+        **budget,
     )
 
 
@@ -54,7 +55,7 @@ def whole_run(output="hello\n", calls=4, failed=1, code="print('hello')", step_s
     yield RootReplied(**here(), turn=1, reply=Reply(text=f"I look.\n```repl\n{code}\n```"))
     yield CellStarted(**here(), turn=1, cell=1, code=code)
     yield CellOutput(**here(), cell=1, stream="stdout", text=output)
-    yield BatchStarted(**here(), batch=1, size=calls, max_concurrent=10)
+    yield BatchStarted(**here(), batch=1, size=calls, distinct=calls, max_concurrent=10)
     for number in range(calls):
         call = 2 + number
         yield CallStarted(

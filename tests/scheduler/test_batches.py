@@ -103,6 +103,45 @@ def test_equal_prompts_are_asked_once_and_one_prompt_repeated_is_sampling(virtua
     assert sum(reply.usage.calls for reply in mixed) == 10
 
 
+def test_a_batch_tells_how_many_of_its_calls_are_distinct_and_how_many_slots_failed(virtual_time):
+    events = []
+
+    async def main(tree):
+        await tree.complete_all([call(name) for name in ("a", "bad", "a", "bad", "bad")], max_concurrent=2)
+        await tree.complete_all([call("same")] * 3, max_concurrent=2)
+
+    run(virtual_time, Echo(), main, events)
+    started = [(event.size, event.distinct) for event in events if isinstance(event, BatchStarted)]
+    assert started == [(5, 2), (3, 3)]
+    assert [event.failed for event in events if isinstance(event, BatchFinished)] == [3, 0]
+
+
+def test_calls_that_were_stopped_did_not_fail(virtual_time):
+    events = []
+
+    async def main(tree):
+        with anyio.move_on_after(1.5):
+            await tree.complete_all([call(str(n)) for n in ("bad", *range(50))], max_concurrent=5)
+
+    run(virtual_time, Echo(), main, events)
+    assert isinstance(events[-1], BatchFinished)
+    assert events[-1].failed == 1
+    assert "Cancelled" in {event.kind for event in events if isinstance(event, CallFailed)}
+
+
+def test_a_call_that_failed_tells_what_it_cost(virtual_time):
+    events = []
+
+    async def main(tree):
+        with pytest.raises(BadRequest):
+            await tree.complete(call("bad"))
+        return tree.ledger.usage
+
+    spent = run(virtual_time, Echo(), main, events)
+    assert [event.usage for event in events if isinstance(event, CallFailed)] == [spent]
+    assert spent.input_tokens == 5
+
+
 def test_a_limit_ends_the_batch_unwrapped_after_what_is_in_flight(virtual_time):
     events = []
 
@@ -118,7 +157,7 @@ def test_a_limit_ends_the_batch_unwrapped_after_what_is_in_flight(virtual_time):
     finished = sum(isinstance(e, CallFinished) for e in events)
     assert finished == len(client.prompts) - 1
     assert isinstance(events[-1], BatchFinished)
-    assert events[-1].failed == 52 - finished
+    assert events[-1].failed == 0  # a call that was never made did not fail
 
 
 def test_an_unexpected_error_ends_the_batch_unwrapped(virtual_time):
