@@ -203,6 +203,7 @@ class Session:
             lost_before = await self._revive()
             self._cells += 1
             result = await _CellRun(self, code, serve, on_output).perform()
+            self._require_open()
             self._unreported_loss = False
             self._fresh_answer = self._fresh_answer and result.state != "kept"
             return dataclasses.replace(result, state="lost") if lost_before else result
@@ -254,10 +255,15 @@ class Session:
                 await self._exchange(self._guest, [wire.frame(wire.RESET)], wire.LOADED)
 
     async def aclose(self) -> None:
-        """End the guest and all it started; nothing is left of it. Again is no error."""
+        """End the guest and all it started; nothing is left of it. Again is no error.
+
+        A cell that is under way in another task ends there with `SessionClosed`.
+        """
         with anyio.CancelScope(shield=True):
+            self._closed = True
+            if self._turn.locked() and self._guest is not None:
+                self._guest.kill()
             async with self._turn:
-                self._closed = True
                 await self._discard()
 
     def _require_open(self) -> None:
@@ -382,10 +388,13 @@ class _CellRun:
                 if self._watch.cancelled_caught:
                     verdict = await self._broken_off()
                 tasks.cancel_scope.cancel()
-        except BaseException:
+        except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await self._kill_cell()
-            raise
+            alone = _alone(error)
+            if alone is error:
+                raise
+            raise alone from None  # a failure of `on_output`, without the task group's wrapping
         if self._failure is not None:
             raise self._failure
         return self._result(verdict)
@@ -754,11 +763,12 @@ class _Guest:
         with anyio.move_on_after(patience):
             await self._process.wait()
         if self._process.returncode is None:
-            self._kill_group()
+            self.kill()
         await self._process.aclose()
         return await anyio.to_thread.run_sync(_clear_up, self._log, self._scratch)
 
-    def _kill_group(self) -> None:
+    def kill(self) -> None:
+        """End it at once; whoever listens hears that it is gone."""
         import os
         import signal
 

@@ -1,4 +1,4 @@
-# ruff: noqa: PTH123, PTH208 - tests look at /proc and folders as the kernel shows them
+# ruff: noqa: ASYNC240, PTH123, PTH208 - tests look at /proc and folders as the kernel shows them
 from __future__ import annotations
 
 import gc
@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from pathlib import Path
 
 import anyio
 import pytest
@@ -564,6 +565,69 @@ async def test_many_sessions_leave_nothing_behind(tmp_path, monkeypatch):
     await anyio.sleep(0.05)
     assert (len(os.listdir("/proc/self/fd")), threading.active_count(), len(children())) == before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("tier", ["process", "confined", "isolated"])
+async def test_a_supervisor_that_is_killed_takes_a_busy_cell_with_it(tier):
+    session = await open_session(SandboxSettings(highest_tier=tier, cell_timeout_s=60))
+    supervisor = session._guest._process
+
+    async def kill(call):
+        below = descendants(supervisor.pid)
+        assert len(below) >= 2
+        supervisor.kill()
+        with anyio.fail_after(5):
+            while any(Path(f"/proc/{pid}").exists() and state(pid) != "Z" for pid in below):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+        return ""
+
+    code = "import threading\nthreading.Thread(target=llm_query, args=('x',)).start()\nwhile True: pass"
+    result = await run(session, code, kill)
+    assert result.state == "lost"
+    await session.aclose()
+
+
+def descendants(pid):
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found += [child, *descendants(child)]
+    return found
+
+
+def state(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
+async def test_closing_ends_a_cell_that_another_task_runs():
+    session = await open_session(QUICK)
+    called = anyio.Event()
+
+    async def never(call):
+        called.set()
+        await anyio.sleep_forever()
+
+    async def run_until_closed():
+        with pytest.raises(SessionClosed):
+            await run(session, "llm_query('a')", never)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(run_until_closed)
+        await called.wait()
+        await session.aclose()
+
+
+async def test_an_error_of_the_output_handler_is_raised_as_itself(session):
+    def broken(stream, text):
+        raise OSError("the terminal is gone")
+
+    with pytest.raises(OSError, match="the terminal is gone"):
+        await run(session, "x = 1\nprint(x)", on_output=broken)
+    assert await out(session, "'x' in dir()") == "False\n"
 
 
 async def test_a_closed_session_says_so_and_closes_again():

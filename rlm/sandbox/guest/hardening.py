@@ -50,6 +50,7 @@ SPARE_NUMBERS = 16
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 4, 22
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 M_ARENA_MAX = -8
+CAPABILITY_VERSION = 0x20080522
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 CLONE_NEWTIME, CLONE_NEWCGROUP = 0x00000080, 0x02000000
@@ -285,6 +286,8 @@ def confine(settings: dict[str, Any]) -> dict[str, str]:
     """Limit this process and all it will start, for good; what could not be done, and why."""
     missing: dict[str, str] = {}
     limit_resources(settings)
+    with contextlib.suppress(OSError, AttributeError):
+        drop_capabilities()
     with contextlib.suppress(Refused, AttributeError):
         # Each thread would reserve 64 MB of addresses for itself, which count as memory.
         call("mallopt", M_ARENA_MAX, 1)
@@ -307,6 +310,15 @@ def confine(settings: dict[str, Any]) -> dict[str, str]:
         except OSError as error:
             missing[name] = str(error)
     return missing
+
+
+def drop_capabilities() -> None:
+    """Give up what root may do, and what a namespace's first process may do in it."""
+    import ctypes
+
+    header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
+    none = (ctypes.c_uint32 * 6)()
+    call("capset", header, none)
 
 
 def limit_resources(settings: dict[str, Any]) -> None:

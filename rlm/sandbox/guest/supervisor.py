@@ -369,6 +369,7 @@ class Supervisor:
 
     def serve(self) -> None:
         """Do what the host asks, one thing at a time."""
+        self._get_ready()
         while True:
             kind, more, _, piece = self.host.frame()
             if kind == wire.LOAD:

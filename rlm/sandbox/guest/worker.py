@@ -194,13 +194,14 @@ class Repl:
         self._reserved = {**calls.namespace(call), **self._answer_functions()}
         self._builtins = dict(vars(builtins))
         sys.modules["__main__"] = self.module
-        self._provide(fresh_answer=True)
+        self._provide()
         self._first_names = frozenset(self.names)
 
     def execute(self, cell: dict[str, Any]) -> tuple[str, str]:
         """Run one cell, whatever it does short of taking the process with it; its outcome and traceback."""
         self._final.given = None
-        self._provide(fresh_answer=cell["fresh_answer"])
+        if cell["fresh_answer"]:
+            self.names["answer"] = fresh_answer()
         streams = self._streams()
         sys.stdin, sys.stdout, sys.stderr = NoInput(), *streams
         outcome = self._execute(cell["code"], f"<cell {cell['cell']}>")
@@ -273,7 +274,7 @@ class Repl:
         draft, problem = self._judge_answer()
         if problem:
             outcome, error = "raised", (error + "\n" if error else "") + problem
-        self._provide(fresh_answer=False)
+        self._provide()
         head = (outcome, error, draft)
         if self._final.given is None:
             return Report(wire.encode((*head, None)), keeps_state=True)
@@ -309,15 +310,15 @@ class Repl:
 
     # --- names -----------------------------------------------------------------------------------------------
 
-    def _provide(self, *, fresh_answer: bool) -> None:
+    def _provide(self) -> None:
         """Put the reserved names back, whatever a cell did to them."""
         self.names.update(self._reserved)
         self.names["__builtins__"] = builtins
         self.names["__name__"] = "__main__"
         self.names["context"] = self._context.restored()
         sys.modules["__main__"] = self.module
-        if fresh_answer or not isinstance(self.names.get("answer"), dict):
-            self.names["answer"] = {"content": "", "ready": False}
+        if not isinstance(self.names.get("answer"), dict):
+            self.names["answer"] = fresh_answer()
 
     def _users(self) -> list[tuple[str, Any]]:
         """The names that cells made, in the order they made them."""
@@ -416,6 +417,11 @@ class Pristine:
             return bool(self._value == self._copy)
         except Exception:  # noqa: BLE001 - a cell's object in there may compare as it likes
             return False
+
+
+def fresh_answer() -> dict[str, Any]:
+    """The `answer` that a question begins with."""
+    return {"content": "", "ready": False}
 
 
 def copy_shape(value: Any) -> Any:
