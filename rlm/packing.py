@@ -287,7 +287,7 @@ def _expected_chars(schema: Mapping[str, Any]) -> int:
         case "boolean" | "null" | "integer" | "number":
             return 6
         case _:
-            return 80
+            return 50
 
 
 _CANONICAL = json.JSONEncoder(ensure_ascii=False, sort_keys=True, default=repr)

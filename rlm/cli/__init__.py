@@ -24,6 +24,9 @@ _SUMMARIES = {
     "demo": "See it work: a question about a long text, with no key and no network.",
     "ask": "Ask a question of files, or of what is piped in.",
     "chat": "Ask several questions, and run Python next to the model.",
+    "map": "Ask the same of every row of a table, many rows in one call.",
+    "count": "Say what a job over a table would take: rows, tokens, calls, dollars.",
+    "split": "Cut a table into parts that are each small enough.",
     "doctor": "Say what works here: isolation, keys, packages.",
 }
 

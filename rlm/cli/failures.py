@@ -64,13 +64,25 @@ def complain(message: str) -> None:
 
 def exit_code_of(error: BaseException) -> int:
     """The documented exit code of an error."""
-    from rlm.errors import CallError, ContextError, LimitReached, MissingExtra, SettingsError
+    from rlm.errors import (
+        CallError,
+        ContextError,
+        InputError,
+        JobStopped,
+        LimitReached,
+        MissingExtra,
+        OutputError,
+        SchemaError,
+        SettingsError,
+    )
 
     match error:
         case click.ClickException():
             return error.exit_code
-        case SettingsError() | ContextError() | MissingExtra():
+        case SettingsError() | ContextError() | MissingExtra() | InputError() | OutputError() | SchemaError():
             return USAGE
+        case JobStopped() if error.cause is not None:
+            return exit_code_of(error.cause)
         case CallError():
             return PROVIDER
         case LimitReached():

@@ -95,6 +95,12 @@ def test_an_endpoint_from_a_file_never_gets_a_key_from_elsewhere(environment, mo
         (errors.BudgetExceeded("x", name="calls", limit=1, spent=1), 3),
         (errors.UnknownModel("x"), 5),
         (errors.ConnectionFailed("x"), 5),
+        (errors.InputError("x"), 2),
+        (errors.OutputError("x"), 2),
+        (errors.SchemaError("x"), 2),
+        (errors.JobStopped("x"), 1),
+        (errors.JobStopped("x", cause=errors.BudgetExceeded("x", name="calls", limit=1, spent=1)), 3),
+        (errors.JobStopped("x", cause=errors.QuotaExhausted("x")), 5),
         (KeyboardInterrupt(), 130),
     ],
 )
@@ -103,7 +109,7 @@ def test_every_error_is_one_line_and_its_documented_code(error, code, capsys):
     assert capsys.readouterr().err.count("\n") == (0 if code == 130 else 1)
 
 
-@pytest.mark.parametrize("name", ["ask", "chat", "demo", "doctor"])
+@pytest.mark.parametrize("name", ["ask", "chat", "demo", "map", "count", "split", "doctor"])
 def test_the_help_of_every_command_has_examples(name):
     result = CliRunner().invoke(command, [name, "--help"])
     assert result.exit_code == 0

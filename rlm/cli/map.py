@@ -1,0 +1,268 @@
+"""`rlm map`: the same question about every row of a table."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from rlm.cli.tables import (
+    DEFAULT_MODEL,
+    encoding_option,
+    models_option,
+    price_option,
+    prices_of,
+    prompt_option,
+    require_endpoint,
+    rows_per_call_option,
+    schema_of_option,
+    schema_option,
+    text_of_option,
+)
+
+if TYPE_CHECKING:
+    from rlm.bulk import Estimate, Progress, Report
+
+__all__ = ["command"]
+
+PILOT_ROWS = 20
+
+
+@click.command("map")
+@click.argument("table", required=False, metavar="[INPUT]")
+@prompt_option
+@schema_option
+@click.option(
+    "-o", "--output", metavar="FILE", help="The table to write: .csv .tsv .jsonl .json .parquet .xlsx"
+)
+@models_option
+@click.option("--samples", type=click.IntRange(min=1), default=1, help="Ask each model so often, and vote.")
+@rows_per_call_option
+@click.option(
+    "--max-concurrency", type=click.IntRange(min=1), default=50, show_default=True, help="Calls at once."
+)
+@click.option("--temperature", type=float, help="Passed to the model.")
+@click.option("--max-output-tokens", type=click.IntRange(min=1), metavar="N", help="Output cap of each call.")
+@click.option("--column", default="answer", help="Column of an answer that is no object.  [default: answer]")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
+@click.option(
+    "--pilot",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Ask N rows first, tell what the whole will take, and ask whether to go on.  [default: 20 on a terminal]",
+)
+@click.option("-y", "--yes", is_flag=True, help="Go on after the pilot without asking.")
+@click.option(
+    "--skip-when", metavar="RULE", help="Rows not to ask, such as \"len(text) < 3 or lang != 'en'\"."
+)
+@click.option(
+    "--budget", type=click.FloatRange(min=0, min_open=True), metavar="DOLLARS", help="Never spend more."
+)
+@price_option
+@click.option("--resume", is_flag=True, help="Go on with an interrupted job of this output.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists, and forget its job.")
+@click.option("--retry", metavar="OUT.failed.jsonl", help="Ask the failed rows of a finished job again.")
+@click.option("--batch-api", is_flag=True, help="Ask through the Batch API: within a day, at half the price.")
+@click.option("--no-wait", is_flag=True, help="With --batch-api: submit and end; --resume collects.")
+@click.option("--cancel", is_flag=True, help="With --batch-api: cancel the batches of this output's job.")
+@click.option("--base-url", metavar="URL", help="Any OpenAI-compatible endpoint.")
+@encoding_option
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+@click.option("--quiet", is_flag=True, help="Show no progress and no report.")
+def command(table: str | None, **values: Any) -> int:
+    """Ask the same of every row of a table, many rows in one call.
+
+    The output has every row of the input, in order, with the new columns. Rows that failed are in
+    OUT.failed.jsonl with the reason, and the answers, as they come, in OUT.journal. Progress goes to stderr.
+
+    \b
+    Examples:
+      rlm map in.csv -p 'Label {{text}}' --schema "label: 'spam'|'ham', score: float" -o out.csv
+      rlm map in.csv -p 'Label {{text}}' --schema 'label: str' -o out.csv --resume
+      rlm map in.parquet -p @prompt.txt --schema @schema.json -o out.parquet --budget 5 --skip-when 'len(text) < 3'
+      rlm map in.csv -p 'Label {{text}}' -m gpt-5-nano -m gpt-5-mini -o out.csv       two opinions and their agreement
+      rlm map in.csv -p 'Label {{text}}' -o out.csv --batch-api                      half the price, within a day
+      rlm map --retry out.csv.failed.jsonl
+
+    Exit codes: 0 done, 1 stopped or no row was answered, 2 wrong usage or input, 3 the budget is used up, 5 the
+    provider failed or refused, 130 interrupted.
+    """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
+    options = _Options(table=table, **values)
+    _check(options)
+    require_endpoint(options.base_url)
+
+    from rlm.errors import JobStopped
+    from rlm.portal import lease
+
+    try:
+        with lease() as portal:
+            if options.cancel:
+                click.echo(f"{portal.call(_cancel, options)} batches cancelled")
+                return 0
+            report = portal.call(_run, options)
+    except JobStopped as stop:
+        raise JobStopped(f"{stop} (--resume)", cause=stop.cause) from stop
+    except KeyboardInterrupt:
+        from rlm.cli.failures import complain
+
+        complain("interrupted; what was answered is kept: go on with --resume")
+        raise
+    _show(report, options)
+    return 0 if report.answered else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    """What the user said."""
+
+    table: str | None
+    prompt: str | None
+    schema: str | None
+    output: str | None
+    models: tuple[str, ...]
+    samples: int
+    rows_per_call: int | Literal["auto"]
+    max_concurrency: int
+    temperature: float | None
+    max_output_tokens: int | None
+    column: str
+    limit: int | None
+    pilot: int | None
+    yes: bool
+    skip_when: str | None
+    budget: float | None
+    price: str | None
+    resume: bool
+    overwrite: bool
+    retry: str | None
+    batch_api: bool
+    no_wait: bool
+    cancel: bool
+    base_url: str | None
+    encoding: str
+    as_json: bool
+    quiet: bool
+
+
+def _check(options: _Options) -> None:
+    if options.cancel:
+        if not options.output:
+            raise click.UsageError("--cancel needs the output of the job: -o FILE")
+        return
+    if options.retry is not None:
+        if options.table is not None or options.prompt is not None or options.output is not None:
+            raise click.UsageError(
+                "--retry does the job of its file again: it takes no INPUT, --prompt or --output"
+            )
+        return
+    if options.table is None:
+        raise click.UsageError("no INPUT: name a table, such as in.csv")
+    if not options.prompt:
+        raise click.UsageError("no prompt: add -p 'Label {{text}}'")
+    if not options.output:
+        raise click.UsageError("no output: add -o out.csv")
+    if options.resume and options.overwrite:
+        raise click.UsageError("--resume goes on with a job, --overwrite forgets it: give one of them")
+
+
+async def _run(options: _Options) -> Report:
+    from rlm.bulk import amap_rows, aretry_rows
+    from rlm.bulk.batch_api import BatchAPI
+
+    models = options.models or (DEFAULT_MODEL,)
+    prices = prices_of(options.price, models)
+    progress = None if options.quiet or not sys.stderr.isatty() else _show_progress
+    async with AsyncExitStack() as stack:
+        batch_api = None
+        if options.batch_api:
+            batch_api = await stack.enter_async_context(
+                BatchAPI(base_url=options.base_url, prices=prices, wait=not options.no_wait)
+            )
+        if options.retry is not None:
+            retried = await aretry_rows(
+                options.retry,
+                budget=options.budget,
+                prices=prices,
+                base_url=options.base_url,
+                on_progress=progress,
+                ask_packs=batch_api,
+            )
+            return retried.report
+        mapped = await amap_rows(
+            str(options.table),
+            text_of_option(options.prompt),
+            schema=schema_of_option(options.schema),
+            output=options.output,
+            model=models,
+            samples=options.samples,
+            rows_per_call=options.rows_per_call,
+            max_concurrency=options.max_concurrency,
+            temperature=options.temperature,
+            max_output_tokens=options.max_output_tokens,
+            column=options.column,
+            limit=options.limit,
+            pilot=_pilot(options),
+            confirm=partial(_confirm, options.yes),
+            skip_when=options.skip_when,
+            budget=options.budget,
+            prices=prices,
+            resume=options.resume,
+            overwrite=options.overwrite,
+            encoding=options.encoding,
+            base_url=options.base_url,
+            on_progress=progress,
+            ask_packs=batch_api,
+        )
+        return mapped.report
+
+
+async def _cancel(options: _Options) -> int:
+    from pathlib import Path
+
+    from rlm.bulk.batch_api import BatchAPI
+
+    async with BatchAPI(base_url=options.base_url) as batch_api:
+        return await batch_api.cancel(Path(f"{options.output}.journal"))
+
+
+def _pilot(options: _Options) -> int:
+    if options.pilot is not None:
+        return options.pilot
+    asks = not options.yes and not options.batch_api and sys.stdin is not None and sys.stdin.isatty()
+    return PILOT_ROWS if asks else 0
+
+
+def _confirm(yes: bool, estimate: Estimate) -> bool:
+    """Whether to go on after the pilot; where nobody can be asked, only with --yes."""
+    click.echo(f"\r{estimate}", err=True)
+    if yes:
+        return True
+    if sys.stdin is None or not sys.stdin.isatty():
+        return False
+    return click.confirm("Go on?", default=True, err=True)
+
+
+def _show_progress(progress: Progress) -> None:
+    parts = [f"{progress.rows:,} of {progress.total:,} rows", f"{progress.rows_per_second:,.0f} rows/s"]
+    if progress.seconds_left is not None:
+        parts.append(f"{progress.seconds_left:,.0f} s left")
+    if progress.cost_usd is not None:
+        cap = f" of ${progress.budget_usd:,.2f}" if progress.budget_usd is not None else ""
+        parts.append(f"${progress.cost_usd:,.4f}{cap}")
+    if progress.failed:
+        parts.append(f"{progress.failed:,} failed")
+    end = "\n" if progress.rows >= progress.total else ""
+    click.echo(f"\r\x1b[K{' · '.join(parts)}{end}", err=True, nl=False)
+
+
+def _show(report: Report, options: _Options) -> None:
+    if options.as_json:
+        import json
+
+        click.echo(json.dumps(asdict(report), default=str))
+    elif not options.quiet:
+        click.echo(str(report), err=True)

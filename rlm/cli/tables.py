@@ -1,0 +1,132 @@
+"""What the commands over tables share: their options, and what they are read into."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from rlm.prices import Price
+
+__all__ = [
+    "encoding_option",
+    "models_option",
+    "price_option",
+    "prices_of",
+    "prompt_option",
+    "require_endpoint",
+    "rows_per_call_option",
+    "schema_of_option",
+    "schema_option",
+    "text_of_option",
+]
+
+DEFAULT_MODEL = "gpt-5-nano"
+
+
+def _rows_per_call(_context: click.Context, _parameter: click.Parameter, value: str) -> int | Literal["auto"]:
+    """A number of rows, or `auto`."""
+    if value == "auto":
+        return "auto"
+    if not (value.isascii() and value.isdigit() and int(value) > 0):
+        raise click.BadParameter(f"{value!r} is neither a number above 0 nor auto")
+    return int(value)
+
+
+prompt_option = click.option(
+    "-p",
+    "--prompt",
+    metavar="TEXT",
+    help="What to ask of each row, such as 'Label {{text}}'; @FILE reads a file.",
+)
+schema_option = click.option(
+    "--schema",
+    metavar="TEXT",
+    help="What an answer looks like: \"label: 'spam'|'ham', score: float\", or JSON Schema; @FILE reads a file.",
+)
+models_option = click.option(
+    "-m", "--model", "models", multiple=True, metavar="NAME", help=f"The model.  [default: {DEFAULT_MODEL}]"
+)
+rows_per_call_option = click.option(
+    "--rows-per-call",
+    callback=_rows_per_call,
+    default="auto",
+    metavar="N|auto",
+    help="Rows in one call.  [default: by their length]",
+)
+price_option = click.option(
+    "--price",
+    metavar="IN,OUT",
+    help="Dollars per million tokens, in and out, of a model that has no known price.",
+)
+encoding_option = click.option(
+    "--encoding", default="utf-8-sig", metavar="NAME", help="Encoding of the input.  [default: UTF-8]"
+)
+
+
+def text_of_option(value: str | None) -> str:
+    """The text of an option, or of the file that it names with @.
+
+    Raises:
+        click.UsageError: the file cannot be read.
+    """
+    if value is None or not value.startswith("@"):
+        return value or ""
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.UsageError(f"{value[1:]}: cannot be read: {error}") from error
+
+
+def schema_of_option(value: str | None) -> str | Mapping[str, Any] | None:
+    """The schema that was asked for, as JSON Schema where it is written as one.
+
+    Raises:
+        click.UsageError: the file it names cannot be read.
+    """
+    text = text_of_option(value).strip()
+    if not text:
+        return None
+    try:
+        read = json.loads(text)
+    except ValueError:
+        return text
+    return read if isinstance(read, dict) else text
+
+
+def prices_of(price: str | None, models: tuple[str, ...]) -> dict[str, Price]:
+    """The price that was given, for each of the models.
+
+    Raises:
+        click.UsageError: it is no pair of numbers.
+    """
+    if price is None:
+        return {}
+    from rlm.prices import Price
+
+    try:
+        sent, received = (float(part) for part in price.split(","))
+    except ValueError as error:
+        raise click.UsageError(f"--price {price!r}: write two numbers, such as 0.05,0.4") from error
+    return {model: Price(input=sent, output=received) for model in models}
+
+
+def require_endpoint(base_url: str | None) -> None:
+    """Read `.env`, and make sure that there is somebody to ask.
+
+    Raises:
+        click.UsageError: there is neither a key nor an endpoint.
+    """
+    from rlm.cli.running import load_env_file
+
+    load_env_file(Path.cwd())
+    if not (base_url or os.environ.get("OPENAI_API_KEY") or os.environ.get("OPENAI_BASE_URL")):
+        raise click.UsageError(
+            "no key and no endpoint: set OPENAI_API_KEY, or name an endpoint with --base-url"
+        )
