@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 from dataclasses import dataclass, field, replace
@@ -366,7 +367,7 @@ def as_stream(request: Request, body: dict[str, Any]) -> list[dict[str, Any]]:
     for choice in body["choices"]:
         message = choice["message"]
         deltas: list[dict[str, Any]] = [{"role": "assistant", "content": ""}]
-        deltas += [{"content": word} for word in (message["content"] or "").splitlines(keepends=True)]
+        deltas += [{"content": word} for word in re.findall(r"\s*\S+\s*|\s+", message["content"] or "")]
         if message.get("refusal"):
             deltas.append({"refusal": message["refusal"]})
         chunks += [
