@@ -237,9 +237,11 @@ def ordinary_user():
     return Launcher(name="ordinary user", prefix=prefix, python=python)
 
 
-@pytest.fixture(params=["as we are", "as an ordinary user"])
-def launcher(request):
-    return None if request.param == "as we are" else ordinary_user()
+@pytest.fixture(params=["as we are", "as an ordinary user", "without namespaces"])
+def guest(request):
+    """A launcher, and the highest tier that may be used with it."""
+    launcher = ordinary_user() if request.param == "as an ordinary user" else None
+    return launcher, "confined" if request.param == "without namespaces" else "isolated"
 
 
 async def serve(call):
@@ -267,10 +269,11 @@ async def check(session, attack):
 
 
 @pytest.mark.parametrize("group", GROUPS)
-async def test_hostile_cells_reach_nothing_and_cost_only_themselves(group, launcher, monkeypatch):
+async def test_hostile_cells_reach_nothing_and_cost_only_themselves(group, guest, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", SECRET)
     settings = PATIENT if group in ("memory", "answers") else SETTINGS
-    session = await open_session(settings, launcher=launcher)
+    launcher, tier = guest
+    session = await open_session(dataclasses.replace(settings, highest_tier=tier), launcher=launcher)
     try:
         assert session.isolation.tier != "process", session.isolation
         await session.load("context")

@@ -28,6 +28,7 @@ __all__ = [
     "confine",
     "confine_and_try",
     "descendants",
+    "empty_folder",
     "enter_namespaces",
     "folder_bytes",
     "is_zombie",
@@ -595,6 +596,16 @@ def is_zombie(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
     except OSError:
         return True
+
+
+def empty_folder(folder: str) -> None:
+    """Remove all that is in a folder."""
+    for place, folders, files in os.walk(folder, topdown=False):
+        for names, remove in ((files, os.remove), (folders, os.rmdir)):
+            for name in names:
+                path = os.path.join(place, name)  # noqa: PTH118 - no pathlib here
+                with contextlib.suppress(OSError):
+                    (os.remove if os.path.islink(path) else remove)(path)  # noqa: PTH114
 
 
 def folder_bytes(folder: str, most: int) -> int:

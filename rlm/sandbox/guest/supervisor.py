@@ -39,7 +39,9 @@ CREDENTIALS = struct.Struct("3i")
 PASS_CREDENTIALS = getattr(socket, "SO_PASSCRED", None)
 DRAIN_BYTES = 8 << 20
 LOOK_SECONDS = 0.25
+WATCH_SECONDS = 0.02
 PIPE_BYTES = 1 << 20
+FIRST, ORDINARY, LATER = -20, 0, 10
 
 
 class HostGone(Exception):
@@ -84,7 +86,7 @@ def hear_settings(host: Host) -> dict[str, Any]:
     settings["scratch"] = make_scratch(settings["scratch"])
     missing: dict[str, str] = {}
     levels = ["own process", "clean environment", "limits"]
-    settings["counts_processes"] = settings["quota"] = False
+    settings["counts_processes"] = settings["bounds_processes"] = settings["quota"] = False
     settings["fork"] = settings["fork"] and hasattr(os, "fork")
     if settings["fork"]:
         levels += isolate(settings, missing)
@@ -101,6 +103,19 @@ def hear_settings(host: Host) -> dict[str, Any]:
         "missing": missing,
     }
     return settings
+
+
+def come_first() -> None:
+    """Be scheduled before any number of processes a cell could start; only root may, and only it needs to."""
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, 0, FIRST)
+
+
+def yield_to_supervisor() -> None:
+    """In a worker: undo `come_first`; where it was not allowed, step back instead."""
+    with contextlib.suppress(OSError, AttributeError):
+        came_first = os.getpriority(os.PRIO_PROCESS, 0) == FIRST
+        os.setpriority(os.PRIO_PROCESS, 0, ORDINARY if came_first else LATER)
 
 
 def make_scratch(given: str) -> str:
@@ -133,14 +148,14 @@ def isolate(settings: dict[str, Any], missing: dict[str, str]) -> list[str]:
             settings["quota"] = True
     is_root = hasattr(os, "getuid") and os.getuid() == 0
     if not is_root and (settings["quota"] or os.getuid() >= hardening.PRIVATE_USERS):
-        settings["counts_processes"] = True
+        settings["counts_processes"] = settings["bounds_processes"] = True
         levels.append("process limit")
     elif settings["quota"] and hardening.numbers_are_limited(settings["processes"]):
+        settings["bounds_processes"] = True
         levels.append("process limit")
     else:
-        missing["process limit"] = (
-            "the kernel does not count them for this user: counted every quarter second instead"
-        )
+        come_first()
+        missing["process limit"] = "the kernel does not count them for this user: they are watched instead"
     held, refused = hardening.probe(settings)
     missing.update(refused)
     return levels + held
@@ -419,6 +434,8 @@ class Supervisor:
                 self.host.outbox.put(data)
         else:
             detail = self._roll_back(process)
+            if cell.overfilled:
+                hardening.empty_folder(self.settings["scratch"])
             if outcome == "gone":
                 outcome, error = detail
             state = "lost" if state == "lost" or self.ancestor is None else "rolled back"
@@ -449,7 +466,6 @@ class Supervisor:
 
     def _roll_back(self, process: Process) -> tuple[str, str]:
         """Kill the cell's process; the ancestor knows how it ended, where it ended by itself."""
-        self._kill_leftovers(process)
         process.send_signal(signal.SIGKILL)
         self._kill_leftovers(process)
         status = self._status_of(process)
@@ -544,6 +560,8 @@ class Supervisor:
         if pid == 0:
             self.host.close()
             process.close()
+            if not self.settings["bounds_processes"]:
+                yield_to_supervisor()
             worker.start(theirs, self._context, self.settings)
         return self._greeted(process, theirs)
 
@@ -661,7 +679,11 @@ class Cell:
         self.report: list[bytes] = []
         self._report_done = False
         self._report_size = 0
-        self._look_at = time.monotonic() + LOOK_SECONDS
+        self.overfilled = False
+        settings = supervisor.settings
+        self._looks_every = LOOK_SECONDS if settings["bounds_processes"] else WATCH_SECONDS
+        self._look_at = time.monotonic()
+        self._measure_at = time.monotonic() + LOOK_SECONDS
         self._verdict: tuple[str, str] | None = None
 
     def watch(self) -> tuple[str, str]:
@@ -684,7 +706,7 @@ class Cell:
         self._look_around()
         if self._verdict is not None:
             return
-        ready = dict(self._poller().poll(min(left, LOOK_SECONDS) * 1000 + 1))
+        ready = dict(self._poller().poll(min(left, self._looks_every) * 1000 + 1))
         self._host.outbox.flush()
         if self._process.outbox.size:
             self._flush_to_cell()
@@ -704,16 +726,23 @@ class Cell:
         """What the kernel does not limit here is counted now and then."""
         if time.monotonic() < self._look_at:
             return
-        self._look_at = time.monotonic() + LOOK_SECONDS
+        self._look_at = time.monotonic() + self._looks_every
         settings = self._supervisor.settings
         if not settings["counts_processes"]:
             # Those of the machinery are the supervisor's, the ancestor and the cell's own.
             count = len(hardening.descendants(self._process.pid))
             if count > settings["processes"]:
                 self._verdict = "memory", f"the cell had {count} processes, more than {settings['processes']}"
+        if time.monotonic() < self._measure_at:
+            return
+        self._measure_at = time.monotonic() + LOOK_SECONDS
         most = settings["scratch_bytes"]
         if not settings["quota"] and hardening.folder_bytes(settings["scratch"], most) > most:
-            self._verdict = "memory", f"the cell wrote more than {most:,} bytes to its folder"
+            self.overfilled = True
+            self._verdict = (
+                "memory",
+                f"the cell wrote more than {most:,} bytes to its folder, which was emptied",
+            )
 
     def _poller(self) -> select.poll:
         poller = select.poll()
