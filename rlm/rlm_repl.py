@@ -70,6 +70,8 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         cache: keep finished answers on disk and use them again: "on", "read" (add nothing), "off".
         max_concurrent: calls in flight at once over the whole tree; by default, what the endpoint turns out to bear.
         timeout_s: wall clock of one completion, in seconds.
+        on_limit: a budget or the wall clock ends a completion with a "partial" answer, or it "raise"s
+            `LimitReached`, which holds that answer in `.partial`.
         sub_context_chars: how many characters of prompt a sub-model can take.
         cell_timeout_s: seconds of work a cell may take; waiting for models does not count.
         sandbox: "auto" takes the best isolation this machine gives; "strict" refuses to start a guest that is not
@@ -99,6 +101,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         cache: Literal["off", "read", "on"] = "off",
         max_concurrent: int | None = None,
         timeout_s: float | None = None,
+        on_limit: Literal["partial", "raise"] = "partial",
         sub_context_chars: int = _DEFAULTS.sub_context_chars,
         cell_timeout_s: float = _DEFAULTS.sandbox.cell_timeout_s,
         sandbox: SandboxSettings | Literal["auto", "strict"] = "auto",
@@ -113,6 +116,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             max_iterations=max_iterations,
             max_depth=max_depth,
             timeout_s=timeout_s,
+            on_limit=on_limit,
             sub_context_chars=sub_context_chars,
             sandbox=_sandbox_settings(sandbox, cell_timeout_s),
             scheduler=scheduler or SchedulerSettings(max_concurrent=max_concurrent or "auto", cache=cache),

@@ -90,8 +90,8 @@ class Run:
     ) -> Answer:
         """Answer a question on an open guest, going on with the conversation so far.
 
-        A limit of the run ends it with the best partial answer; every other error is raised, after a `RunFailed`
-        event. Events come in order: `RunStarted`, turns and cells, then `AnswerGiven` or `RunFailed`.
+        A limit of the run ends it with the best partial answer, or with `LimitReached` where `on_limit` says so;
+        every other error is raised, after a `RunFailed` event. Events come in order: `RunStarted`, turns and cells, then `AnswerGiven` or `RunFailed`.
         """
         started = time.monotonic()
         budget = self.tree.ledger.budget
@@ -109,8 +109,12 @@ class Run:
                 budget_calls=budget.calls,
             )
         )
+        reached: LimitReached | None = None
         try:
             conclusion = await self._converse(question, conversation, guest, note)
+        except LimitReached as limit:
+            reached = limit
+            conclusion = conversation.conclude_early(_status_of(limit), str(limit))
         except RLMError as error:
             self.emit(RunFailed(**self._here(), kind=type(error).__name__, error=str(error)))
             raise
@@ -119,6 +123,9 @@ class Run:
             raise
         answer = self._answer(conclusion, time.monotonic() - started)
         self.emit(AnswerGiven(**self._here(), answer=answer))
+        if reached is not None and self.settings.on_limit == "raise" and not self.depth:
+            reached.partial = answer
+            raise reached
         return answer
 
     async def run_cell(self, guest: Session, code: str, *, turn: int, cell: int) -> CellResult:
@@ -140,24 +147,27 @@ class Run:
     async def _converse(
         self, question: str, conversation: Conversation, guest: Session, note: str
     ) -> Conclusion:
-        """Drive the conversation to its conclusion, or to the limit that comes first."""
+        """Drive the conversation to its conclusion.
+
+        Raises:
+            LimitReached: a budget or the wall clock came first.
+        """
         await guest.clear_answer()
-        try:
-            with anyio.move_on_after(self.settings.timeout_s):
-                steps = conversation.ask(question, note=note)
-                outcome = None
-                while True:
-                    try:
-                        step = steps.send(outcome)
-                    except StopIteration as stop:
-                        conclusion: Conclusion = stop.value
-                        return conclusion
-                    outcome = await self._perform(step, guest)
-            return conversation.conclude_early(
-                "timeout", f"the run took longer than {self.settings.timeout_s} s"
-            )
-        except LimitReached as limit:
-            return conversation.conclude_early(_status_of(limit), str(limit))
+        seconds = self.settings.timeout_s
+        with anyio.move_on_after(seconds):
+            steps = conversation.ask(question, note=note)
+            outcome = None
+            while True:
+                try:
+                    step = steps.send(outcome)
+                except StopIteration as stop:
+                    conclusion: Conclusion = stop.value
+                    return conclusion
+                outcome = await self._perform(step, guest)
+        assert seconds is not None  # noqa: S101 - without a limit the scope above never ends early
+        raise DeadlineExceeded(
+            f"the run took longer than {seconds:g} s", name="seconds", limit=seconds, spent=seconds
+        )
 
     async def _perform(self, step: Step, guest: Session) -> Reply | CellResult:
         match step:

@@ -140,6 +140,8 @@ class RunSettings:
         max_depth: levels of runs below which `rlm_query` is a plain call; 1 means that the root run has
             sub-calls but no child runs.
         timeout_s: wall clock of the whole run in seconds, or None.
+        on_limit: what a budget or the wall clock ends the root run with: a "partial" answer, or "raise" the
+            `LimitReached` with that answer in `.partial`.
         sub_context_chars: how many characters of prompt a sub-model can take; told to the root model.
         shown_output_chars: how much of a cell's output the root model is shown: head and tail.
     """
@@ -149,6 +151,7 @@ class RunSettings:
     max_iterations: int = 20
     max_depth: int = 1
     timeout_s: float | None = None
+    on_limit: Literal["partial", "raise"] = "partial"
     sub_context_chars: int = 400_000
     shown_output_chars: int = 20_000
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
@@ -159,6 +162,8 @@ class RunSettings:
             _require_positive(name, getattr(self, name))
         if self.timeout_s is not None:
             _require_positive("timeout_s", self.timeout_s)
+        if self.on_limit not in {"partial", "raise"}:
+            raise SettingsError(f"on_limit={self.on_limit!r}: must be 'partial' or 'raise'")
         for name in ("model", "recursive_model"):
             if not getattr(self, name):
                 raise SettingsError(f"{name} is empty: name a model, such as {name}='gpt-5-nano'")

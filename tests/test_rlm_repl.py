@@ -15,7 +15,14 @@ import trio
 from blockbuster import blockbuster_ctx
 
 from rlm import RLM_REPL, ScriptedClient
-from rlm.errors import AuthenticationFailed, BadRequest, ContextError, SettingsError
+from rlm.errors import (
+    AuthenticationFailed,
+    BadRequest,
+    BudgetExceeded,
+    ContextError,
+    DeadlineExceeded,
+    SettingsError,
+)
 from rlm.events import AnswerGiven, CallWrote, CellFinished, CellOutput, RunFailed, RunStarted
 from rlm.prices import Price
 from rlm.scheduler.budget import Budget
@@ -136,6 +143,18 @@ def test_a_budget_ends_the_run_with_its_draft_before_it_is_exceeded():
         answer = rlm.completion("x", "a question")
     assert (answer, answer.status) == ("so far", "budget")
     assert answer.usage.calls == len(rlm.client.calls) == 6
+
+
+@pytest.mark.parametrize(
+    ("limit", "error"),
+    [({"budget": Budget(calls=1)}, BudgetExceeded), ({"timeout_s": 1.0}, DeadlineExceeded)],
+)
+def test_a_limit_may_raise_and_holds_the_partial_answer(limit, error):
+    endless = cell("answer['content'] = 'so far'"), cell("import time; time.sleep(60)")
+    with scripted(*endless, on_limit="raise", **limit) as rlm, pytest.raises(error) as raised:
+        rlm.completion("x", "a question")
+    assert raised.value.partial == "so far"
+    assert raised.value.partial.usage.calls >= 1
 
 
 def test_a_budget_in_dollars_needs_a_price():
