@@ -23,6 +23,7 @@ from subprocess import PIPE
 from typing import TYPE_CHECKING, Any, Self, TypeAlias, get_args
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 
 from rlm.errors import (

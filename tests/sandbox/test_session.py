@@ -626,7 +626,7 @@ async def test_an_error_of_the_output_handler_is_raised_as_itself(session):
         raise OSError("the terminal is gone")
 
     with pytest.raises(OSError, match="the terminal is gone"):
-        await run(session, "x = 1\nprint(x)", on_output=broken)
+        await run(session, "x = 1\nprint(x)\nimport time\ntime.sleep(9)", on_output=broken)
     assert await out(session, "'x' in dir()") == "False\n"
 
 
