@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from rlm.values import CellResult
 
-__all__ = ["PlainLines", "cell_in_words", "prose_of"]
+__all__ = ["PlainLines", "calls_in_words", "cell_in_words", "prose_of"]
 
 _ENDINGS = {
     "timeout": "timed out",
@@ -114,7 +114,7 @@ class PlainLines:
                 yield f"{child}turn {event.turn}: cell {event.cell}:"
                 yield from _quoted(event.code)
             case CellFinished() if event.turn:
-                calls = 0 if event.depth else self._progress.cell_calls
+                calls = "" if event.depth else calls_in_words(self._progress)
                 words = cell_in_words(event.result, calls, shown=bool(self._verbosity))
                 yield f"{child}turn {event.turn}: cell {event.cell} {words}"
                 if self._verbosity:
@@ -125,7 +125,7 @@ class PlainLines:
                     if answer.status == "ok"
                     else f"stopped ({one_line(answer.limit, SHOWN_CHARS)})"
                 )
-                yield f"{child}{ending}: {answer_summary(answer)}"
+                yield f"{child}{ending}: {answer_summary(answer, self._progress.caps)}"
             case RunFailed(kind="Cancelled"):
                 yield f"{child}stopped"
             case RunFailed():
@@ -148,21 +148,32 @@ class PlainLines:
                 error = one_line(event.error, SHOWN_CHARS)
                 yield f"call {event.call} failed, attempt {event.attempt}: {error}; again in {seconds(event.wait_s)}"
             case BatchFinished(failed=failed) if failed:
-                yield f"turn {self._progress.turn}: {count(failed, 'call')} of a batch failed"
+                yield f"turn {self._progress.turn}: {count(failed, 'prompt')} of a batch failed"
             case _:
                 pass
         batch = self._progress.batch()
         if isinstance(event, CallFinished) and batch and event.at - self._last_line_at >= BATCH_NEWS_S:
-            yield f"turn {self._progress.turn}: {batch.done:,} of {count(batch.size, 'call')}"
+            words = f"{batch.done:,} of {count(batch.size, 'call')}"
+            repeats = f" for {count(batch.prompts, 'prompt')}" if batch.repeats else ""
+            left_s = batch.left_s(event.at)
+            left = f", {seconds(left_s)} left" if left_s else ""
+            yield f"turn {self._progress.turn}: {words}{repeats}{left}"
 
 
-def cell_in_words(result: CellResult, calls: int, *, shown: bool) -> str:
+def cell_in_words(result: CellResult, calls: str, *, shown: bool) -> str:
     """How a cell ended and what it did, as one line; where its output is `shown` anyway, not what it printed."""
     ending = "ok" if result.outcome == "ok" else _failure_of(result)
-    parts = [ending, count(calls, "call")] if calls else [ending]
+    parts = [ending, calls] if calls else [ending]
     if not shown:
         parts.append(_printed(result))
     return ", ".join([*parts, seconds(result.execution_time)])
+
+
+def calls_in_words(progress: Progress) -> str:
+    """The calls that a cell led to, if any; with its prompts, where equal ones were asked once."""
+    calls, repeats = progress.cell_calls, progress.cell_repeats
+    words = count(calls, "call") if calls else ""
+    return f"{words} for {count(calls + repeats, 'prompt')}" if repeats and calls else words
 
 
 def prose_of(reply: str) -> str:

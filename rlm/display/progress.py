@@ -15,6 +15,7 @@ from rlm.events import (
     CallFinished,
     CallRetried,
     CallStarted,
+    CallWrote,
     CellFinished,
     CellOutput,
     CellStarted,
@@ -29,21 +30,71 @@ from rlm.values import Usage
 if TYPE_CHECKING:
     from rlm.values import Answer, CallRole
 
-__all__ = ["Batch", "Progress", "answer_summary", "summary_of"]
+__all__ = ["NO_CAPS", "Batch", "Caps", "Progress", "answer_summary", "of_cap", "summary_of"]
 
 _Key: TypeAlias = tuple[str, int]
 
-KEPT_OUTPUT_CHARS = 16_000
+KEPT_CHARS = 16_000
+
+NOT_MADE = frozenset({"Cancelled", "BudgetExceeded", "DeadlineExceeded"})
+"""How a call may end that did not fail: it was stopped, or a limit came first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A running batch: how many calls it has, how many are done, how many of these failed, and since when."""
+    """Running batches: how many calls are made, done, failed, for how many prompts, and since when."""
 
     size: int
+    prompts: int
     done: int = 0
     failed: int = 0
     started_at: float = 0.0
+
+    @property
+    def repeats(self) -> int:
+        """How many prompts are equal to another one of their batch, and share its call."""
+        return self.prompts - self.size
+
+    def left_s(self, now: float) -> float | None:
+        """Seconds until the last call is done, at the rate so far; None where too little is known."""
+        elapsed = now - self.started_at
+        if not self.done or elapsed < 1:
+            return None
+        return elapsed * (self.size - self.done) / self.done
+
+
+@dataclass(frozen=True, slots=True)
+class Caps:
+    """What a run and its children may spend at most; None is no limit."""
+
+    usd: float | None = None
+    tokens: int | None = None
+    calls: int | None = None
+
+
+NO_CAPS = Caps()
+
+
+class _Tail:
+    """The end of a text that grows."""
+
+    def __init__(self) -> None:
+        self._pieces: deque[str] = deque()
+        self._chars = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self._pieces)
+
+    def add(self, text: str) -> None:
+        self._pieces.append(text[-KEPT_CHARS:])
+        self._chars += len(self._pieces[-1])
+        while self._chars - len(self._pieces[0]) >= KEPT_CHARS:
+            self._chars -= len(self._pieces.popleft())
+
+    def clear(self) -> None:
+        self._pieces.clear()
+        self._chars = 0
 
 
 @dataclass(slots=True)
@@ -56,7 +107,9 @@ class Progress:
         open_runs: the runs that have begun and not ended, as a mapping from their ids to their depths.
         started_at: when the first of them began, in seconds since the epoch.
         doing: what the run is busy with: "" between the runs, "root" or "cell".
+        caps: what the run and its children may spend.
         cell_calls: how many calls of sub-models the running cell, or else the last one, has led to.
+        cell_repeats: how many prompts of its batches were equal to others, and not asked again.
         read_chars: the length of all prompts that sub-models were given.
         retry: the last failed attempt, in words, until its call is answered.
         cost_usd: dollars spent, or None where a reply had no known price.
@@ -71,15 +124,18 @@ class Progress:
     calls: int = 0
     sub_calls: int = 0
     cell_calls: int = 0
+    cell_repeats: int = 0
     failed_calls: int = 0
     read_chars: int = 0
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = 0.0
+    caps: Caps = NO_CAPS
     retry: str = ""
     batches: dict[_Key, Batch] = field(default_factory=dict)
     _in_flight: dict[_Key, tuple[CallRole, int | None]] = field(default_factory=dict)
-    _output: deque[str] = field(default_factory=deque)
-    _output_chars: int = 0
+    _output: _Tail = field(default_factory=_Tail)
+    _written: _Tail = field(default_factory=_Tail)
+    _root_call: _Key | None = None
 
     @property
     def in_flight(self) -> int:
@@ -99,7 +155,12 @@ class Progress:
     @property
     def output(self) -> str:
         """The end of what the running cell has printed."""
-        return "".join(self._output)
+        return self._output.text
+
+    @property
+    def written(self) -> str:
+        """The end of what the root model has written of the reply it is at."""
+        return self._written.text
 
     def batch(self) -> Batch | None:
         """The sum of the batches that run, since the first of them began."""
@@ -108,6 +169,7 @@ class Progress:
             return None
         return Batch(
             size=sum(batch.size for batch in batches),
+            prompts=sum(batch.prompts for batch in batches),
             done=sum(batch.done for batch in batches),
             failed=sum(batch.failed for batch in batches),
             started_at=min(batch.started_at for batch in batches),
@@ -126,24 +188,32 @@ class Progress:
                 self.turn, self.doing = event.turn, "root"
             case RootReplied(depth=0):
                 self.doing = ""
+                self._written.clear()
             case CellStarted(depth=0):
                 if not self.open_runs:
                     self._begin(event)
-                self.cell, self.cell_calls, self.doing = event.cell, 0, "cell"
+                self.cell, self.doing = event.cell, "cell"
+                self.cell_calls = self.cell_repeats = 0
                 self._output.clear()
-                self._output_chars = 0
             case CellOutput(depth=0):
-                self._keep(event.text)
+                self._output.add(event.text)
             case CellFinished(depth=0):
                 self.doing = ""
                 self.batches.clear()
             case BatchStarted():
-                self.batches[event.run_id, event.batch] = Batch(event.size, started_at=event.at)
+                self.batches[event.run_id, event.batch] = Batch(
+                    event.distinct, event.size, started_at=event.at
+                )
+                self.cell_repeats += event.size - event.distinct
             case BatchFinished():
                 self.batches.pop((event.run_id, event.batch), None)
             case CallStarted():
                 self._call_started(event)
+            case CallWrote() if self._root_call == (event.run_id, event.call):
+                self._written.add(event.text)
             case CallRetried():
+                if self._root_call == (event.run_id, event.call):
+                    self._written.clear()
                 self.retry = f"{event.error}; again in {seconds(event.wait_s)}"
             case CallFinished() | CallFailed():
                 self._call_ended(event)
@@ -152,10 +222,10 @@ class Progress:
 
     def summary(self, now: float) -> str:
         """What was done and spent so far, in words."""
-        return summary_of(self.turn, self.usage, self.cost_usd, now - self.started_at)
+        return summary_of(self.turn, self.usage, self.cost_usd, now - self.started_at, self.caps)
 
     def _begin(self, event: RunStarted | CellStarted) -> None:
-        fresh = Progress(started_at=event.at)
+        fresh = Progress(started_at=event.at, caps=_caps_of(event) or self.caps)
         for name in self.__slots__:
             setattr(self, name, getattr(fresh, name))
         self.max_iterations = event.max_iterations if isinstance(event, RunStarted) else 0
@@ -167,12 +237,7 @@ class Progress:
                 del kept[key]
         if not self.open_runs:
             self.doing = self.retry = ""
-
-    def _keep(self, text: str) -> None:
-        self._output.append(text[-KEPT_OUTPUT_CHARS:])
-        self._output_chars += len(self._output[-1])
-        while self._output_chars - len(self._output[0]) >= KEPT_OUTPUT_CHARS:
-            self._output_chars -= len(self._output.popleft())
+            self._written.clear()
 
     def _call_started(self, event: CallStarted) -> None:
         self.calls += 1
@@ -181,31 +246,51 @@ class Progress:
             self.sub_calls += 1
             self.cell_calls += 1
             self.read_chars += sum(len(message.content) for message in event.messages)
+        elif not event.depth:
+            self._root_call = event.run_id, event.call
+            self._written.clear()
 
     def _call_ended(self, event: CallFinished | CallFailed) -> None:
         _, number = self._in_flight.pop((event.run_id, event.call), ("sub", None))
-        failed = isinstance(event, CallFailed)
+        failed = isinstance(event, CallFailed) and event.kind not in NOT_MADE
         self.failed_calls += failed
         self.retry = ""
-        if isinstance(event, CallFinished):
-            self.usage = self.usage + event.reply.usage
-            cost = event.reply.cost_usd
-            self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
+        bill = event.reply if isinstance(event, CallFinished) else event
+        self.usage = self.usage + bill.usage
+        cost = bill.cost_usd
+        self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
         key = (event.run_id, number or 0)
         if batch := self.batches.get(key):
             self.batches[key] = replace(batch, done=batch.done + 1, failed=batch.failed + failed)
 
 
-def summary_of(turns: int, usage: Usage, cost_usd: float | None, elapsed_s: float) -> str:
-    """Turns, calls, tokens, dollars and time, as far as there are any."""
-    parts = [count(turns, "turn"), count(usage.calls, "call")]
-    if usage.total_tokens:
-        parts.append(f"{'about ' if usage.estimated else ''}{count(usage.total_tokens, 'token')}")
-    if cost_usd is not None and (cost_usd or usage.total_tokens):
+def summary_of(
+    turns: int, usage: Usage, cost_usd: float | None, elapsed_s: float, caps: Caps = NO_CAPS
+) -> str:
+    """Turns, calls, tokens, dollars and time, as far as there are any, and what there may be of them."""
+    parts = [count(turns, "turn"), of_cap(usage.calls, caps.calls, "call")]
+    if usage.total_tokens or caps.tokens is not None:
+        tokens = of_cap(usage.total_tokens, caps.tokens, "token")
+        parts.append(f"{'about ' if usage.estimated else ''}{tokens}")
+    if cost_usd is not None and caps.usd is not None:
+        parts.append(f"{money(cost_usd)} of {money(caps.usd)}")
+    elif cost_usd is not None and (cost_usd or usage.total_tokens):
         parts.append(money(cost_usd))
     return ", ".join([*parts, seconds(elapsed_s)])
 
 
-def answer_summary(answer: Answer) -> str:
+def answer_summary(answer: Answer, caps: Caps = NO_CAPS) -> str:
     """The same of an answer."""
-    return summary_of(answer.turns, answer.usage, answer.cost_usd, answer.seconds)
+    return summary_of(answer.turns, answer.usage, answer.cost_usd, answer.seconds, caps)
+
+
+def of_cap(number: int, cap: int | None, noun: str) -> str:
+    """`12 calls`, or `12 of 50 calls`."""
+    return count(number, noun) if cap is None else f"{number:,} of {count(cap, noun)}"
+
+
+def _caps_of(event: RunStarted | CellStarted) -> Caps | None:
+    """The caps of a run; a cell of the user's own comes without them."""
+    if isinstance(event, CellStarted):
+        return None
+    return Caps(event.budget_usd, event.budget_tokens, event.budget_calls)

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from rlm.display.lines import cell_in_words, prose_of
+from rlm.display.lines import calls_in_words, cell_in_words, prose_of
 from rlm.display.paint import Block, highlighted
-from rlm.display.progress import answer_summary
-from rlm.display.text import count, first_lines, last_lines, money, one_line, seconds
+from rlm.display.progress import answer_summary, of_cap
+from rlm.display.text import count, first_lines, last_lines, money, one_line, seconds, tail_of
 from rlm.events import (
     AnswerGiven,
     BatchFinished,
@@ -54,18 +54,22 @@ def story_of(event: Event, progress: Progress, *, verbosity: int, columns: int) 
             yield from _of_child(event)
         return
     yield from _of_run(event, progress, verbosity, columns)
-    yield from _of_ending(event, columns)
+    yield from _of_ending(event, progress, columns)
     yield from _of_calls(event, verbosity)
 
 
 def frame_of(progress: Progress, *, columns: int, rows: int, now: float) -> list[Text]:
-    """The lines at the bottom: the end of the output, the running batch, and where the run stands."""
+    """The lines at the bottom: the end of what is written or printed, the running batch, where the run stands."""
     if not progress.doing and not progress.open_runs:
         return []
     lines: list[Text] = []
+    height = max(1, min(TAIL_LINES, rows - 4))
     if progress.doing == "cell":
-        tail, _ = last_lines(progress.output, max(1, min(TAIL_LINES, rows - 4)), columns)
+        tail, _ = last_lines(progress.output, height, columns)
         lines += [Text.assemble(("│ ", "dim"), (line, "dim")) for line in tail]
+    elif progress.written:
+        tail = tail_of(progress.written, height, max(4, columns - 2))
+        lines += [Text.assemble(("▏ ", "cyan"), (line, "dim")) for line in tail]
     if batch := progress.batch():
         lines.append(_batch_line(batch, progress, columns, now))
     elif progress.retry:
@@ -95,7 +99,8 @@ def _of_run(event: Event, progress: Progress, verbosity: int, columns: int) -> I
             yield from _of_output(event.result, MOST_LINES if verbosity else OUTPUT_LINES)
             style = "dim" if event.result.outcome == "ok" else "red"
             yield Block(
-                Text(cell_in_words(event.result, progress.cell_calls, shown=True), style=style), margin="└ "
+                Text(cell_in_words(event.result, calls_in_words(progress), shown=True), style=style),
+                margin="└ ",
             )
         case Warned():
             yield Block(
@@ -105,7 +110,7 @@ def _of_run(event: Event, progress: Progress, verbosity: int, columns: int) -> I
             pass
 
 
-def _of_ending(event: Event, columns: int) -> Iterator[Block]:
+def _of_ending(event: Event, progress: Progress, columns: int) -> Iterator[Block]:
     match event:
         case AnswerGiven(answer=answer):
             yield Block(Text())
@@ -114,7 +119,7 @@ def _of_ending(event: Event, columns: int) -> Iterator[Block]:
             else:
                 yield Block(_rule("Stopped", columns, "yellow"))
                 yield Block(Text(one_line(answer.limit, SHOWN_CHARS), style="yellow"))
-            yield Block(Text(f"{answer_summary(answer)}\n", style="dim"))
+            yield Block(Text(f"{answer_summary(answer, progress.caps)}\n", style="dim"))
         case RunFailed(kind="Cancelled"):
             yield Block(_rule("Stopped", columns, "yellow"))
         case RunFailed():
@@ -136,7 +141,7 @@ def _of_calls(event: Event, verbosity: int) -> Iterator[Block]:
     match event:
         case BatchFinished(failed=failed) if failed:
             yield Block(
-                Text(f"{count(failed, 'call')} of a batch failed", style="yellow"),
+                Text(f"{count(failed, 'prompt')} of a batch failed", style="yellow"),
                 "! ",
                 "yellow",
                 hanging=True,
@@ -167,7 +172,7 @@ def _of_child(event: Event) -> Iterator[Block]:
         case RunStarted():
             yield Block(Text(f"child run: {one_line(event.question, SHOWN_CHARS)}", style="cyan"), margin)
         case CellFinished():
-            words = cell_in_words(event.result, 0, shown=False)
+            words = cell_in_words(event.result, "", shown=False)
             yield Block(Text(f"child turn {event.turn}: {words}", style="dim"), margin)
         case AnswerGiven():
             yield Block(Text(f"child answer: {one_line(event.answer, SHOWN_CHARS)}", style="cyan"), margin)
@@ -189,13 +194,15 @@ def _rule(title: str, columns: int, style: str = "cyan") -> Text:
 
 
 def _batch_line(batch: Batch, progress: Progress, columns: int, now: float) -> Text:
-    """`━━━━━╌╌╌╌╌ 340 of 1,000 calls · 10 in flight · 20 s left`, as much as fits."""
+    """`━━━━━╌╌╌╌╌ 4 of 10 calls · 10 in flight · 20 s left · 100 prompts, 10 distinct`, as much as fits."""
     words = f" {batch.done:,} of {count(batch.size, 'call')}"
     extras = [f"{progress.in_flight:,} in flight"]
     if batch.failed:
         extras.insert(0, f"{batch.failed:,} failed")
-    if batch.done and (elapsed := now - batch.started_at) > 1:
-        extras.append(f"{seconds(elapsed * (batch.size - batch.done) / batch.done)} left")
+    if left_s := batch.left_s(now):
+        extras.append(f"{seconds(left_s)} left")
+    if batch.repeats:
+        extras.append(f"{count(batch.prompts, 'prompt')}, {batch.size:,} distinct")
     bar = max(4, min(30, columns // 4))
     for extra in extras:
         if bar + len(words) + len(extra) + 3 <= columns:
@@ -213,16 +220,27 @@ def _status_line(progress: Progress, columns: int, now: float) -> Text:
     return Text.assemble((f"{spin} ", "cyan"), " · ".join(text for _, text in fields))
 
 
+def _spent(progress: Progress) -> str:
+    """`$0.12`, or `spent $0.12 of $1.00`; nothing where a price is not known."""
+    cost, cap = progress.cost_usd, progress.caps.usd
+    if cost is not None and cap is not None:
+        return f"spent {money(cost)} of {money(cap)}"
+    return money(cost) if cost else ""
+
+
 def _fields(progress: Progress, now: float) -> list[tuple[int, str]]:
-    doing = {"root": "asking the root model", "cell": f"running cell {progress.cell}"}.get(progress.doing, "")
+    asking = "the root model writes" if progress.written else "asking the root model"
+    doing = {"root": asking, "cell": f"running cell {progress.cell}"}.get(progress.doing, "")
     turn = f"turn {progress.turn} of {progress.max_iterations}" if progress.max_iterations else ""
-    cost = progress.cost_usd
+    caps, usage = progress.caps, progress.usage
+    calls = count(progress.calls, "call") if caps.calls is None else of_cap(usage.calls, caps.calls, "call")
+    tokens = of_cap(usage.total_tokens, caps.tokens, "token")
     return [
         (5, turn),
         (1, doing if turn else "running your code"),
         (0, count(progress.child_runs, "child run") if progress.child_runs else ""),
-        (4, count(progress.calls, "call")),
-        (2, count(progress.usage.total_tokens, "token") if progress.usage.total_tokens else ""),
-        (3, money(cost) if cost else ""),
+        (4, calls),
+        (2 if caps.tokens is None else 5, tokens if usage.total_tokens or caps.tokens is not None else ""),
+        (3 if caps.usd is None else 7, _spent(progress)),
         (6, seconds(now - progress.started_at)),
     ]

@@ -18,6 +18,7 @@ __all__ = [
     "money",
     "one_line",
     "seconds",
+    "tail_of",
     "visible",
     "width_of",
 ]
@@ -56,6 +57,12 @@ def last_lines(text: str, lines: int, chars: int) -> tuple[list[str], int]:
     return [_safe_line(line, chars) for line in tail], total - len(tail)
 
 
+def tail_of(text: str, lines: int, columns: int) -> list[str]:
+    """The end of a text that is still being written: its last lines, safe, and folded at `columns`."""
+    end = visible(text[-lines * columns :])
+    return [piece for line in end.rstrip("\n").split("\n") for piece in _folded(line, columns)][-lines:]
+
+
 def width_of(text: str) -> int:
     """How many columns of a terminal a line takes: wide East Asian characters two, combining ones none."""
     if text.isascii():
@@ -83,7 +90,10 @@ def seconds(value: float) -> str:
 
 def money(dollars: float) -> str:
     """Dollars, with as many digits as small sums need."""
-    return f"${dollars:,.2f}" if dollars >= 1 or not dollars else f"${dollars:.4f}"
+    if dollars >= 1 or not dollars:
+        return f"${dollars:,.2f}"
+    precise = f"{dollars:.4f}"
+    return f"${precise[:4]}{precise[4:].rstrip('0')}"
 
 
 def _written_out(match: re.Match[str]) -> str:
@@ -92,6 +102,17 @@ def _written_out(match: re.Match[str]) -> str:
 
 def _safe_line(line: str, chars: int) -> str:
     return _clipped(visible(line[: chars + 1].removesuffix("\r")), chars, more=len(line) > chars + 1)
+
+
+def _folded(line: str, columns: int) -> list[str]:
+    pieces, start, width = [], 0, 0
+    for index, character in enumerate(line):
+        taken = _columns(character)
+        if width + taken > columns and index > start:
+            pieces.append(line[start:index])
+            start, width = index, 0
+        width += taken
+    return [*pieces, line[start:]]
 
 
 def _clipped(text: str, chars: int, *, more: bool) -> str:

@@ -38,7 +38,7 @@ def started(question="What is it?", at=100.0, run_id=HERE["run_id"], depth=0, pa
     )
 
 
-def whole_run(output="hello\n", calls=4, failed=1, code="print('hello')", step_s=1.0):
+def whole_run(*, output="hello\n", calls=4, failed=1, code="print('hello')", step_s=1.0, cost_usd=None):
     """A generator of events, `step_s` seconds apart."""
     at = 100.0
 
@@ -69,5 +69,11 @@ def whole_run(output="hello\n", calls=4, failed=1, code="print('hello')", step_s
     yield CellFinished(**here(), turn=1, cell=1, result=CellResult(stdout=output, execution_time=2.0))
     yield AnswerGiven(
         **here(),
-        answer=Answer("done", turns=1, seconds=9.0, usage=Usage(calls=5, input_tokens=500, output_tokens=50)),
+        answer=Answer(
+            "done",
+            turns=1,
+            seconds=9.0,
+            cost_usd=cost_usd,
+            usage=Usage(calls=5, input_tokens=500, output_tokens=50),
+        ),
     )

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 from display.happenings import HERE, started, whole_run
 
 from rlm import RLM_REPL, ScriptedClient
 from rlm.display import PlainLines
 from rlm.display.lines import prose_of
-from rlm.events import CallRetried, CellFinished, CellOutput, CellStarted, Warned
+from rlm.events import BatchStarted, CallRetried, CallWrote, CellFinished, CellOutput, CellStarted, Warned
 from rlm.values import CellResult
 
 
@@ -24,7 +25,7 @@ def test_a_run_is_a_few_complete_lines():
     assert lines_of(whole_run(step_s=0.1)).splitlines() == [
         "[  0.0 s] asked 'big': What is it?",
         "[  0.0 s] `context` is a str of 5 characters.",
-        "[  1.6 s] turn 1: 1 call of a batch failed",
+        "[  1.6 s] turn 1: 1 prompt of a batch failed",
         "[  1.7 s] turn 1: cell 1 ok, 4 calls, printed 'hello', 2.0 s",
         "[  1.8 s] answered: 1 turn, 5 calls, 550 tokens, 9.0 s",
     ]
@@ -33,6 +34,28 @@ def test_a_run_is_a_few_complete_lines():
 def test_a_long_batch_gives_news_now_and_then():
     text = lines_of(whole_run(calls=100, failed=0, step_s=1.0))
     assert 10 < text.count(" of 100 calls") < 25
+
+
+def test_news_of_a_batch_tell_the_distinct_calls_and_the_time_left():
+    events = [
+        replace(event, size=300) if isinstance(event, BatchStarted) else event
+        for event in whole_run(calls=100, failed=0, step_s=1.0)
+    ]
+    text = lines_of(events)
+    assert "turn 1: 2 of 100 calls for 300 prompts, 3 min 16 s left" in text
+    assert "cell 1 ok, 100 calls for 300 prompts, printed 'hello'" in text
+
+
+def test_a_budget_is_told_next_to_what_was_spent():
+    budget = {"budget_usd": 0.5, "budget_tokens": 100_000, "budget_calls": 50}
+    ending = lines_of([started(**budget), *list(whole_run(cost_usd=0.04))[1:]]).splitlines()[-1]
+    assert ending.endswith("answered: 1 turn, 5 of 50 calls, 550 of 100,000 tokens, $0.04 of $0.50, 9.0 s")
+
+
+def test_what_the_root_model_is_writing_adds_no_line():
+    pieces = [CallWrote(**HERE, call=1, text=f"line {n}\n") for n in range(1_000)]
+    events = list(whole_run())
+    assert lines_of([*events[:3], *pieces, *events[3:]]) == lines_of(events)
 
 
 def test_an_outage_is_told_of_now_and_then_not_at_each_retry():

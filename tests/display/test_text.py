@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm.display.text import count, first_lines, last_lines, money, one_line, seconds, visible
+from rlm.display.text import (
+    count,
+    first_lines,
+    last_lines,
+    money,
+    one_line,
+    seconds,
+    tail_of,
+    visible,
+    width_of,
+)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +71,31 @@ def test_numbers_are_short():
         "1 min 01 s",
         "1 h 02 min",
     ]
-    assert [money(d) for d in (0.0, 0.00123, 12.345)] == ["$0.00", "$0.0012", "$12.35"]
+    assert [money(d) for d in (0.0, 0.00123, 0.12, 0.5, 12.345)] == [
+        "$0.00",
+        "$0.0012",
+        "$0.12",
+        "$0.50",
+        "$12.35",
+    ]
     assert [count(1, "call"), count(1234, "call"), count(2, "reply")] == [
         "1 call",
         "1,234 calls",
         "2 replies",
     ]
+
+
+def test_the_tail_of_a_text_is_folded_and_bounded():
+    assert tail_of("", 3, 10) == [""]
+    assert tail_of("first\nsecond line\n\nlast\n", 3, 6) == [" line", "", "last"]
+    assert tail_of("x" * 1_000_000, 2, 5) == ["xxxxx", "xxxxx"]
+    assert tail_of("租赁合同", 4, 5) == ["租赁", "合同"]
+    assert tail_of("\x1b[2J", 2, 40) == ["\\x1b[2J"]
+
+
+@given(st.text(st.characters(codec=None)), st.integers(1, 5), st.integers(4, 20))
+def test_a_tail_never_leaves_its_place_on_the_screen(text, lines, columns):
+    tail = tail_of(text, lines, columns)
+    assert len(tail) <= lines
+    assert all(width_of(line) <= columns for line in tail)
+    assert not any(unicodedata.category(character) == "Cc" for character in "".join(tail))
