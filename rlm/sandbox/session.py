@@ -639,7 +639,6 @@ class _Guest:
         self._assembler = wire.Assembler(
             {
                 wire.READY: SMALL_BYTES,
-                wire.FAILED: SMALL_BYTES,
                 wire.LOADED: SMALL_BYTES,
                 wire.OUTPUT: wire.FRAME_BYTES,
                 wire.CALL: CALL_BYTES,
@@ -704,8 +703,6 @@ class _Guest:
         await self._send_raw(code)
         await self.send(wire.frames(wire.START, 0, wire.encode(start)))
         kind, _, payload = await self.receive()
-        if kind == wire.FAILED:
-            raise GuestDied(str(_decode(payload)))
         match _decode(payload):
             case {
                 "python": str(python),

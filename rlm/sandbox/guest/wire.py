@@ -13,27 +13,42 @@ A message is the payloads of its frames joined. Between the frames of one messag
 come, and ENDED, which drops the message that was under way. Unless noted, the payload is one value as `encode`
 writes it.
 
-**Who speaks when.** The host opens with START and waits for READY or FAILED. From then on it asks one thing at a
+**Who speaks when.** The host opens with START and waits for READY. From then on it asks one thing at a
 time and waits for the end of it:
 
     host                            guest
-    START   {settings}          →   READY {facts} | FAILED text       once
+    START   {settings}          →   READY {facts}                     once
     LOAD    value               →   LOADED None                       the context; forgets every variable
     RESET   None                →   LOADED None                       back to the state after LOAD
     RUN     {cell}              →   OUTPUT*, CALL*, DONE?, ENDED      one cell
     ASK     {what, name}        →   TOLD {...}                        what variables are there; one value
-    REPLY   (true, value)       ←   answers CALL of the same number, in any order, while a RUN is under way
+    REPLY   (true, value)       →   answers CALL of the same number, in any order, while a RUN is under way
             (false, kind, text)
     CANCEL  None                    while a RUN is under way: kill the cell; ENDED follows as always
 
 A guest that says anything out of turn is killed. When the host's stream ends, the guest kills what it started and
 exits. OUTPUT is raw bytes, number 1 for stdout and 2 for stderr. CALL is (name, {arguments}), numbered by the
 cell. DONE is what the cell's own process reports; ENDED is the supervisor's verdict on it and always the last
-word. DONE is only ever sent for a cell whose process proved that it is back in its own loop.
+word. DONE reaches the host only after the cell's process has proved that it can go on, by forking the next one.
+
+The fields of the dicts, sizes in bytes and times in seconds:
+
+    START   memory_bytes, answer_bytes, scratch_bytes, processes: limits; scratch: a folder or ''; confine,
+            namespaces, fork: whether to try that
+    READY   python, platform: text; fork: whether a cell that dies costs only itself; levels: names of what is in
+            force; missing: {name: why it is not}
+    RUN     cell: its number in tracebacks; code; fresh_answer: whether a new question begins; timeout
+    DONE    (outcome, traceback, draft, (source, value) or None), outcome one of ok, raised, exited
+    ENDED   outcome: '' where DONE says it, else timeout, memory, exited, crashed, protocol, cancelled; error; state:
+            kept, rolled back, lost; wall, compute
+    ASK     what: variables or fetch; name; plain: call no code of the values' own classes
+    TOLD    a list of (name, type, length or None, preview); or ("value", value), ("missing", names),
+            ("uncrossable", why), ("silent", None)
 
 **Inside the guest** the supervisor and each process that runs a cell speak the same frames over a Unix socket
-pair: FORK (with three descriptors: channel, stdout, stderr) → HELLO from the new process on its new channel;
-RUN, ASK, CALL, REPLY, DONE as above; PING n → PONG n; REAP pid → STATUS (the wait status).
+pair: FORK (with four descriptors: channel, stdout, stderr, and a pipe that is held only to notice that the
+supervisor has ended) → HELLO from the new process on its new channel; RUN, ASK, CALL, REPLY, DONE as above, DONE with
+number 1 when its state is worth keeping, else 0; REAP pid → STATUS, numbered by the wait status.
 
 **Values** are a tag byte and what follows it, lengths and counts big-endian:
 
@@ -83,7 +98,6 @@ __all__ = [
     "DEPTH",
     "DONE",
     "ENDED",
-    "FAILED",
     "FORK",
     "FRAME_BYTES",
     "HEADER",
@@ -91,8 +105,6 @@ __all__ = [
     "LOAD",
     "LOADED",
     "OUTPUT",
-    "PING",
-    "PONG",
     "READY",
     "REAP",
     "REPLY",
@@ -117,8 +129,8 @@ __all__ = [
 ]
 
 START, LOAD, RUN, REPLY, CANCEL, ASK, RESET = 1, 2, 3, 4, 5, 6, 7
-READY, LOADED, OUTPUT, CALL, DONE, ENDED, TOLD, FAILED = 16, 17, 18, 19, 20, 21, 22, 23
-FORK, HELLO, REAP, STATUS, PING, PONG = 32, 33, 34, 35, 36, 37
+READY, LOADED, OUTPUT, CALL, DONE, ENDED, TOLD = 16, 17, 18, 19, 20, 21, 22
+FORK, HELLO, REAP, STATUS = 32, 33, 34, 35
 
 HEADER = struct.Struct(">BBII")
 FRAME_BYTES = 1 << 18

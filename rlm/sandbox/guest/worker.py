@@ -287,7 +287,7 @@ class Repl:
         """The draft to report, and what was wrong with an answer that was ready but cannot cross."""
         answer = self.names.get("answer")
         if not isinstance(answer, dict):
-            return None, ""
+            answer = self.names["answer"] = {**fresh_answer(), "content": "" if answer is None else answer}
         content = dict.get(answer, "content")
         try:
             ready = bool(dict.get(answer, "ready"))
@@ -346,7 +346,10 @@ class Repl:
             if wanted not in self.names:
                 there = ", ".join(sorted(name for name, _ in self._users())) or "none yet"
                 raise NameError(f"FINAL_VAR: there is no variable {wanted!r}; the variables are: {there}")
-            self._final.give("FINAL_VAR", self.names[wanted])
+            value = self.names[wanted]
+            if wanted == "answer" and isinstance(value, dict) and value.keys() == fresh_answer().keys():
+                value = value["content"]  # `answer = "Paris"` has become the content of the reserved dict
+            self._final.give("FINAL_VAR", value)
 
         def SHOW_VARS() -> str:  # noqa: N802 - the name models know
             """The variables there are, one a line, each with its type, length and the head of its value."""
