@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC240 - a test may look for a folder
 """Every launcher that can start on this machine passes the public checks."""
 
 from __future__ import annotations
@@ -120,6 +121,22 @@ async def test_the_report_names_the_tier_and_what_is_missing(tier):
     assert "namespaces" not in session.isolation.levels
     if tier == "process":
         assert session.isolation.missing["files"]
+
+
+@pytest.mark.parametrize("tier", ["process", "isolated"])
+async def test_a_scratch_folder_of_the_guests_own_is_removed(tier):
+    launcher = Launcher(name="env", prefix=("env", "A=1"), python=sys.executable)
+    session = await open_session(SandboxSettings(highest_tier=tier), launcher=launcher)
+    result = await session.run(
+        "import os\nopen('file', 'w').close()\nprint(os.getcwd(), end='')", serve=nobody
+    )
+    assert Path(result.stdout).name.startswith("rlm-guest-")
+    await session.aclose()
+    assert not Path(result.stdout).exists()
+
+
+async def nobody(call):
+    raise AssertionError(call)
 
 
 def test_an_unknown_tier_is_refused():

@@ -129,24 +129,24 @@ def readable_by_all(path: str) -> bool:
     return True
 
 
-def enter_namespaces(scratch: str, scratch_bytes: int, processes: int) -> str:
+def enter_namespaces(scratch: str, scratch_bytes: int, processes: int, *, remove: bool) -> str:
     """Go on in namespaces of its own, as process 1 of them; '' or why not.
 
     It is tried in a throw-away child first, because a half-way entry cannot be undone. The calling process stays
-    outside as the parent of the one that returns, and ends with it.
+    outside as the parent of the one that returns, and ends with it; it removes the scratch folder then, where asked.
     """
     if sys.platform != "linux":
         return f"{sys.platform} has no namespaces"
     reason = _try_namespaces(scratch, scratch_bytes, processes)
     if reason:
         return reason
-    _enter(scratch, scratch_bytes, processes)
+    _enter(scratch, scratch_bytes, processes, remove=remove)
     return ""
 
 
 def _try_namespaces(scratch: str, scratch_bytes: int, processes: int) -> str:
     def trial() -> bytes:
-        _enter(scratch, scratch_bytes, processes)
+        _enter(scratch, scratch_bytes, processes, remove=False)
         return b"ok"
 
     told = in_child(trial)
@@ -174,7 +174,7 @@ def in_child(work: Callable[[], bytes]) -> bytes:
     return told
 
 
-def _enter(scratch: str, scratch_bytes: int, processes: int) -> None:
+def _enter(scratch: str, scratch_bytes: int, processes: int, *, remove: bool) -> None:
     user, group = os.getuid(), os.getgid()
     call("unshare", NEW_NAMESPACES)
     for file, text in (
@@ -188,7 +188,7 @@ def _enter(scratch: str, scratch_bytes: int, processes: int) -> None:
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
     call("mount", b"scratch", scratch.encode(), b"tmpfs", flags, f"size={scratch_bytes},mode=700".encode())
     os.chdir(scratch)
-    _become_first_process()
+    _become_first_process(scratch if remove else "")
     call("mount", b"proc", b"/proc", b"proc", flags, None)
     _limit_numbers(processes)
 
@@ -213,8 +213,8 @@ def numbers_are_limited(processes: int) -> bool:
         return False
 
 
-def _become_first_process() -> None:
-    """Return in a child that is process 1; this process waits for it and ends as it does."""
+def _become_first_process(remove: str) -> None:
+    """Return in a child that is process 1; this process waits for it, removes a folder and ends as it does."""
     import signal
 
     pid = os.fork()
@@ -222,6 +222,12 @@ def _become_first_process() -> None:
         os.closerange(0, 2)
         os.closerange(3, OPEN_FILES)
         status = os.waitpid(pid, 0)[1]
+        if remove:
+            os.chdir("/")
+            with contextlib.suppress(OSError):
+                call("umount2", remove.encode(), 0)
+            with contextlib.suppress(OSError):
+                os.rmdir(remove)  # noqa: PTH106 - no pathlib here
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     call("prctl", PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     os.setsid()

@@ -83,6 +83,7 @@ def hear_settings(host: Host) -> dict[str, Any]:
     if kind != wire.START:
         raise wire.WireError("a host begins with START")
     settings: dict[str, Any] = wire.decode(payload)
+    settings["owns_scratch"] = not settings["scratch"]
     settings["scratch"] = make_scratch(settings["scratch"])
     missing: dict[str, str] = {}
     levels = ["own process", "clean environment", "limits"]
@@ -139,7 +140,10 @@ def isolate(settings: dict[str, Any], missing: dict[str, str]) -> list[str]:
             missing["private user"] = stays_root
     if settings["namespaces"]:
         reason = hardening.enter_namespaces(
-            settings["scratch"], settings["scratch_bytes"], settings["processes"]
+            settings["scratch"],
+            settings["scratch_bytes"],
+            settings["processes"],
+            remove=settings["owns_scratch"],
         )
         if reason:
             missing["namespaces"] = reason
@@ -665,6 +669,11 @@ class Supervisor:
         """Leave nothing behind."""
         self._drop_workers()
         self._reap()
+        if self.settings["owns_scratch"]:
+            hardening.empty_folder(self.settings["scratch"])
+            os.chdir("/")
+            with contextlib.suppress(OSError):
+                os.rmdir(self.settings["scratch"])  # noqa: PTH106 - where it is a mount, the process outside removes it
 
 
 class Cell:
