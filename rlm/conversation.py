@@ -72,6 +72,7 @@ class Conversation:
     draft: Any = None
     turns: int = 0
     cells: int = 0
+    _untold: str | None = None
 
     def ask(self, question: str, *, note: str = "") -> Steps:
         """Answer one question within `max_iterations` turns.
@@ -102,15 +103,23 @@ class Conversation:
 
     def _open(self, question: str, note: str) -> None:
         if self.transcript:
-            self._close_open_turn()
-            self._tell(prompts.next_question(question, note=note))
-        else:
-            self.transcript.append(Message("system", prompts.system_prompt(self.settings, depth=self.depth)))
-            self._tell(prompts.first_message(question, self.context_summary, note=note))
+            before = self._close_last_turn()
+            self._tell(prompts.next_question(question, note="\n\n".join(filter(None, (before, note)))))
+            return
+        self.transcript.append(Message("system", prompts.system_prompt(self.settings, depth=self.depth)))
+        self._tell(
+            prompts.first_message(
+                question, self.context_summary, note=note, remaining=self.settings.max_iterations
+            )
+        )
 
-    def _close_open_turn(self) -> None:
+    def _close_last_turn(self) -> str:
+        """Make the transcript end with the assistant; what the model was not told yet of how that turn ended."""
+        untold, self._untold = self._untold, None
         if self.transcript[-1].role == "user":
             self.transcript.append(Message("assistant", prompts.INTERRUPTED_REPLY))
+            return ""
+        return prompts.INTERRUPTED_CELLS if untold is None else untold
 
     def _next_reply(self) -> Generator[Step, Reply, ParsedReply]:
         self.turns += 1
@@ -127,9 +136,11 @@ class Conversation:
         if isinstance(parsed.final, FinalVariable) and not _given(results) and not void:
             results.append((yield from self._run(f"FINAL_VAR({parsed.final.name!r})")))
         if given := _given(results):
-            return self._conclude(given.value)
+            self._untold = prompts.answer_note(results, self.settings, answer=given)
+            return Conclusion(given.value, "ok", "", self.turns)
         if isinstance(parsed.final, FinalText) and not void:
-            return self._conclude(parsed.final.text)
+            self._untold = prompts.answer_note(results, self.settings)
+            return Conclusion(parsed.final.text, "ok", "", self.turns)
         self._tell(
             prompts.describe_cells(
                 results, self.settings, skipped=skipped, remaining=remaining, final_void=void
@@ -156,11 +167,9 @@ class Conversation:
     def _tell(self, text: str) -> None:
         self.transcript.append(Message("user", text))
 
-    def _conclude(self, value: Any) -> Conclusion:
-        return Conclusion(value, "ok", "", self.turns)
-
     def _conclude_prose(self, parsed: ParsedReply) -> Conclusion:
         """A model that was nudged and still only talks: its words are the best there is, unless it kept a draft."""
+        self._untold = ""
         if self.draft is None:
             self.draft = parsed.prose
         return self.conclude_early("partial", "the root model answered in prose, without FINAL")

@@ -17,11 +17,13 @@ from rlm.values import render
 
 if TYPE_CHECKING:
     from rlm.settings import RunSettings
-    from rlm.values import CellResult
+    from rlm.values import CellResult, Final
 
 __all__ = [
     "DEFAULT_QUESTION",
+    "INTERRUPTED_CELLS",
     "INTERRUPTED_REPLY",
+    "answer_note",
     "clip",
     "describe_cells",
     "describe_context",
@@ -33,7 +35,8 @@ __all__ = [
 ]
 
 DEFAULT_QUESTION = "Answer the question, or follow the instructions, that the context itself contains."
-INTERRUPTED_REPLY = "(The user stopped this turn before I replied.)"
+INTERRUPTED_REPLY = "(This turn was stopped before I replied.)"
+INTERRUPTED_CELLS = "The last turn was stopped while its code ran: what had not ended is undone."
 
 _SYSTEM = """\
 You answer questions about data that is too long to be put into a prompt. The data is the variable `context` in a \
@@ -63,7 +66,7 @@ question, as much text as fits well, and what to reply where the text does not h
 4. Check before you answer: print what the answer rests on, and look at it. If the data does not have the answer, \
 say so.
 
-Limits: {max_iterations} replies for a question; {cell_timeout_s:,.0f} seconds of work per cell, where waiting for \
+Limits: {max_iterations} replies for a question; {cell_timeout_s:,g} seconds of work per cell, where waiting for \
 models does not count; of a cell's output you are shown {shown_output_chars:,} characters, its head and its tail. \
 A cell that breaks a limit is undone.
 """
@@ -85,17 +88,18 @@ def system_prompt(settings: RunSettings, *, depth: int = 0) -> str:
     )
 
 
-def first_message(question: str, context_summary: str, *, note: str = "") -> str:
+def first_message(question: str, context_summary: str, *, note: str = "", remaining: int) -> str:
     """The user message that opens a run; `note` is what happened before it."""
-    return "\n\n".join(filter(None, (f"Question:\n{question}", f"Context:\n{context_summary}", note)))
+    last = _remaining(remaining) if remaining == 1 else ""
+    return "\n\n".join(filter(None, (f"Question:\n{question}", f"Context:\n{context_summary}", note, last)))
 
 
 def next_question(question: str, *, note: str = "") -> str:
-    """The user message that brings a further question to a session."""
+    """The user message that brings a further question to a session; `note` is what happened since the last one."""
     lead = f"{note}\n\n" if note else ""
     return (
-        f"{lead}New question:\n{question}\n\nContext:\n`context` and your variables are as they were; "
-        "the earlier answer no longer counts."
+        f"{lead}New question:\n{question}\n\nContext:\n`context` and your variables are as they were; this question "
+        "needs an answer of its own."
     )
 
 
@@ -114,7 +118,7 @@ def describe_context(context: Any) -> str:
         case None:
             return "`context` is None: there is no data, only the question."
         case _:
-            return f"`context` is of type {type(context).__name__}: {clip(repr(context), 200)}."
+            return f"`context` is of type {type(context).__name__}: {clip(render(context), 200)}."
 
 
 def describe_cells(
@@ -136,6 +140,13 @@ def describe_cells(
     return "\n\n".join(part for part in parts if part)
 
 
+def answer_note(results: Sequence[CellResult], settings: RunSettings, *, answer: Final | None = None) -> str:
+    """What precedes the next question of a session: what the last cells printed, and the answer one of them gave."""
+    printed = [_describe_cell(result, settings.shown_output_chars // 4) for result in results]
+    given = [] if answer is None else [f"The answer you gave:\n{clip(render(answer.value), 4_000)}"]
+    return "\n\n".join(printed + given)
+
+
 def nudge(remaining: int) -> str:
     """The user message after a reply that held neither code nor an answer."""
     return (
@@ -149,13 +160,16 @@ def plain_child_prompt(question: str, context: Any) -> str:
     return question if context is None else f"{question}\n\n{render(context)}"
 
 
-def clip(text: str, limit: int) -> str:
-    """`text` within about `limit` characters: head and tail, and between them how many were cut."""
+def clip(text: str, limit: int, *, length: int | None = None) -> str:
+    """`text` within about `limit` characters: head and tail, and between them how many were cut.
+
+    `length` is the true length, where `text` itself has lost its middle already.
+    """
     if len(text) <= limit:
         return text
     tail = limit // 3
     head = limit - tail
-    cut = len(text) - head - tail
+    cut = (len(text) if length is None else length) - head - tail
     return f"{text[:head]}\n[... {cut:,} characters cut ...]\n{text[len(text) - tail :]}"
 
 
@@ -174,9 +188,11 @@ _STATES = {
 
 
 def _describe_cell(result: CellResult, share: int) -> str:
-    lines = ["Output:", clip(result.stdout, share).rstrip("\n") or "(nothing printed)"]
+    printed = clip(result.stdout, share, length=result.stdout_chars or None).rstrip("\n")
+    lines = ["Output:", printed or "(nothing printed)"]
     if result.stderr:
-        lines += ["Standard error:", clip(result.stderr, share // 4).rstrip("\n")]
+        told = clip(result.stderr, share // 4, length=result.stderr_chars or None)
+        lines += ["Standard error:", told.rstrip("\n")]
     if result.error:
         lines += ["Error:", clip(result.error, 4_000).rstrip("\n")]
     ending = " ".join(filter(None, (_ENDINGS.get(result.outcome), _STATES.get(result.state))))

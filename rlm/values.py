@@ -8,6 +8,7 @@ has no answer. A `CellResult` is what one cell left behind. A `HostCall` is what
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -267,12 +268,19 @@ class Answer(str):  # noqa: SLOT000 - a plain __dict__ is what makes it pickle a
 
 
 def render(value: Any) -> str:
-    """A value as text: a str as it is, a list or dict as JSON where that is possible, all else by `str`."""
+    """A value as text, whatever it is: a str as it is, a list or dict as JSON where that is possible, else by `str`.
+
+    An int of more digits than Python writes out (`sys.get_int_max_str_digits`) is written in hexadecimal; what
+    holds one, or is nested too deeply, is named by its type.
+    """
     if isinstance(value, str):
         return value
     if isinstance(value, (list, tuple, dict)):
-        try:
+        with suppress(TypeError, ValueError, RecursionError):
             return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
-        except (TypeError, ValueError, RecursionError):
-            return repr(value)
-    return str(value)
+    try:
+        return str(value)
+    except (ValueError, RecursionError):
+        return (
+            hex(value) if isinstance(value, int) else f"<{type(value).__name__} that cannot be written out>"
+        )
