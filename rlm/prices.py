@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from types import ModuleType
 
-__all__ = ["BATCH_FACTOR", "Price", "context_window", "has_price_list", "price"]
+__all__ = ["BATCH_FACTOR", "Price", "context_window", "has_price_list", "missing_price", "price"]
 
 BATCH_FACTOR = 0.5
 """What calls through a provider's Batch API cost, relative to others: OpenAI, Anthropic, Google and Mistral agree."""
@@ -88,6 +88,15 @@ def context_window(model: str, *, endpoint: str | None = None) -> int | None:
 def has_price_list() -> bool:
     """Whether genai-prices is installed; without it only overrides have prices."""
     return _library() is not None
+
+
+def missing_price(model: str, *, by_hand: str) -> str:
+    """Why a budget in dollars cannot be kept, and what to do; `by_hand` tells how to give a price."""
+    listed = "" if has_price_list() else "; `pip install 'rlm-cells[prices]'` brings a list of prices"
+    return (
+        f"a budget in dollars cannot be kept, because the price of {model!r} is not known: give it with {by_hand}, "
+        f"or set a budget in tokens or calls{listed}"
+    )
 
 
 _DATE = re.compile(r"[-@](?:20\d\d-?[01]\d-?[0-3]\d|latest)$")

@@ -25,7 +25,7 @@ from rlm.conversation import Conversation
 from rlm.errors import ContextError, SettingsError
 from rlm.events import Warned, ignore
 from rlm.portal import Portal, lease
-from rlm.prices import price
+from rlm.prices import missing_price, price
 from rlm.rlm_session import RLMSession
 from rlm.runtime import Run, new_run_id
 from rlm.sandbox.session import open_session
@@ -34,6 +34,7 @@ from rlm.scheduler.measure import bound
 from rlm.scheduler.scheduler import Scheduler
 from rlm.settings import RunSettings, SandboxSettings, SchedulerSettings
 from rlm.tokens import Counter
+from rlm.values import Usage
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -72,6 +73,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         timeout_s: wall clock of one completion, in seconds.
         on_limit: a budget or the wall clock ends a completion with a "partial" answer, or it "raise"s
             `LimitReached`, which holds that answer in `.partial`.
+        max_children: child runs with an open guest at once, at each depth.
         sub_context_chars: how many characters of prompt a sub-model can take.
         cell_timeout_s: seconds of work a cell may take; waiting for models does not count.
         sandbox: "auto" takes the best isolation this machine gives; "strict" refuses to start a guest that is not
@@ -102,6 +104,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         max_concurrent: int | None = None,
         timeout_s: float | None = None,
         on_limit: Literal["partial", "raise"] = "partial",
+        max_children: int = _DEFAULTS.max_children,
         sub_context_chars: int = _DEFAULTS.sub_context_chars,
         cell_timeout_s: float = _DEFAULTS.sandbox.cell_timeout_s,
         sandbox: SandboxSettings | Literal["auto", "strict"] = "auto",
@@ -117,6 +120,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             max_depth=max_depth,
             timeout_s=timeout_s,
             on_limit=on_limit,
+            max_children=max_children,
             sub_context_chars=sub_context_chars,
             sandbox=_sandbox_settings(sandbox, cell_timeout_s),
             scheduler=scheduler or SchedulerSettings(max_concurrent=max_concurrent or "auto", cache=cache),
@@ -124,10 +128,11 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         self.budget = Budget(dollars=budget) if isinstance(budget, (int, float)) else budget
         self.client = client or _openai_client(recursive_model, api_key, base_url)
         counter = Counter()
+        self._price = partial(price, overrides=prices, endpoint=base_url)
         self._scheduler = Scheduler(
             self.client,
             self.settings.scheduler,
-            price=partial(price, overrides=prices, endpoint=base_url),
+            price=self._price,
             count_tokens=counter.count_call,
             bound_tokens=bound(counter.count_call),
             observe=counter.observe_call,
@@ -279,6 +284,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
     @contextmanager
     def _new_run(self, listener: Emit = ignore) -> Iterator[Run]:
         """A new tree with its first run; what it spent is added to this object's sum at the end."""
+        self._require_prices()
         run_id = new_run_id()
         warned: list[str] = []
 
@@ -306,6 +312,14 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             )
         finally:
             self._ledger.absorb(tree.ledger)
+
+    def _require_prices(self) -> None:
+        if self.budget is None or self.budget.dollars is None:
+            return
+        for model in self._models:
+            if self._price(model, Usage(calls=1)) is None:
+                by_hand = f"prices={{{model!r}: Price(input=..., output=...)}}"
+                raise SettingsError(missing_price(model, by_hand=by_hand))
 
     @property
     def _models(self) -> tuple[str, str]:

@@ -19,7 +19,10 @@ __all__ = ["command"]
 @click.option("-q", "--question", metavar="TEXT", help="What you want to know.")
 @encoding_option
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object: answer, value, status, usage, cost …"
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object: answer, value, status, usage, costs by model and depth …",
 )
 @run_options
 def command(
@@ -35,6 +38,7 @@ def command(
       rlm ask minutes/*.md -q "Who asked for the budget?" -m gpt-5 -M gpt-5-nano
       journalctl -b | rlm ask -q "What failed first?" --json | jq .answer
       rlm ask book.txt -q "Who is Ann?" -m llama3.1 --base-url http://localhost:11434/v1
+      rlm ask book.txt -q "Who is Ann?" --budget 0.50 --cache on
 
     Exit codes: 0 answered, 1 the run failed, 2 wrong usage or input, 3 a limit was reached and the answer is
     partial or empty, 5 the provider failed or refused, 130 interrupted.

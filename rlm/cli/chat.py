@@ -25,7 +25,7 @@ HELP = """\
   a plain line    asks the model; it remembers earlier questions and variables
   !code           runs Python where the model does: context, llm_query, llm_batch and its variables
   ?name           shows a variable;  ? or /vars lists them
-  /cost           what was spent;  /reset starts anew on the same data;  /quit or Ctrl-D leaves
+  /cost           what was spent, and the budget;  /reset starts anew on the same data;  /quit or Ctrl-D leaves
   Enter sends, Alt-Enter begins a new line, unfinished code goes on by itself
   Ctrl-C          stops what runs; variables and conversation are kept"""
 
@@ -109,7 +109,7 @@ class _Chat:
 
     def _do(self, wanted: Input) -> int:
         from rlm.cli.chat_inputs import Code, Command, Question, Show, Unknown
-        from rlm.cli.running import show_answer, spent
+        from rlm.cli.running import budget_of, show_answer, spent
 
         match wanted:
             case Question(text):
@@ -124,7 +124,7 @@ class _Chat:
             case Command("vars"):
                 _show_variables(self._session.variables())
             case Command("cost"):
-                click.echo(spent(self._rlm))
+                click.echo(f"{spent(self._rlm)}\n{budget_of(self._rlm)}")
             case Command("reset"):
                 self._reset()
             case Command("help"):

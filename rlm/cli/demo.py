@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from typing import Literal
 
 import click
 
 from rlm.cli.failures import State
-from rlm.cli.options import RunOptions
+from rlm.cli.options import RunOptions, budget_calls_option, cell_timeout_option, sandbox_option
 
 __all__ = ["QUESTION", "command"]
 
@@ -19,8 +20,19 @@ QUESTION = "What happens when a return statement passes control out of a try sta
     "-q", "--question", metavar="TEXT", default=QUESTION, help="Ask something else of the same text."
 )
 @click.option("-v", "--verbose", count=True, help="Show whole cells; -vv every call.")
+@budget_calls_option
+@sandbox_option
+@cell_timeout_option
 @click.pass_context
-def command(ctx: click.Context, question: str, verbose: int) -> int:
+def command(
+    ctx: click.Context,
+    *,
+    question: str,
+    verbose: int,
+    budget_calls: int | None,
+    sandbox: Literal["auto", "strict"],
+    cell_timeout: float | None,
+) -> int:
     """See it work: a question about a long text, with no key and no network.
 
     The text is the help on the Python language that ships with every Python, some 465,000 characters. No language
@@ -46,7 +58,14 @@ def command(ctx: click.Context, question: str, verbose: int) -> int:
     _say(f"The text: Python's own help on its language, {count(len(text), 'character')}.")
     _say("The client: offline. It uses no language model, only rules, and answers with quotes.\n")
     progress = Progress()
-    with open_rlm(RunOptions(client="offline", verbose=verbose), also=progress.apply) as rlm:
+    options = RunOptions(
+        client="offline",
+        verbose=verbose,
+        budget_calls=budget_calls,
+        sandbox=sandbox,
+        cell_timeout=cell_timeout,
+    )
+    with open_rlm(options, also=progress.apply) as rlm:
         answer = rlm.completion(text, question)
         code = show_answer(answer, rlm)
     _say(

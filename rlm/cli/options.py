@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
 
 from rlm.cli.failures import State
+from rlm.errors import SettingsError
+from rlm.prices import Price
 
-__all__ = ["RunOptions", "encoding_option", "files_argument", "run_options"]
+__all__ = [
+    "RunOptions",
+    "budget_calls_option",
+    "cell_timeout_option",
+    "encoding_option",
+    "files_argument",
+    "run_options",
+    "sandbox_option",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -28,6 +38,13 @@ class RunOptions:
     max_concurrent: int | None = None
     max_depth: int | None = None
     timeout: float | None = None
+    budget: float | None = None
+    budget_tokens: int | None = None
+    budget_calls: int | None = None
+    price: tuple[tuple[str, Price], ...] = ()
+    cache: Literal["on", "read", "off"] = "off"
+    sandbox: Literal["auto", "strict"] = "auto"
+    cell_timeout: float | None = None
     verbose: int = 0
     quiet: bool = False
 
@@ -56,6 +73,47 @@ encoding_option = click.option(
 )
 
 _POSITIVE = click.IntRange(min=1)
+_ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+
+
+def _priced(
+    _ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> tuple[tuple[str, Price], ...]:
+    return tuple(_price_of(value) for value in values)
+
+
+def _price_of(value: str) -> tuple[str, Price]:
+    """`NAME=INPUT,OUTPUT`; a name may hold an equals sign, a price does not."""
+    model, _, numbers = value.rpartition("=")
+    try:
+        dollars_in, dollars_out = map(float, numbers.split(","))
+        price = Price(input=dollars_in, output=dollars_out)
+    except (ValueError, SettingsError) as error:
+        raise _no_price(value) from error
+    if not model.strip():
+        raise _no_price(value)
+    return model.strip(), price
+
+
+def _no_price(value: str) -> click.BadParameter:
+    return click.BadParameter(f"{value!r} is not of the form NAME=INPUT,OUTPUT, such as gpt-5=1.25,10")
+
+
+budget_calls_option = click.option(
+    "--budget-calls", type=_POSITIVE, metavar="N", help="How many calls a question may make at most."
+)
+sandbox_option = click.option(
+    "--sandbox",
+    type=click.Choice(["auto", "strict"]),
+    default="auto",
+    help="strict: refuse to run cells that files, network and processes are not kept from.  [default: auto]",
+)
+cell_timeout_option = click.option(
+    "--cell-timeout",
+    type=_ABOVE_ZERO,
+    metavar="SECONDS",
+    help="Seconds of work a cell may take; waiting for models does not count.  [default: 120]",
+)
 _OPTIONS = (
     click.option(
         "-m", "--model", metavar="NAME", help="The root model, which writes the cells.  [default: gpt-5]"
@@ -85,10 +143,38 @@ _OPTIONS = (
     ),
     click.option(
         "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
+        type=_ABOVE_ZERO,
         metavar="SECONDS",
         help="Wall clock of a question; then the best partial answer is given.",
     ),
+    click.option(
+        "--budget",
+        type=_ABOVE_ZERO,
+        metavar="DOLLARS",
+        help="What a question may cost at most; then the best partial answer is given.",
+    ),
+    click.option(
+        "--budget-tokens",
+        type=_POSITIVE,
+        metavar="N",
+        help="How many tokens a question may take at most, input and output.",
+    ),
+    budget_calls_option,
+    click.option(
+        "--price",
+        callback=_priced,
+        multiple=True,
+        metavar="NAME=INPUT,OUTPUT",
+        help="Price of a model in dollars per million tokens; repeatable.",
+    ),
+    click.option(
+        "--cache",
+        type=click.Choice(["on", "read", "off"]),
+        default="off",
+        help="Keep answers on disk and use them again; read: add none.  [default: off]",
+    ),
+    sandbox_option,
+    cell_timeout_option,
     click.option("-v", "--verbose", count=True, help="Show whole cells and retries; -vv every call."),
     click.option("--quiet", is_flag=True, help="Show no progress."),
 )

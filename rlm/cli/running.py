@@ -21,10 +21,11 @@ if TYPE_CHECKING:
     from rlm.cli.options import RunOptions
     from rlm.clients.base import Client
     from rlm.events import Emit, Event
+    from rlm.prices import Price
     from rlm.rlm_repl import RLM_REPL
     from rlm.values import Answer
 
-__all__ = ["Choice", "choose", "load_env_file", "open_rlm", "show_answer", "spent"]
+__all__ = ["Choice", "budget_of", "choose", "load_env_file", "open_rlm", "show_answer", "spent"]
 
 OFFLINE = "offline"
 
@@ -113,17 +114,19 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
     On Ctrl-C says what was spent.
 
     Raises:
-        click.UsageError: the options contradict each other.
+        click.UsageError: the options contradict each other, or a price is missing that a budget needs.
         ConnectionFailed: there is nobody at the endpoint.
     """
     load_env_file(Path.cwd())
     choice = choose(options, os.environ)
     if choice.note and not options.quiet:
         complain(choice.note)
+    prices = _prices(options, choice)
 
     from rlm.display import show_on_stderr
     from rlm.portal import lease
     from rlm.rlm_repl import RLM_REPL
+    from rlm.scheduler.budget import Budget
     from rlm.settings import RunSettings
 
     display = None if options.quiet else show_on_stderr(verbosity=options.verbose)
@@ -147,8 +150,14 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
             max_depth=options.max_depth or defaults.max_depth,
             max_concurrent=options.max_concurrent,
             timeout_s=options.timeout,
+            budget=Budget(dollars=options.budget, tokens=options.budget_tokens, calls=options.budget_calls),
+            prices=prices,
+            cache=options.cache,
+            sandbox=options.sandbox,
+            cell_timeout_s=options.cell_timeout or defaults.sandbox.cell_timeout_s,
+            base_url=choice.base_url,
             client=client,
-            on_event=tell,
+            on_event=tell if display is not None or also is not None else None,
         )
         try:
             yield rlm
@@ -161,6 +170,21 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
             if display is not None:
                 display.close()
             rlm.close()
+
+
+def _prices(options: RunOptions, choice: Choice) -> dict[str, Price]:
+    """The prices that were given; with a budget in dollars there must be one for both models."""
+    from rlm.prices import Price, missing_price, price
+    from rlm.values import Usage
+
+    prices = dict(options.price)
+    if choice.offline:
+        prices.setdefault(OFFLINE, Price(input=0, output=0))
+    for model in (choice.model, choice.recursive_model):
+        if options.budget and price(model, Usage(), overrides=prices, endpoint=choice.base_url) is None:
+            by_hand = f"--price {model}=INPUT,OUTPUT (dollars per million tokens)"
+            raise click.UsageError(missing_price(model, by_hand=by_hand))
+    return prices
 
 
 def _client(choice: Choice) -> Client:
@@ -191,6 +215,27 @@ def spent(rlm: RLM_REPL) -> str:
     parts = [count(summary["calls"], "call"), count(summary["total_tokens"], "token")]
     if summary["cost_usd"] is not None:
         parts.append(money(summary["cost_usd"]))
+    if summary["stored_replies"]:
+        parts.append(f"{count(summary['stored_replies'], 'answer')} from the cache")
+    unsure = _amounts(summary["possibly_billed"])
+    return ", ".join(parts) + (f"; stopped calls may be billed up to {unsure} more" if unsure else "")
+
+
+def budget_of(rlm: RLM_REPL) -> str:
+    """What a question may spend at most, in words, or that there is no limit."""
+    budget = rlm.budget
+    amounts = (
+        _amounts({"cost_usd": budget.dollars, "tokens": budget.tokens, "calls": budget.calls})
+        if budget
+        else ""
+    )
+    return f"budget of each question: {amounts or 'no limit'}"
+
+
+def _amounts(amounts: Mapping[str, Any]) -> str:
+    """Those of dollars, tokens and calls that there are, in words."""
+    parts = [money(amounts["cost_usd"])] if amounts["cost_usd"] else []
+    parts += [count(amounts[name], name.removesuffix("s")) for name in ("tokens", "calls") if amounts[name]]
     return ", ".join(parts)
 
 
@@ -225,6 +270,7 @@ def _as_json(answer: Answer, rlm: RLM_REPL) -> str:
         "recursive_model": rlm.settings.recursive_model,
         "usage": {**asdict(answer.usage), "total_tokens": answer.usage.total_tokens},
         "cost_usd": answer.cost_usd,
+        "cost_summary": rlm.cost_summary(),
         "turns": answer.turns,
         "seconds": round(answer.seconds, 3),
         "run_id": answer.run_id,
