@@ -101,6 +101,12 @@ class Conversation:
         """The conclusion where something else ends the dialogue: the draft, whatever it is."""
         return Conclusion("" if self.draft is None else self.draft, status, limit, self.turns)
 
+    def keep_draft(self, result: CellResult) -> None:
+        """Take over what a cell has given so far: its answer, or else its draft."""
+        given = result.draft if result.final is None else result.final.value
+        if given not in (None, ""):
+            self.draft = given
+
     def _open(self, question: str, note: str) -> None:
         if self.transcript:
             before = self._close_last_turn()
@@ -160,8 +166,7 @@ class Conversation:
     def _run(self, code: str) -> Generator[Step, CellResult, CellResult]:
         self.cells += 1
         result = yield RunCell(self.turns, self.cells, code)
-        if result.draft not in (None, ""):
-            self.draft = result.draft
+        self.keep_draft(result)
         return result
 
     def _tell(self, text: str) -> None:

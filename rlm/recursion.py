@@ -8,6 +8,7 @@ At the depth limit a child run becomes a plain call: the question and the contex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,8 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import anyio
 
 from rlm import prompts
-from rlm.errors import CallError, HostCallRefused, RLMError, SchemaError
+from rlm.errors import CallError, DeadlineExceeded, HostCallRefused, LimitReached, RLMError, SchemaError
 from rlm.mapping import Mapped, MapSettings, PlainModels, ask_checked, map_items
+from rlm.scheduler.batch import first_error
 from rlm.schemas import Schema, schema_of
 from rlm.values import Answer, Call, HostCall, Message, Reply
 
@@ -25,33 +27,49 @@ if TYPE_CHECKING:
     from rlm.scheduler.scheduler import Tree
     from rlm.settings import RunSettings
 
-__all__ = ["HostCalls", "StartChild"]
+__all__ = ["HostCalls", "StartChild", "deadline_exceeded"]
 
 StartChild: TypeAlias = Callable[[str, Any, str | None], Awaitable[Answer]]
-"""Start a child run: question, context, root model or None for the run's own; gives its answer."""
+"""Start a child run: question, context, root model or None for the run's own; gives its answer, whole or partial."""
 
 MOST_CONCURRENT = 1_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HostCalls:
-    """Serves the host calls of one run at `depth`; `await calls(host_call)` gives the value for the cell."""
+    """Serves the host calls of one cell of a run at `depth`; `await calls(host_call)` gives the value for the cell.
+
+    A limit of the tree does not kill the cell: its call fails, as do all that follow, so that the cell can give
+    what it has, and `reached` says which limit it was. `deadline` is when the run has to end, on the event loop's
+    clock.
+    """
 
     settings: RunSettings
     tree: Tree
     run_id: str
     depth: int
     start_child: StartChild
+    deadline: float = math.inf
+    reached: LimitReached | None = None
     plain_models: PlainModels = field(default_factory=PlainModels)
 
     async def __call__(self, host_call: HostCall) -> Any:
         """Perform one host call.
 
         Raises:
-            HostCallRefused: the name or an argument is not one a cell may use.
+            HostCallRefused: the name or an argument is not one a cell may use, or a limit of the run was reached.
             CallError: the call failed for good.
-            LimitReached: a limit of the whole run was reached.
         """
+        if self.reached is None:
+            try:
+                with anyio.CancelScope(deadline=self.deadline):
+                    return await self._perform(host_call)
+                raise deadline_exceeded(self.settings.timeout_s)
+            except LimitReached as limit:
+                self.reached = limit
+        raise HostCallRefused(f"{self.reached}; give the answer with what there is")
+
+    async def _perform(self, host_call: HostCall) -> Any:
         arguments = host_call.arguments
         match host_call.name:
             case "llm_query":
@@ -105,14 +123,12 @@ class HostCalls:
     async def _child(self, question: str, context: Any, model: str | None) -> Any:
         if self._at_depth_limit:
             return (await self.tree.complete(self._plain_child(question, context, model))).text
-        return (await self.start_child(question, context, model)).value
+        return _whole(await self.start_child(question, context, model))
 
     async def _children(self, items: Sequence[tuple[str, Any]], max_concurrent: int) -> list[dict[str, Any]]:
         """Run the children at once, each with a slot of its own: one that fails never hurts another."""
         if self._at_depth_limit:
-            calls = [self._plain_child(question, context, None) for question, context in items]
-            replies = await self.tree.complete_all(calls, max_concurrent=max_concurrent)
-            return [_value_slot(reply) for reply in replies]
+            return await self._plain_children(items, max_concurrent)
         slots: list[dict[str, Any]] = [{} for _ in items]
         waiting = iter(enumerate(items))
 
@@ -120,9 +136,28 @@ class HostCalls:
             for index, (question, context) in waiting:
                 slots[index] = await _settle(partial(self.start_child, question, context, None))
 
-        async with anyio.create_task_group() as tasks:
-            for _ in range(min(max_concurrent, len(items))):
-                tasks.start_soon(work)
+        try:
+            async with anyio.create_task_group() as tasks:
+                for _ in range(min(max_concurrent, len(items))):
+                    tasks.start_soon(work)
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+        return slots
+
+    async def _plain_children(
+        self, items: Sequence[tuple[str, Any]], max_concurrent: int
+    ) -> list[dict[str, Any]]:
+        """The children as plain calls; one whose context is too long for that fails alone."""
+        slots: list[dict[str, Any]] = [{} for _ in items]
+        calls: dict[int, Call] = {}
+        for index, (question, context) in enumerate(items):
+            try:
+                calls[index] = self._plain_child(question, context, None)
+            except HostCallRefused as refusal:
+                slots[index] = _failure(refusal)
+        replies = await self.tree.complete_all(list(calls.values()), max_concurrent=max_concurrent)
+        for index, reply in zip(calls, replies, strict=True):
+            slots[index] = _value_slot(reply)
         return slots
 
     @property
@@ -161,9 +196,27 @@ def _mapped_slot(outcome: Mapped) -> dict[str, Any]:
     return {"error": outcome.reason, "kind": outcome.kind} if outcome.failed else {"value": outcome.value}
 
 
+def deadline_exceeded(seconds: float | None) -> DeadlineExceeded:
+    """The error of a run whose wall clock of `seconds` ran out."""
+    limit = seconds or 0.0
+    return DeadlineExceeded(f"the run took longer than {limit:g} s", name="seconds", limit=limit, spent=limit)
+
+
+def _whole(answer: Answer) -> Any:
+    """The value of a child's answer; a partial one is a failure that shows what there was.
+
+    Raises:
+        HostCallRefused: the child did not finish.
+    """
+    if answer.status == "ok":
+        return answer.value
+    had = f"; what it had so far: {prompts.clip(str(answer), 2_000)}" if answer else ""
+    raise HostCallRefused(f"the child run did not finish: {answer.limit}{had}")
+
+
 async def _settle(start: Callable[[], Awaitable[Answer]]) -> dict[str, Any]:
     try:
-        return {"value": (await start()).value}
+        return {"value": _whole(await start())}
     except (CallError, HostCallRefused) as error:
         return _failure(error)
 

@@ -1,15 +1,17 @@
 """Drives one run: performs the conversation's steps, serves the guest's host calls, writes the events.
 
-`ask` answers one question on a session that is already open, `run` opens a guest, answers, and closes it. A child
-run is `run` again, one level deeper, on the same tree.
+`Run.ask` answers one question on a guest that is already open, `Run.complete` opens one, answers, and closes it. A
+child run is `complete` again, one level deeper, on the same tree.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
@@ -22,7 +24,6 @@ from rlm.errors import (
     DeadlineExceeded,
     HostCallRefused,
     LimitReached,
-    RLMError,
     SandboxError,
 )
 from rlm.events import (
@@ -36,8 +37,8 @@ from rlm.events import (
     RunStarted,
     TurnStarted,
 )
-from rlm.recursion import HostCalls
-from rlm.values import Answer, AnswerStatus, Call, CellResult, Reply
+from rlm.recursion import HostCalls, deadline_exceeded
+from rlm.values import Answer, AnswerStatus, Call, CellResult, Message, Reply
 
 if TYPE_CHECKING:
     from rlm.sandbox.session import Session
@@ -50,6 +51,10 @@ OpenGuest: TypeAlias = Callable[[], Awaitable["Session"]]
 """Opens a fresh guest with the limits of the run's settings."""
 
 
+LAST_WORDS_S = 1.0
+"""How long a cell may go on after the deadline, in seconds, to give what it has; its calls end at the deadline."""
+
+
 def new_run_id() -> str:
     """A name for a run: its start in UTC, to the second, and eight random hexadecimal digits."""
     return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"
@@ -57,7 +62,12 @@ def new_run_id() -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run of a tree: where it stands in the tree, and what it works with."""
+    """One run of a tree: where it stands in the tree, and what it works with.
+
+    `deadline` is when the tree has to end, on the event loop's clock. `child_places` holds, for each depth, how
+    many guests of child runs may be open there: a parent only ever waits for the depth below its own, so this
+    cannot deadlock.
+    """
 
     settings: RunSettings
     tree: Tree
@@ -66,7 +76,9 @@ class Run:
     run_id: str
     parent_id: str = ""
     depth: int = 0
+    deadline: float = math.inf
     warnings: list[str] = field(default_factory=list)
+    child_places: dict[int, anyio.CapacityLimiter] = field(default_factory=dict)
 
     async def complete(self, question: str, context: Any) -> Answer:
         """Answer a question about a context on a guest of its own, which is closed at the end.
@@ -74,26 +86,133 @@ class Run:
         Raises:
             ContextError: the context holds a type that cannot cross to the guest.
             CallError: the root model cannot be asked.
+            LimitReached: a limit ended the run, and `on_limit` is "raise".
             SandboxError: no guest could be started.
         """
-        guest = await self.open_guest()
-        try:
-            await guest.load(context)
-            conversation = Conversation(self.settings, prompts.describe_context(context), self.depth)
-            return await self.ask(question, conversation, guest)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await guest.aclose()
+        conversation = Conversation(self.settings, prompts.describe_context(context), self.depth)
+        return await self._told(
+            question, conversation, partial(self._on_own_guest, question, conversation, context)
+        )
 
     async def ask(
         self, question: str, conversation: Conversation, guest: Session, *, note: str = ""
     ) -> Answer:
-        """Answer a question on an open guest, going on with the conversation so far.
+        """Answer a question on an open guest, going on with the conversation so far; raises as `complete`."""
+        return await self._told(
+            question, conversation, partial(_converse, question, conversation, guest, note)
+        )
 
-        A limit of the run ends it with the best partial answer, or with `LimitReached` where `on_limit` says so;
-        every other error is raised, after a `RunFailed` event. Events come in order: `RunStarted`, turns and cells, then `AnswerGiven` or `RunFailed`.
-        """
+    async def run_cell(self, guest: Session, code: str, *, turn: int, cell: int) -> CellResult:
+        """Run one cell with this run's host calls behind it, and tell of it in events."""
+        return await self._run_cell(guest, code, self._host_calls(), turn=turn, cell=cell)
+
+    async def _run_cell(
+        self, guest: Session, code: str, calls: HostCalls, *, turn: int, cell: int
+    ) -> CellResult:
+        self.emit(CellStarted(**self._here(), turn=turn, cell=cell, code=code))
+
+        def tell(stream: str, text: str) -> None:
+            self.emit(CellOutput(**self._here(), cell=cell, stream=stream, text=text))
+
+        try:
+            result = await guest.run(code, serve=calls, on_output=tell)
+        except anyio.get_cancelled_exc_class():
+            stopped = CellResult(outcome="cancelled", state="rolled back")
+            self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=stopped))
+            raise
+        self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=result))
+        return result
+
+    async def _told(
+        self, question: str, conversation: Conversation, conclude: Callable[[Run], Awaitable[Conclusion]]
+    ) -> Answer:
+        """Come to a conclusion and tell of it: `RunStarted`, turns and cells, then `AnswerGiven` or `RunFailed`."""
         started = time.monotonic()
+        self._tell_start(question, conversation)
+        reached: LimitReached | None = None
+        try:
+            conclusion = await conclude(self._with_deadline())
+        except LimitReached as limit:
+            if self.depth:
+                self._tell_failure(limit)
+                raise  # it is a limit of the whole tree, and the root's to report
+            reached = limit
+            conclusion = conversation.conclude_early(_status_of(limit), str(limit))
+        except BaseException as error:
+            self._tell_failure(error)
+            raise
+        answer = self._answer(conclusion, time.monotonic() - started)
+        self.emit(AnswerGiven(**self._here(), answer=answer))
+        if reached is not None and self.settings.on_limit == "raise":
+            reached.partial = answer
+            raise reached
+        return answer
+
+    async def _on_own_guest(
+        self, question: str, conversation: Conversation, context: Any, run: Run
+    ) -> Conclusion:
+        guest = await self.open_guest()
+        try:
+            await guest.load(context)
+            return await _converse(question, conversation, guest, "", run)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await guest.aclose()
+
+    async def perform(self, step: Step, guest: Session) -> Reply | CellResult:
+        """Do what the conversation asks for.
+
+        Raises:
+            CallError: the root model cannot be asked.
+            LimitReached: a limit of the tree was reached; after a cell, `.partial` is its result.
+        """
+        match step:
+            case AskRoot(turn, messages):
+                self.emit(TurnStarted(**self._here(), turn=turn))
+                reply = await self._ask_root(messages)
+                self.emit(RootReplied(**self._here(), turn=turn, reply=reply))
+                return reply
+            case RunCell(turn, cell, code):
+                calls = self._host_calls()
+                result = await self._run_cell(guest, code, calls, turn=turn, cell=cell)
+                if calls.reached is not None:
+                    calls.reached.partial = result
+                    raise calls.reached
+                return result
+
+    async def _ask_root(self, messages: tuple[Message, ...]) -> Reply:
+        call = Call(
+            model=self.settings.model, messages=messages, role="root", run_id=self.run_id, depth=self.depth
+        )
+        with anyio.CancelScope(deadline=self.deadline):
+            return await self.tree.complete(call)
+        raise deadline_exceeded(self.settings.timeout_s)
+
+    def _host_calls(self) -> HostCalls:
+        return HostCalls(self.settings, self.tree, self.run_id, self.depth, self._start_child, self.deadline)
+
+    async def _start_child(self, question: str, context: Any, model: str | None) -> Answer:
+        depth = self.depth + 1
+        child = replace(
+            self,
+            settings=replace(self.settings, model=model) if model else self.settings,
+            run_id=new_run_id(),
+            parent_id=self.run_id,
+            depth=depth,
+        )
+        places = self.child_places.setdefault(depth, anyio.CapacityLimiter(self.settings.max_children))
+        async with places:
+            try:
+                return await child.complete(question, context)
+            except (ContextError, SandboxError) as error:
+                raise HostCallRefused(f"the child run could not start: {error}") from error
+
+    def _with_deadline(self) -> Run:
+        if self.depth or self.settings.timeout_s is None:
+            return self
+        return replace(self, deadline=anyio.current_time() + self.settings.timeout_s)
+
+    def _tell_start(self, question: str, conversation: Conversation) -> None:
         budget = self.tree.ledger.budget
         self.emit(
             RunStarted(
@@ -109,99 +228,16 @@ class Run:
                 budget_calls=budget.calls,
             )
         )
-        reached: LimitReached | None = None
-        try:
-            conclusion = await self._converse(question, conversation, guest, note)
-        except LimitReached as limit:
-            reached = limit
-            conclusion = conversation.conclude_early(_status_of(limit), str(limit))
-        except RLMError as error:
-            self.emit(RunFailed(**self._here(), kind=type(error).__name__, error=str(error)))
-            raise
-        except anyio.get_cancelled_exc_class():
-            self.emit(RunFailed(**self._here(), kind="Cancelled", error="the run was stopped"))
-            raise
-        answer = self._answer(conclusion, time.monotonic() - started)
-        self.emit(AnswerGiven(**self._here(), answer=answer))
-        if reached is not None and self.settings.on_limit == "raise" and not self.depth:
-            reached.partial = answer
-            raise reached
-        return answer
 
-    async def run_cell(self, guest: Session, code: str, *, turn: int, cell: int) -> CellResult:
-        """Run one cell with this run's host calls behind it, and tell of it in events."""
-        self.emit(CellStarted(**self._here(), turn=turn, cell=cell, code=code))
-
-        def tell(stream: str, text: str) -> None:
-            self.emit(CellOutput(**self._here(), cell=cell, stream=stream, text=text))
-
-        try:
-            result = await guest.run(code, serve=self._host_calls(), on_output=tell)
-        except anyio.get_cancelled_exc_class():
-            stopped = CellResult(outcome="cancelled", state="rolled back")
-            self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=stopped))
-            raise
-        self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=result))
-        return result
-
-    async def _converse(
-        self, question: str, conversation: Conversation, guest: Session, note: str
-    ) -> Conclusion:
-        """Drive the conversation to its conclusion.
-
-        Raises:
-            LimitReached: a budget or the wall clock came first.
-        """
-        await guest.clear_answer()
-        seconds = self.settings.timeout_s
-        with anyio.move_on_after(seconds):
-            steps = conversation.ask(question, note=note)
-            outcome = None
-            while True:
-                try:
-                    step = steps.send(outcome)
-                except StopIteration as stop:
-                    conclusion: Conclusion = stop.value
-                    return conclusion
-                outcome = await self._perform(step, guest)
-        assert seconds is not None  # noqa: S101 - without a limit the scope above never ends early
-        raise DeadlineExceeded(
-            f"the run took longer than {seconds:g} s", name="seconds", limit=seconds, spent=seconds
+    def _tell_failure(self, error: BaseException) -> None:
+        cancelled = isinstance(error, anyio.get_cancelled_exc_class())
+        self.emit(
+            RunFailed(
+                **self._here(),
+                kind="Cancelled" if cancelled else type(error).__name__,
+                error="the run was stopped" if cancelled else str(error),
+            )
         )
-
-    async def _perform(self, step: Step, guest: Session) -> Reply | CellResult:
-        match step:
-            case AskRoot(turn, messages):
-                self.emit(TurnStarted(**self._here(), turn=turn))
-                reply = await self.tree.complete(
-                    Call(
-                        model=self.settings.model,
-                        messages=messages,
-                        role="root",
-                        run_id=self.run_id,
-                        depth=self.depth,
-                    )
-                )
-                self.emit(RootReplied(**self._here(), turn=turn, reply=reply))
-                return reply
-            case RunCell(turn, cell, code):
-                return await self.run_cell(guest, code, turn=turn, cell=cell)
-
-    def _host_calls(self) -> HostCalls:
-        return HostCalls(self.settings, self.tree, self.run_id, self.depth, self._start_child)
-
-    async def _start_child(self, question: str, context: Any, model: str | None) -> Answer:
-        child = replace(
-            self,
-            settings=replace(self.settings, model=model) if model else self.settings,
-            run_id=new_run_id(),
-            parent_id=self.run_id,
-            depth=self.depth + 1,
-        )
-        try:
-            return await child.complete(question, context)
-        except (ContextError, SandboxError) as error:
-            raise HostCallRefused(f"the child run could not start: {error}") from error
 
     def _answer(self, conclusion: Conclusion, seconds: float) -> Answer:
         ledger = self.tree.ledger
@@ -219,6 +255,33 @@ class Run:
 
     def _here(self) -> dict[str, Any]:
         return {"run_id": self.run_id, "depth": self.depth, "at": time.time()}
+
+
+async def _converse(
+    question: str, conversation: Conversation, guest: Session, note: str, run: Run
+) -> Conclusion:
+    """Drive the conversation to its conclusion.
+
+    Raises:
+        LimitReached: a budget or the wall clock came first; the conversation has the draft of that moment.
+    """
+    await guest.clear_answer()
+    steps = conversation.ask(question, note=note)
+    outcome: Reply | CellResult | None = None
+    with anyio.CancelScope(deadline=run.deadline + LAST_WORDS_S):
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as stop:
+                conclusion: Conclusion = stop.value
+                return conclusion
+            try:
+                outcome = await run.perform(step, guest)
+            except LimitReached as limit:
+                if isinstance(limit.partial, CellResult):
+                    conversation.keep_draft(limit.partial)
+                raise
+    raise deadline_exceeded(run.settings.timeout_s)
 
 
 def _status_of(limit: LimitReached) -> AnswerStatus:

@@ -137,6 +137,7 @@ class RunSettings:
         model: the root model, which writes the cells.
         recursive_model: the sub-model, which the cells call.
         max_iterations: turns, that is, how often the root model may be asked.
+        max_children: child runs with an open guest at once, at each depth of the tree.
         max_depth: levels of runs below which `rlm_query` is a plain call; 1 means that the root run has
             sub-calls but no child runs.
         timeout_s: wall clock of the whole run in seconds, or None.
@@ -150,6 +151,7 @@ class RunSettings:
     recursive_model: str = "gpt-5-nano"
     max_iterations: int = 20
     max_depth: int = 1
+    max_children: int = 16
     timeout_s: float | None = None
     on_limit: Literal["partial", "raise"] = "partial"
     sub_context_chars: int = 400_000
@@ -158,7 +160,7 @@ class RunSettings:
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
 
     def __post_init__(self) -> None:
-        for name in ("max_iterations", "max_depth", "sub_context_chars", "shown_output_chars"):
+        for name in ("max_iterations", "max_depth", "max_children", "sub_context_chars", "shown_output_chars"):
             _require_positive(name, getattr(self, name))
         if self.timeout_s is not None:
             _require_positive("timeout_s", self.timeout_s)

@@ -19,7 +19,7 @@ from rlm.values import Reply, Usage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Ask", "run_batch"]
+__all__ = ["Ask", "first_error", "run_batch"]
 
 Ask: TypeAlias = Callable[[int, Place], Awaitable[Reply]]
 """Makes the call with this index, in a place that it may give back while it waits to be asked again."""
@@ -37,7 +37,7 @@ async def run_batch(ask: Ask, first: Sequence[int], *, max_concurrent: int) -> l
             for _ in range(min(2 * max_concurrent, len(first))):
                 group.start_soon(batch.work)
     except BaseExceptionGroup as errors:
-        raise _first_error(errors) from None
+        raise first_error(errors) from None
     if batch.exceeded is not None:
         raise batch.exceeded
     return [batch.outcome(index) for index in range(len(first))]
@@ -79,7 +79,8 @@ class _Batch:
         return replace(outcome, usage=Usage(), cost_usd=0.0, attempts=0)
 
 
-def _first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group, as itself: many calls at once fail as one does, not as a group."""
     error: BaseException = errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]

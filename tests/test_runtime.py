@@ -1,0 +1,179 @@
+"""What a run makes of limits, child runs and odd answers; with a scripted model and real guests."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from rlm import RLM_REPL, ScriptedClient
+from rlm.events import AnswerGiven, RunFailed, RunStarted
+from rlm.scheduler.budget import Budget
+
+
+def cell(code):
+    return f"```repl\n{code}\n```"
+
+
+def complete(*replies, root=None, sub=lambda call: call.messages[-1].content.upper(), **settings):
+    client = ScriptedClient(root=root or list(replies), sub=sub)
+    with RLM_REPL(client=client, **settings) as rlm:
+        return rlm.completion("x", "a question")
+
+
+def by_depth(*replies):
+    """A root script that gives the reply of its depth, whatever it is asked."""
+    return lambda call: replies[call.depth]
+
+
+# --- Limits -----------------------------------------------------------------------------------------------------
+
+
+def test_a_budget_reached_within_a_cell_keeps_the_draft_of_that_cell():
+    code = "done = []\nfor n in range(9):\n    done.append(llm_query(f'p{n}'))\n    answer['content'] = done"
+    answer = complete(cell(code), budget=Budget(calls=5))
+    assert (answer.value, answer.status) == (["P0", "P1", "P2", "P3"], "budget")
+
+
+def test_a_cell_that_hears_of_the_limit_may_still_give_its_answer():
+    code = "try:\n    llm_query('a'); llm_query('b')\nexcept LLMError as e:\n    FINAL(f'so far: a ({e})')"
+    answer = complete(cell(code), budget=Budget(calls=2))
+    assert answer.status == "budget"
+    assert answer.startswith("so far: a")
+
+
+def test_a_deadline_within_a_call_keeps_the_draft_of_that_cell():
+    async def slow(call):
+        import anyio
+
+        await anyio.sleep(60)
+
+    code = "answer['content'] = 'so far'\nllm_query('a')"
+    started = time.monotonic()
+    answer = complete(cell(code), sub=slow, timeout_s=1.0)
+    assert (answer, answer.status) == ("so far", "timeout")
+    assert time.monotonic() - started < 30, "the call was waited for"
+
+
+def test_every_call_after_the_limit_fails_at_once():
+    code = "for n in range(1000):\n    try:\n        llm_query('a')\n    except LLMError:\n        pass\nFINAL(n)"
+    answer = complete(cell(code), budget=Budget(calls=3))
+    assert (answer.value, answer.status, answer.usage.calls) == (999, "budget", 3)
+
+
+def test_a_limit_in_a_child_run_ends_the_whole_tree():
+    parent = cell("answer['content'] = 'so far'\ntry:\n    rlm_query('q', 'c')\nexcept LLMError:\n    pass")
+    child = cell("llm_query('a'); llm_query('b'); llm_query('c')")
+    answer = complete(root=by_depth(parent, child), max_depth=2, budget=Budget(calls=4))
+    assert (answer, answer.status) == ("so far", "budget")
+    assert "4" in answer.limit
+
+
+# --- Child runs -------------------------------------------------------------------------------------------------
+
+
+def test_a_child_run_that_does_not_finish_is_an_error_in_the_cell():
+    parent = cell("try:\n    FINAL(rlm_query('q', 'c'))\nexcept LLMError as error:\n    FINAL(str(error))")
+    child = cell("answer['content'] = 'half of it'")
+    answer = complete(root=by_depth(parent, child), max_depth=2, max_iterations=2)
+    assert "no answer within 2 turns" in answer
+    assert "half of it" in answer
+
+
+def test_a_child_run_that_does_not_finish_leaves_a_failed_slot():
+    parent = cell("FINAL([bool(slot) for slot in rlm_batch([('q', 'c'), ('q', 'd')])])")
+    child = cell("if context == 'd': FINAL('fine')")
+    answer = complete(root=by_depth(parent, child), max_depth=2, max_iterations=1)
+    assert answer.value == [False, True]
+
+
+def test_one_context_too_long_for_a_plain_call_fails_alone():
+    code = cell("FINAL([bool(slot) for slot in rlm_batch([('a', 'x'), ('b', 'y' * 2000)])])")
+    assert complete(code, sub_context_chars=1_000).value == [True, False]
+
+
+def test_children_of_children_get_their_guests_without_a_deadlock():
+    fan_out = cell("FINAL(rlm_batch([(str(n), n) for n in range(4)], max_concurrent=4))")
+    script = by_depth(fan_out, fan_out, cell("FINAL(context)"))
+    client = ScriptedClient(root=script)
+    with RLM_REPL(client=client, max_depth=3, max_children=2) as rlm:
+        assert rlm.completion("x", "q").value == [[0, 1, 2, 3]] * 4
+
+
+# --- Answers ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", ["10**5000", "[10**5000]", "{'n': -(10**5000)}"])
+def test_a_value_that_python_does_not_write_out_is_still_an_answer(value):
+    answer = complete(cell(f"FINAL({value})"))
+    assert answer.status == "ok"
+    assert answer.value == eval(value)
+
+
+@pytest.mark.parametrize("reply", [cell("answer = 'Paris'") + "\nFINAL_VAR(answer)", "answer"])
+def test_an_answer_that_was_rebound_is_its_content(reply):
+    replies = [reply] if "FINAL_VAR" in reply else [cell("answer = 'Paris'"), "FINAL_VAR(answer)"]
+    assert complete(*replies) == "Paris"
+
+
+def test_an_answer_that_was_rebound_is_a_draft():
+    answer = complete(cell("answer = 'Paris'"), max_iterations=1)
+    assert (answer, answer.status) == ("Paris", "partial")
+
+
+def test_a_dict_of_ones_own_named_answer_is_the_whole_answer():
+    assert complete(cell("answer = {'city': 'Paris'}") + "\nFINAL_VAR(answer)").value == {"city": "Paris"}
+
+
+def test_the_output_told_counts_what_was_really_cut():
+    client = ScriptedClient(root=[cell("print('x' * 5_000_000)"), "FINAL(x)"])
+    with RLM_REPL(client=client) as rlm:
+        rlm.completion("x", "q")
+    assert "4,980,001 characters cut" in client.calls[-1].messages[-1].content
+
+
+# --- Sessions ---------------------------------------------------------------------------------------------------
+
+
+def last_message(client):
+    return client.calls[-1].messages[-1].content
+
+
+def test_the_next_question_knows_what_the_last_turn_printed_and_answered():
+    client = ScriptedClient(root=[cell("print('seen')\nFINAL('Ada')"), "FINAL(x)"])
+    with RLM_REPL(client=client) as rlm, rlm.session("text") as session:
+        session.ask("Who?")
+        session.ask("When?")
+    assert "seen" in last_message(client)
+    assert "The answer you gave:\nAda" in last_message(client)
+
+
+# --- Events -----------------------------------------------------------------------------------------------------
+
+
+def heard(client, context="x"):
+    events = []
+    with RLM_REPL(client=client, on_event=events.append) as rlm, pytest.raises(Exception):  # noqa: B017, PT011
+        rlm.completion(context, "q")
+    return events
+
+
+def broken(call):
+    raise KeyError("a bug in a client")
+
+
+@pytest.mark.parametrize(
+    ("client", "context"), [(ScriptedClient(broken), "x"), (ScriptedClient(["FINAL(x)"]), [object()])]
+)
+def test_a_run_that_fails_for_any_reason_begins_and_ends_in_events(client, context):
+    events = heard(client, context)
+    assert isinstance(events[0], RunStarted)
+    assert isinstance(events[-1], RunFailed)
+
+
+def test_a_run_that_is_limited_ends_with_its_answer_in_events():
+    events = []
+    client = ScriptedClient(root=[cell("llm_query('a')")] * 3, sub=lambda call: "s")
+    with RLM_REPL(client=client, on_event=events.append, budget=Budget(calls=2)) as rlm:
+        rlm.completion("x", "q")
+    assert isinstance(events[-1], AnswerGiven)
