@@ -76,6 +76,7 @@ class Journal:
                 _check_head(path, first, kind)
             if whole < size:
                 os.ftruncate(descriptor, whole)
+            os.lseek(descriptor, whole, os.SEEK_SET)
             journal = cls(path, descriptor, whole, size - whole)
             if not whole:
                 journal._write({"journal": kind, "v": VERSION})
@@ -128,12 +129,12 @@ class Journal:
         offset = self._size
         data = _encoded(record)
         try:
-            os.lseek(self._descriptor, offset, os.SEEK_SET)
             written = 0
             while written < len(data):
                 written += os.write(self._descriptor, data[written:])
         except OSError as error:
             os.ftruncate(self._descriptor, offset)
+            os.lseek(self._descriptor, offset, os.SEEK_SET)
             raise JournalError(
                 f"the journal {self.path} cannot be written: {error.strerror}. The {offset:,} bytes before are safe"
             ) from error

@@ -244,18 +244,19 @@ async def map_packs(
         raise mapping.stopped_by
 
 
-async def fill_packs(items: AsyncIterator[Item], room: Room) -> AsyncGenerator[list[Item], None]:
-    """Items as they come, in packs that fit."""
+async def fill_packs(chunks: AsyncIterator[Iterable[Item]], room: Room) -> AsyncGenerator[list[Item], None]:
+    """Items as they come, a few at a time, in packs that fit."""
     pack: list[Item] = []
     room.empty()
-    async for item in items:
-        size = content_chars(item.content)
-        if not room.takes(size):
-            yield pack
-            pack = []
-            room.empty()
-        room.add(size)
-        pack.append(item)
+    async for chunk in chunks:
+        for item in chunk:
+            size = content_chars(item.content)
+            if not room.takes(size):
+                yield pack
+                pack = []
+                room.empty()
+            room.add(size)
+            pack.append(item)
     if pack:
         yield pack
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from rlm.values import render
@@ -84,6 +84,10 @@ class Task:
     instruction: str
     schema: Schema | None = None
     single: Callable[[Any], str] | None = None
+    _lead: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_lead", self._make_lead())  # it is the same in every prompt
 
     def prompt(self, contents: Sequence[Any], notes: Mapping[int, str] | None = None) -> str:
         """The prompt for some items; what is the same in every prompt comes first, so that prompt caches hit.
@@ -97,7 +101,7 @@ class Task:
             f"The last answer for item {index + 1} could not be used: {note}"
             for index, note in sorted((notes or {}).items())
         ]
-        return "\n".join([self._lead(), *lines, *told])
+        return "\n".join([self._lead, *lines, *told])
 
     def reply_schema(self, count: int) -> dict[str, Any] | None:
         """The JSON Schema of a reply about `count` items, as providers take it; None where the reply is text."""
@@ -126,14 +130,14 @@ class Task:
     @property
     def lead_chars(self) -> int:
         """Characters of a prompt besides its items."""
-        return len(self._lead()) + 1
+        return len(self._lead) + 1
 
     @property
     def answer_chars(self) -> int:
         """About how many characters an answer takes, for packs that do not run into the output cap."""
         return 30 + (400 if self.schema is None else _expected_chars(self.schema.json))
 
-    def _lead(self) -> str:
+    def _make_lead(self) -> str:
         form = '{"results": [{"id": 1, "value": ...}, {"id": 2, "value": ...}]}'
         meaning = (
             "where `value` is your answer, as text."
@@ -196,7 +200,14 @@ def canonical(content: Any) -> str:
 
 def content_chars(content: Any) -> int:
     """About how many characters of a prompt an item takes."""
-    return len(_text(content))
+    if isinstance(content, str):
+        return len(content)
+    if isinstance(content, dict):
+        return sum(
+            len(str(name)) + 6 + (len(value) if isinstance(value, str) else len(_compact(value)))
+            for name, value in content.items()
+        )
+    return len(_compact(content))
 
 
 def suggested_size(mean_chars: float) -> int:
@@ -222,6 +233,12 @@ class Room:
     output_chars: int
     count: int = 0
     chars: int = 0
+    _lead_chars: int = field(init=False)
+    _answer_chars: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._lead_chars = self.task.lead_chars
+        self._answer_chars = self.task.answer_chars
 
     def takes(self, content_chars: int) -> bool:
         """Whether one more item of this length fits; an empty pack takes any."""
@@ -229,11 +246,10 @@ class Room:
             return True
         count, chars = self.count + 1, self.chars + content_chars
         most = self.per_call if self.per_call is not None else suggested_size(chars / count)
-        overhead = self.task.lead_chars + count * 20
         return (
             count <= most
-            and chars + overhead <= self.window_chars
-            and count * self.task.answer_chars <= self.output_chars
+            and chars + self._lead_chars + count * 20 <= self.window_chars
+            and count * self._answer_chars <= self.output_chars
         )
 
     def add(self, content_chars: int) -> None:

@@ -21,7 +21,7 @@ import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from rlm.errors import SchemaError
@@ -66,6 +66,10 @@ class Schema:
     """A schema that was found right; `json` is its JSON Schema, with nothing left to look up."""
 
     json: Mapping[str, Any]
+    _meets: Callable[[Any], bool] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_meets", _quick_check(self.json))
 
     @property
     def is_object(self) -> bool:
@@ -79,6 +83,8 @@ class Schema:
 
     def check(self, value: Any) -> str:
         """What is wrong with a value, in words that a model can act on: '' where it meets the schema."""
+        if self._meets(value):
+            return ""
         problem = next(_problems(value, self.json, ""), None)
         if problem is None:
             return ""
@@ -529,23 +535,71 @@ def _size_problems(
         yield path, f"must have at most {schema[most]} {unit}, not {size}"
 
 
+_PLAIN: Final = (
+    frozenset({"type", "properties", "required", "additionalProperties", "enum", "items"}) | ANNOTATIONS
+)
+
+
+def _quick_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
+    """A check that is fast and says yes only to what meets the schema; what it does not know it leaves to `_problems`.
+
+    Answers come by the million, and nearly all of them are right.
+    """
+    kind = schema.get("type")
+    if not isinstance(kind, str) or not schema.keys() <= _PLAIN:
+        return lambda _value: False
+    if kind == "object" and "enum" not in schema:
+        return _quick_object_check(schema)
+    if kind == "array" and "enum" not in schema:
+        check_item = _quick_check(schema["items"]) if "items" in schema else None
+        return lambda value: type(value) is list and (check_item is None or all(map(check_item, value)))
+    if kind == "string" and "enum" in schema:
+        texts = frozenset(choice for choice in schema["enum"] if isinstance(choice, str))
+        return lambda value: type(value) is str and value in texts
+    exact = {"string": str, "boolean": bool, "integer": int}.get(kind) if "enum" not in schema else None
+    if kind == "number" and "enum" not in schema:
+        return lambda value: type(value) is int or (type(value) is float and math.isfinite(value))
+    return lambda value: type(value) is exact
+
+
+def _quick_object_check(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
+    checks = {name: _quick_check(inner) for name, inner in schema.get("properties", {}).items()}
+    required = frozenset(schema.get("required", ()))
+
+    def meets(value: Any) -> bool:
+        if type(value) is not dict or not required <= value.keys():
+            return False
+        for name, item in value.items():
+            check = checks.get(name)
+            if check is None or not check(item):
+                return False
+        return True
+
+    return meets
+
+
+_EXACT: dict[str, tuple[type, ...]] = {
+    "string": (str,),
+    "number": (float, int),
+    "integer": (int,),
+    "boolean": (bool,),
+    "null": (type(None),),
+    "array": (list,),
+    "object": (dict,),
+}
+
+
 def _is_of_type(value: Any, names: str | list[str]) -> bool:
-    return any(_is_one_type(value, name) for name in ([names] if isinstance(names, str) else names))
+    if isinstance(names, str):
+        return _is_one_type(value, names)
+    return any(_is_one_type(value, name) for name in names)
 
 
 def _is_one_type(value: Any, name: str) -> bool:
-    if isinstance(value, bool):  # before the numbers: to Python, True is one
-        return name == "boolean"
-    if name == "integer":
-        return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    classes: dict[str, type | tuple[type, ...]] = {
-        "string": str,
-        "number": (int, float),
-        "null": type(None),
-        "array": list,
-        "object": dict,
-    }
-    return name in classes and isinstance(value, classes[name])
+    # By the very class and not by isinstance: to Python, True is a number.
+    if type(value) in _EXACT[name]:
+        return True
+    return name == "integer" and type(value) is float and value.is_integer()
 
 
 def _type_name(value: Any) -> str:

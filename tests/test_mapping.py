@@ -220,7 +220,7 @@ async def test_packs_are_pulled_only_as_fast_as_they_are_settled():
         for number in range(2_000):
             pulled += 1
             ahead = max(ahead, pulled - settled_count)
-            yield Item(number, f"item {number}")
+            yield [Item(number, f"item {number}")]
 
     async def keep(settled):
         nonlocal settled_count

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm.errors import SchemaError
-from rlm.schemas import schema_of
+from rlm.schemas import _problems, schema_of
 
 
 @dataclass
@@ -181,3 +181,24 @@ def test_any_value_can_be_checked_against_any_schema(schema, value):
     except SchemaError:
         read = schema_of("a: list[str|{b: int}], c: 'x'|null")
     assert isinstance(read.check(value), str)
+
+
+@given(JSON)
+def test_the_quick_check_never_lets_pass_what_the_full_one_refuses(value):
+    for text in (
+        "a: list[str|{b: int}], c: 'x'|null",
+        "a: float, b: int, c: bool",
+        "list[float]",
+        "'x'|1",
+        "null",
+    ):
+        schema = schema_of(text)
+        for tried in (value, {"a": value, "b": value, "c": value}, [value]):
+            if schema._meets(tried):
+                assert next(_problems(tried, schema.json, ""), None) is None
+
+
+def test_the_quick_check_knows_common_schemas():
+    assert schema_of("label: 'a'|'b', score: float, tags: list[str]")._meets(
+        {"label": "a", "score": 1, "tags": ["x"]}
+    )

@@ -3,7 +3,7 @@
     survey   every row is read once before anything is spent: broken lines, missing fields, how many there are
     pilot    the first rows are asked; what the whole will cost and take is told, and may be declined
     ask      rows → packs → calls; each answer is in the journal before its worker asks again
-    write    the rows are read again and joined with their answers, in their order
+    write    the rows are read again and joined with their answers, in their order, while others are still asked
 
 An interruption at any moment loses at most the calls in flight. The answers are in the journal, by what was asked,
 so a resumed job asks only what is missing, and writes everything.
@@ -12,22 +12,23 @@ so a resumed job asks only what is missing, and writes everything.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from contextlib import ExitStack, aclosing
-from dataclasses import asdict, dataclass, field
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 import anyio
 import anyio.to_thread
+from anyio import lowlevel
 
 from rlm.bulk.checkpoint import Checkpoint, JobRecord, Memory, key_of
 from rlm.bulk.expressions import read_expression
-from rlm.bulk.formats import FileSource, Row, Source, Writer, create, require
+from rlm.bulk.formats import FileSource, Row, Source, require
 from rlm.bulk.opinions import vote
-from rlm.bulk.report import Estimate, LabelCounts, Progress, Report
+from rlm.bulk.report import Estimate, Progress, Report
 from rlm.bulk.templates import Template, read_template
+from rlm.bulk.writing import Answer, Writing
 from rlm.errors import (
     AuthenticationFailed,
     CallError,
@@ -37,6 +38,7 @@ from rlm.errors import (
     LimitReached,
     OutputError,
     QuotaExhausted,
+    RLMError,
     SettingsError,
     UnknownModel,
 )
@@ -56,6 +58,10 @@ PerCall: TypeAlias = "int | Literal['auto']"
 
 ROWS_AT_ONCE: Final = 500
 SYNC_SECONDS: Final = 1.0
+ROWS_TO_WRITE: Final = 20
+"""Rows that are written at a time: a fraction of a millisecond, so that no call waits for it."""
+KEYS_AT_HAND: Final = 50_000
+"""Rows between the one that is read and the one that is written whose keys are not computed again."""
 PROGRESS_SECONDS: Final = 0.1
 ALL_FAILED: Final = 20
 """Failures without a single answer before them that end a job: the model cannot do what is asked."""
@@ -215,8 +221,13 @@ async def run_job(
         retry=job.retry,
     ) as checkpoint:
         run.checkpoint = checkpoint
-        await run.ask(survey, confirm, ask_packs or ask_at_once)
-        return await anyio.to_thread.run_sync(run.write, survey, keep_row)
+        with Writing(
+            run.rows(), run.answer_of, columns=run.columns(survey), job=job, keep_row=keep_row
+        ) as writing:
+            run.writing = writing
+            await run.ask(survey, confirm, ask_packs or ask_at_once)
+            await anyio.to_thread.run_sync(writing.finish)
+            return run.report()
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +286,7 @@ class _Run:
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self.checkpoint: Checkpoint
+        self.writing: Writing
         self._job = job
         self._source = source
         self._tree = tree
@@ -282,8 +294,13 @@ class _Run:
         self._on_progress = on_progress
         self._template: Template = read_template(job.prompt)
         self._schema: Schema | None = None if job.schema is None else schema_of(job.schema)
+        self._opinions = job.opinions
+        self._properties = self._schema.properties if self._schema is not None else ()
         self._skip_when = None if job.skip_when is None else read_expression(job.skip_when)
         self._counts = _Counts()
+        self._keys: dict[int, int] = {}
+        self._more_to_write = anyio.Event()
+        self._write_failure: OSError | RLMError | None = None
         self._started = self._synced_at = anyio.current_time()
         self._started_at = time.monotonic()
         self._told_at = float("-inf")
@@ -295,7 +312,7 @@ class _Run:
         """Read every row once; in a thread."""
         fields: dict[str, None] = {}
         count = 0
-        for row in self._rows():
+        for row in self.rows():
             count += 1
             if row.keys() != fields.keys():
                 fields.update(dict.fromkeys(row))
@@ -310,13 +327,17 @@ class _Run:
                 )
         return _Survey(count, tuple(fields))
 
-    def _rows(self) -> Iterator[Row]:
+    def rows(self) -> Iterator[Row]:
+        """The rows that the job is about, from the start."""
         return islice(self._source.rows(), self._job.limit)
 
+    def columns(self, survey: _Survey) -> tuple[str, ...]:
+        """The columns of the output."""
+        return (*survey.fields, *self._new_columns())
+
     def _new_columns(self) -> tuple[str, ...]:
-        properties = self._schema.properties if self._schema is not None else ()
-        agreement = ("agreement",) if len(self._job.opinions) > 1 else ()
-        return (*(properties or (self._job.column,)), *agreement)
+        agreement = ("agreement",) if len(self._opinions) > 1 else ()
+        return (*(self._properties or (self._job.column,)), *agreement)
 
     # Asking ----------------------------------------------------------------------------------------------------
 
@@ -324,22 +345,35 @@ class _Run:
         self, survey: _Survey, confirm: Callable[[Estimate], bool] | None, ask_packs: AskPacks
     ) -> None:
         """Ask about every row that has no answer yet; first about those of the pilot."""
-        self._total = survey.rows * len(self._job.opinions)
-        try:
-            if 0 < self._job.pilot < survey.rows:
-                await self._ask_rows(self._job.pilot, ask_packs)
-                await self._confirm(survey, confirm)
-            await self._ask_rows(self._job.limit, ask_packs)
-        except (LimitReached, CallError) as error:
-            raise JobStopped(f"stopped: {error}; {self._how_to_go_on()}", cause=error) from error
-        finally:
-            await self._sync()
-            self._tell(at_once=True)
+        self._total = survey.rows * len(self._opinions)
+        failure: Exception | None = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._write_along)
+            try:
+                await self._ask_all(survey, confirm, ask_packs)
+            except Exception as error:  # noqa: BLE001 - raised again below, so that it leaves in no group
+                failure = error
+            tasks.cancel_scope.cancel()
+        await self._sync()
+        self._tell(at_once=True)
+        failure = failure or self._write_failure
+        if isinstance(failure, (LimitReached, CallError)):
+            raise JobStopped(f"stopped: {failure}; {self._how_to_go_on()}", cause=failure) from failure
+        if failure is not None:
+            raise failure
+
+    async def _ask_all(
+        self, survey: _Survey, confirm: Callable[[Estimate], bool] | None, ask_packs: AskPacks
+    ) -> None:
+        if 0 < self._job.pilot < survey.rows:
+            await self._ask_rows(self._job.pilot, ask_packs)
+            await self._confirm(survey, confirm)
+        await self._ask_rows(self._job.limit, ask_packs)
 
     async def _ask_rows(self, limit: int | None, ask_packs: AskPacks) -> None:
         self._counts.free = 0
         self._counts.settled_before = self._counts.settled
-        for opinion, model in enumerate(self._job.opinions):
+        for opinion, model in enumerate(self._opinions):
             await self._ask_opinion(opinion, model, limit, ask_packs)
 
     async def _ask_opinion(self, opinion: int, model: str, limit: int | None, ask_packs: AskPacks) -> None:
@@ -375,25 +409,25 @@ class _Run:
             memory = self.checkpoint.memory(opinion)
             return await ask_packs(self._tree, packs, task, keep, settings, memory=memory)
 
-    async def _items(self, opinion: int, limit: int | None) -> AsyncGenerator[Item, None]:
-        """What is to be asked; rows are read and looked up a few hundred at a time, in a thread."""
+    async def _items(self, opinion: int, limit: int | None) -> AsyncGenerator[list[Item], None]:
+        """What is to be asked; rows are read a few hundred at a time, in a thread."""
         rows = islice(self._source.rows(), limit)
-        while (items := await anyio.to_thread.run_sync(self._next_items, rows, opinion)) is not None:
-            for item in items:
-                yield item
-
-    def _next_items(self, rows: Iterator[Row], opinion: int) -> list[Item] | None:
-        chunk = list(islice(rows, ROWS_AT_ONCE))
-        if not chunk:
-            return None
-        items = []
-        for row in chunk:
-            decided = self._decide(row)
-            if isinstance(decided, _Asked) and self.checkpoint.claim(opinion, decided.key):
-                items.append(Item(decided.key, decided.content))
-            else:
-                self._counts.free += 1
-        return items
+        first = 1
+        while chunk := await anyio.to_thread.run_sync(_take, rows):
+            items = []
+            for number, row in enumerate(chunk, first):
+                decided = self._decide(row)
+                if isinstance(decided, _Decided):
+                    self._counts.free += 1
+                    continue
+                if len(self._keys) < KEYS_AT_HAND:
+                    self._keys[number] = decided.key
+                if self.checkpoint.claim(opinion, decided.key):
+                    items.append(Item(decided.key, decided.content))
+                else:
+                    self._counts.free += 1
+            first += len(chunk)
+            yield items
 
     def _decide(self, row: Row) -> _Asked | _Decided:
         """Whether a row is asked about; the same for the same row, whenever it is read."""
@@ -421,8 +455,23 @@ class _Run:
         self._counts.add(pairs, settled.reply)
         self._refuse_hopeless()
         self._tell()
-        if anyio.current_time() - self._synced_at > SYNC_SECONDS:
+        now = anyio.current_time()
+        if now - self._synced_at > SYNC_SECONDS:
             await self._sync()
+        self._more_to_write.set()
+        if self._write_failure is not None:
+            raise self._write_failure
+
+    async def _write_along(self) -> None:
+        """Write what is settled at the head of the rows, a few at a time, while others are asked."""
+        try:
+            while True:
+                await self._more_to_write.wait()
+                self._more_to_write = anyio.Event()
+                while self.writing.advance(ROWS_TO_WRITE):
+                    await lowlevel.checkpoint()
+        except (OSError, RLMError) as error:  # for the caller of `ask`, who hears of it with the next answer
+            self._write_failure = error
 
     async def _sync(self) -> None:
         self._synced_at = anyio.current_time()
@@ -444,7 +493,7 @@ class _Run:
             return
         left = survey.rows - self._job.pilot
         cost_usd = self._tree.ledger.cost_usd
-        share = left * len(self._job.opinions) / counts.settled
+        share = left * len(self._opinions) / counts.settled
         estimate = Estimate(
             pilot_rows=self._job.pilot,
             pilot_failed=counts.failed,
@@ -479,57 +528,41 @@ class _Run:
 
     # Writing ---------------------------------------------------------------------------------------------------
 
-    def write(self, survey: _Survey, keep_row: Callable[[Row], None] | None) -> Report:
-        """Join all rows with their answers, in order; in a thread."""
-        columns = (*survey.fields, *self._new_columns())
-        tally = _Tally()
-        with ExitStack() as files:
-            writers = self._writers(files, columns, keep_row)
-            dead_letters = _DeadLetters(files, self._job.dead_letters)
-            for number, row in enumerate(self._rows(), 1):
-                answer = self._answer_of(row)
-                tally.add(answer)
-                for write in writers:
-                    write({**row, **answer.columns})
-                if answer.mapped.failed:
-                    dead_letters.write(number, row, answer.mapped)
-        return self._report(tally, dead_letters.path)
-
-    def _writers(
-        self, files: ExitStack, columns: Sequence[str], keep_row: Callable[[Row], None] | None
-    ) -> list[Callable[[Row], None]]:
-        writers = [] if keep_row is None else [keep_row]
-        if self._job.output is not None:
-            writers.append(files.enter_context(create(Path(self._job.output), columns)).write)
-        return writers
-
-    def _answer_of(self, row: Row) -> _Answer:
-        decided = self._decide(row)
-        if isinstance(decided, _Decided):
-            return _Answer(decided.mapped, self._columns(decided.mapped, None), by_rule=True)
-        outcomes = [
-            self.checkpoint.outcome(opinion, decided.key) or NEVER_ASKED
-            for opinion in range(len(self._job.opinions))
-        ]
+    def answer_of(self, number: int, row: Row, is_final: bool) -> Answer | None:
+        """What is written for a row, or None where it is not settled yet and may still be."""
+        key = self._keys.get(number)
+        if key is None:
+            decided = self._decide(row)
+            if isinstance(decided, _Decided):
+                return Answer(decided.mapped, self._columns(decided.mapped, None), by_rule=True)
+            key = decided.key
+        outcomes = []
+        for opinion in range(len(self._opinions)):
+            outcome = self.checkpoint.outcome(opinion, key)
+            if outcome is None and not is_final:
+                return None
+            outcomes.append(outcome or NEVER_ASKED)
+        self._keys.pop(number, None)
+        if len(outcomes) == 1:
+            return Answer(outcomes[0], self._columns(outcomes[0], None))
         values = [outcome.value for outcome in outcomes if not outcome.failed]
         if not values:
-            return _Answer(outcomes[0], self._columns(outcomes[0], None))
-        if len(outcomes) == 1:
-            return _Answer(outcomes[0], self._columns(outcomes[0], None))
+            return Answer(outcomes[0], self._columns(outcomes[0], None))
         value, agreement = vote(values)
         mapped = Mapped(value)
-        return _Answer(mapped, self._columns(mapped, agreement), agreement=agreement)
+        return Answer(mapped, self._columns(mapped, agreement), agreement=agreement)
 
     def _columns(self, mapped: Mapped, agreement: float | None) -> Row:
         value = mapped.value
-        if self._schema is not None and self._schema.properties:
-            columns = {name: (value or {}).get(name) for name in self._schema.properties}
+        if self._properties:
+            columns = {name: (value or {}).get(name) for name in self._properties}
         else:
             columns = {self._job.column: value}
-        return {**columns, "agreement": agreement} if len(self._job.opinions) > 1 else columns
+        return {**columns, "agreement": agreement} if len(self._opinions) > 1 else columns
 
-    def _report(self, tally: _Tally, dead_letters: Path | None) -> Report:
-        ledger, earlier = self._tree.ledger, self.checkpoint.cost_usd
+    def report(self) -> Report:
+        """How the job ended."""
+        tally, ledger, earlier = self.writing.tally, self._tree.ledger, self.checkpoint.cost_usd
         cost_usd = ledger.cost_usd
         return Report(
             rows=tally.rows,
@@ -546,68 +579,13 @@ class _Run:
             labels=tally.labels.table(),
             agreement=tally.agreement,
             output=None if self._job.output is None else Path(self._job.output),
-            dead_letters=dead_letters,
+            dead_letters=self.writing.dead_letters,
             journal=self.checkpoint.path,
         )
 
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """What is written for one row."""
-
-    mapped: Mapped
-    columns: Row
-    by_rule: bool = False
-    agreement: float | None = None
-
-
-@dataclass(slots=True)
-class _Tally:
-    """Sums over the rows that are written."""
-
-    rows: int = 0
-    failed: int = 0
-    by_rule: int = 0
-    failures: Counter[str] = field(default_factory=Counter)
-    labels: LabelCounts = field(default_factory=LabelCounts)
-    agreements: list[float] = field(default_factory=lambda: [0.0, 0])
-
-    @property
-    def agreement(self) -> float | None:
-        total, number = self.agreements
-        return total / number if number else None
-
-    def add(self, answer: _Answer) -> None:
-        self.rows += 1
-        if answer.mapped.failed:
-            self.failed += 1
-            self.failures[answer.mapped.kind] += 1
-            return
-        self.by_rule += answer.by_rule
-        self.labels.add({name: value for name, value in answer.columns.items() if name != "agreement"})
-        if answer.agreement is not None:
-            self.agreements[0] += answer.agreement
-            self.agreements[1] += 1
-
-
-class _DeadLetters:
-    """The file of failed rows, which is there only where a row failed; an earlier one goes."""
-
-    def __init__(self, files: ExitStack, path: Path | None) -> None:
-        self.path: Path | None = None
-        self._files = files
-        self._place = path
-        self._writer: Writer | None = None
-        if path is not None:
-            path.unlink(missing_ok=True)
-
-    def write(self, number: int, row: Row, mapped: Mapped) -> None:
-        if self._place is None:
-            return
-        if self._writer is None:
-            self._writer = self._files.enter_context(create(self._place, ()))
-            self.path = self._place
-        self._writer.write({"row": number, "kind": mapped.kind, "reason": mapped.reason, "fields": row})
+def _take(rows: Iterator[Row]) -> list[Row]:
+    return list(islice(rows, ROWS_AT_ONCE))
 
 
 NEVER_ASKED: Final = Mapped(

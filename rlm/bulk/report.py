@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -67,21 +66,29 @@ class LabelCounts:
     """How often each value came in each new column, for columns with few different ones."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, Counter[str] | None] = {}
+        self._counts: dict[str, dict[str, int]] = {}
+        self._left_out: set[str] = set()
 
     def add(self, columns: Mapping[str, Any]) -> None:
         """Count the answer for one row."""
         for name, value in columns.items():
-            counts = self._counts.setdefault(name, Counter())
-            if counts is None or not isinstance(value, (str, bool, int)):
+            if not isinstance(value, (str, bool, int)) or name in self._left_out:
                 continue
-            counts[value if isinstance(value, str) else str(value).lower()] += 1
+            counts = self._counts.get(name)
+            if counts is None:
+                counts = self._counts[name] = {}
+            label = value if isinstance(value, str) else str(value).lower()
+            counts[label] = counts.get(label, 0) + 1
             if len(counts) > MOST_LABELS:
-                self._counts[name] = None
+                self._left_out.add(name)
+                del self._counts[name]
 
     def table(self) -> dict[str, dict[str, int]]:
         """Column → value → rows, the most frequent first."""
-        return {name: dict(counts.most_common()) for name, counts in self._counts.items() if counts}
+        return {
+            name: dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+            for name, counts in self._counts.items()
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
