@@ -15,7 +15,6 @@ from __future__ import annotations
 import codecs
 import contextlib
 import dataclasses
-import shutil
 import tempfile
 from collections import deque
 from dataclasses import dataclass, field
@@ -39,6 +38,7 @@ from rlm.errors import (
 from rlm.sandbox.guest import wire
 from rlm.sandbox.launchers import Launcher, local
 from rlm.sandbox.launchers.command import guest_code
+from rlm.sandbox.scratch import Scratch
 from rlm.settings import IsolationTier, SandboxSettings
 from rlm.values import CellResult, Final, HostCall, Variable
 
@@ -630,7 +630,7 @@ class _Guest:
 
     isolation: Isolation
 
-    def __init__(self, process: Process, log: IO[bytes], scratch: str | None, answer_bytes: int) -> None:
+    def __init__(self, process: Process, log: IO[bytes], scratch: Scratch | None, answer_bytes: int) -> None:
         self._process = process
         self._log = log
         self._scratch = scratch
@@ -659,7 +659,7 @@ class _Guest:
                 stdout=PIPE,
                 stderr=log,
                 env=launcher.variables(),
-                cwd=scratch,
+                cwd=None if scratch is None else scratch.path,
                 start_new_session=True,
             )
         except BaseException as error:
@@ -695,7 +695,7 @@ class _Guest:
             "answer_bytes": settings.answer_bytes,
             "scratch_bytes": settings.scratch_bytes,
             "processes": settings.processes,
-            "scratch": self._scratch or "",
+            "scratch": "" if self._scratch is None else self._scratch.path,
             "confine": settings.highest_tier != "process",
             "namespaces": settings.highest_tier == "isolated",
             "fork": settings.recovery,
@@ -795,18 +795,18 @@ def _require_tier(found: Isolation, minimum: IsolationTier) -> None:
         )
 
 
-def _prepare(launcher: Launcher) -> tuple[IO[bytes], str | None, bytes]:
+def _prepare(launcher: Launcher) -> tuple[IO[bytes], Scratch | None, bytes]:
     """A file for what the guest logs, a folder to write in where the host can give one, and the guest's code."""
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_clear_up`
-    scratch = tempfile.mkdtemp(prefix="rlm-guest-") if launcher.shares_files else None
+    scratch = Scratch() if launcher.shares_files else None
     return log, scratch, guest_code()
 
 
-def _clear_up(log: IO[bytes], scratch: str | None) -> str:
+def _clear_up(log: IO[bytes], scratch: Scratch | None) -> str:
     """Remove both; the end of what was logged."""
     with log:
         log.seek(0)
         text = log.read().decode("utf-8", "replace")[-LOG_CHARS:].strip()
     if scratch is not None:
-        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.remove()
     return text

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+import math
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
 from rlm.clients.base import StreamingClient
-from rlm.errors import BadReply, CallError, CallTimedOut, RateLimited, ServerError, SettingsError
+from rlm.errors import (
+    BadReply,
+    CallError,
+    CallTimedOut,
+    ConnectionFailed,
+    RateLimited,
+    ServerError,
+    SettingsError,
+)
 from rlm.scheduler.breaker import Breaker
 from rlm.scheduler.budget import Amount, Budget, Ledger, Reservation, Spent, surely_unbilled
 from rlm.scheduler.gate import Gate, Outcome
@@ -133,7 +143,7 @@ class Endpoint:
         return _Attempt(call, worst, ledger, bill, reservation, taken)
 
     async def _request(self, call: Call, on_text: Callable[[str], None] | None) -> Reply:
-        with anyio.move_on_after(self._timeout_s):
+        with anyio.move_on_after(self._timeout_s), _own_cancellations_as_errors(call):
             if on_text is not None and isinstance(self.client, StreamingClient):
                 return await _read_out(self.client, call, on_text)
             return await self.client.complete(call)
@@ -184,6 +194,19 @@ class _Attempt:
     bill: Spent
     reservation: Reservation
     taken: Taken
+
+
+@contextmanager
+def _own_cancellations_as_errors(call: Call) -> Iterator[None]:
+    """A client that cancels itself, as by awaiting a task that somebody cancelled, fails; nobody cancelled us."""
+    try:
+        yield
+    except anyio.get_cancelled_exc_class() as error:
+        if anyio.current_effective_deadline() == -math.inf:
+            raise
+        raise ConnectionFailed(
+            f"the client cancelled its own request to {call.model}", model=call.model
+        ) from error
 
 
 async def _read_out(client: StreamingClient, call: Call, on_text: Callable[[str], None]) -> Reply:

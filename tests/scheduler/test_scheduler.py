@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 import anyio
 import anyio.lowlevel
 import pytest
@@ -7,7 +9,8 @@ from blockbuster import blockbuster_ctx
 from fake_provider import FakeProvider, broken, call, dropped, price, too_many
 
 from rlm.clients.base import Client
-from rlm.errors import BadReply, BadRequest, RateLimited, ServerError, SettingsError
+from rlm.clients.scripted import ScriptedClient
+from rlm.errors import BadReply, BadRequest, ConnectionFailed, RateLimited, ServerError, SettingsError
 from rlm.events import BatchFinished, BatchStarted, CallFailed, CallFinished, CallRetried, CallStarted
 from rlm.scheduler import Budget, Scheduler
 from rlm.settings import SchedulerSettings
@@ -314,3 +317,17 @@ def test_a_bad_request_is_asked_once(virtual_time):
 
     anyio.run(main, **virtual_time)
     assert len(provider.requests) == 1
+
+
+@pytest.mark.anyio
+async def test_a_client_that_cancels_itself_fails_its_call_and_nothing_else():
+    async def answer(asked):
+        if asked.messages[-1].content == "bad":
+            raise asyncio.CancelledError
+        return "ok"
+
+    tree = Scheduler(ScriptedClient(answer), SchedulerSettings(max_attempts=1)).tree(run_id="r")
+    calls = [call("a"), call("bad"), call("c")]
+    first, failed, last = await tree.complete_all(calls, max_concurrent=2)
+    assert (first.text, last.text) == ("ok", "ok")
+    assert isinstance(failed, ConnectionFailed)

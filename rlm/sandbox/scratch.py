@@ -1,0 +1,62 @@
+"""Folders for guests to write in, none of which outlives its host for long.
+
+A host that is killed cannot remove the folders of its guests. So each folder is locked by the host that made it,
+for as long as that host lives, and whoever makes the next one removes those that nobody holds any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+__all__ = ["Scratch"]
+
+PREFIX = "rlm-guest-"
+
+
+class Scratch:
+    """A folder under the system's folder for temporary files. `remove` it; again is no error."""
+
+    def __init__(self) -> None:
+        remove_abandoned()
+        self.path = tempfile.mkdtemp(prefix=PREFIX)
+        self._lock = _locked(self.path)
+
+    def remove(self) -> None:
+        """Remove the folder and all that is in it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            os.close(lock)
+
+
+def remove_abandoned() -> None:
+    """Remove the folders of hosts that are gone, as far as they may be removed by this user."""
+    with contextlib.suppress(OSError):
+        for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+            lock = _locked(str(path))
+            if lock is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+
+def _locked(path: str) -> int | None:
+    """A descriptor that holds the folder's lock, or None: somebody else holds it, or there are no such locks here."""
+    if sys.platform == "win32":
+        return None
+    import fcntl
+
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor
