@@ -8,8 +8,11 @@ Everything below the facade is async. A caller that is not, or that runs a loop 
 
 All leases of a process share one daemon thread with one event loop, so connections outlive a call, and no call
 costs a thread. The thread starts with the first call and ends with the last lease. A process that never closes
-its leases has them closed at exit: what is still running is cancelled, and may clean up. After `os.fork` the
-child gets a thread of its own at its first call.
+its leases has them closed at exit: what is still running is cancelled, and may clean up.
+
+After `os.fork` the child has no thread; a lease it inherited, like a new one, gets it a thread of its own at the
+next call. What was made on the parent's loop (connections, processes, locks) stays the parent's: the child must
+neither use nor close it, and whoever holds such a thing has to make it anew there.
 
 The loop is asyncio, driven through anyio. asyncio appears here by name, and only here, because tasks must be
 handed over without waiting for the other loop, which anyio does not offer in public.
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import math
 import os
 import sys
 import threading
@@ -79,9 +83,7 @@ class Portal:
             return job.outcome.result()
         except BaseException:
             # An exception of the job itself also passes here; its job is done, so there is nothing to cancel.
-            if not job.outcome.done():
-                thread.cancel(job)
-                job.outcome.exception()
+            thread.cancel_and_wait(job)
             raise
 
     async def acall(self, function: Callable[[Unpack[Arguments]], Awaitable[T]], *arguments: *Arguments) -> T:
@@ -92,9 +94,7 @@ class Portal:
         Raises:
             RuntimeError: after `close`; when the last lease was closed while the call ran.
         """
-        thread = self._thread
-        if thread is None or not thread.is_usable():
-            thread = await anyio.to_thread.run_sync(self._running_thread)
+        thread = await self._usable_thread()
         if thread.is_current():
             return await function(*arguments)
         done = anyio.Event()
@@ -109,6 +109,56 @@ class Portal:
                 await done.wait()
             raise
         return job.outcome.result()
+
+    async def afinish(
+        self, function: Callable[[Unpack[Arguments]], Awaitable[T]], *arguments: *Arguments
+    ) -> T:
+        """Run `function(*arguments)` to its end in a task of its own, whatever becomes of the one that waits.
+
+        For closing things, which may be asked for by the very task that the closing has to cancel and await: on
+        the portal's own loop the waiting can be cancelled, and the function goes on. On other loops it cannot.
+
+        Raises:
+            RuntimeError: as `acall`.
+        """
+        with anyio.CancelScope(shield=True):
+            thread = await self._usable_thread()
+        done = anyio.Event()
+        wake = _waker(done.set)
+        job = thread.submit(function, arguments)
+        job.outcome.add_done_callback(lambda _: wake())
+        with anyio.CancelScope(shield=not thread.is_current()):
+            await done.wait()
+        return job.outcome.result()
+
+    def start(
+        self, function: Callable[[Unpack[Arguments]], Awaitable[object]], *arguments: *Arguments
+    ) -> None:
+        """Start `function(*arguments)` on the portal's loop and wait for nothing; the loop's end cancels it.
+
+        Raises:
+            RuntimeError: after `close`.
+        """
+        self._running_thread().submit(function, arguments)
+
+    def post(self, function: Callable[[], object]) -> None:
+        """Call a plain function soon on the portal's loop, from wherever, such as a finalizer; takes no lock.
+
+        Where there is no loop (any more, or in this process), nothing is called.
+        """
+        thread = self._thread
+        if thread is not None and thread.is_usable():
+            thread.post(function)
+
+    def require_another_thread(self) -> None:
+        """Find out, before anything is done, whether blocking here would wait for itself.
+
+        Raises:
+            RuntimeError: this is the portal's own loop.
+        """
+        thread = self._thread
+        if thread is not None and thread.is_current():
+            raise _called_on_own_loop()
 
     def iterate(self, produce: Callable[[Callable[[T], None]], Awaitable[object]]) -> Iterator[T]:
         """Run `produce(put)` on the portal's loop and yield, in this thread, whatever it puts.
@@ -129,9 +179,7 @@ class Portal:
             while not isinstance(item := made.get(), _End):
                 yield item
         finally:
-            if not job.outcome.done():
-                thread.cancel(job)
-                job.outcome.exception()
+            thread.cancel_and_wait(job)
         job.outcome.result()
 
     async def aiterate(self, produce: Callable[[Callable[[T], None]], Awaitable[object]]) -> AsyncIterator[T]:
@@ -171,6 +219,10 @@ class Portal:
 
     async def aclose(self) -> None:
         """Like `close`, without blocking the loop it is called on."""
+        thread = self._thread
+        if thread is not None and thread.is_current():
+            self.close()  # which does not wait here: the loop ends when this task lets it
+            return
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self.close)
 
@@ -217,9 +269,14 @@ class _Job(Generic[T]):
                 self._scope.cancel()
             try:
                 result = await self._function(*self._arguments)
-            except anyio.get_cancelled_exc_class():
-                self.fail(RuntimeError("the call was cancelled because its portal was closed"))
-                raise
+            except anyio.get_cancelled_exc_class() as error:
+                if (
+                    anyio.current_effective_deadline() == -math.inf
+                ):  # this job or the whole loop was cancelled
+                    self.fail(RuntimeError("the call was cancelled because its portal was closed"))
+                    raise
+                # Passed on, it would end the task group, and with it the calls of everybody else.
+                self.fail(_stray_cancellation(error))
             except BaseException as error:  # noqa: BLE001 - the border to another thread: all of it belongs to the caller
                 self.fail(error)
             else:
@@ -244,6 +301,7 @@ class _LoopThread:
         self._process = os.getpid()
         self._jobs: set[_Job[Any]] = set()
         self._stopping = False
+        self._ended = False
         self._tasks: anyio.abc.TaskGroup
         started: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=self._run, args=(started,), name="rlm-portal", daemon=True)
@@ -254,31 +312,42 @@ class _LoopThread:
         job = _Job(function, arguments)
         self._jobs.add(job)
         job.outcome.add_done_callback(lambda _: self._jobs.discard(job))
-        if not self._post(self._start, job):
+        if not self.post(self._start, job):
             job.fail(_closed_meanwhile())
         return job
 
     def cancel(self, job: _Job[Any]) -> None:
-        self._post(job.cancel)
+        self.post(job.cancel)
+
+    def cancel_and_wait(self, job: _Job[Any]) -> None:
+        """Cancel the job and block until it has cleaned up, where it has not ended.
+
+        A generator may be collected on any thread, this one included, which would wait for itself: there the
+        job is only cancelled.
+        """
+        if not job.outcome.done():
+            self.cancel(job)
+            if not self.is_current():
+                job.outcome.exception()
 
     def stop(self) -> None:
         """Cancel what runs, and wait for the thread's end unless this is that thread."""
-        self._post(self._stop)
+        self.post(self._stop)
         if not self.is_current():
             self._thread.join()
 
     def stop_within(self, seconds: float) -> None:
-        self._post(self._stop)
+        self.post(self._stop)
         self._thread.join(seconds)
 
     def is_current(self) -> bool:
         return threading.get_ident() == self._thread.ident
 
     def is_usable(self) -> bool:
-        """Whether the thread is there: it is not in a forked child."""
-        return self._process == os.getpid()
+        """Whether the thread is there: it is not in a forked child, nor after its loop has ended."""
+        return self._process == os.getpid() and not self._ended
 
-    def _post(self, function: Callable[..., object], *arguments: object) -> bool:
+    def post(self, function: Callable[..., object], *arguments: object) -> bool:
         try:
             self._loop.call_soon_threadsafe(function, *arguments, context=_context_of_caller())
         except RuntimeError:  # the loop is closed
@@ -289,7 +358,10 @@ class _LoopThread:
         if self._stopping:
             job.fail(_closed_meanwhile())
         else:
-            self._tasks.start_soon(job.run)
+            try:
+                self._tasks.start_soon(job.run)
+            except RuntimeError:  # the task group has ended, and the loop is about to
+                job.fail(_closed_meanwhile())
 
     def _stop(self) -> None:
         self._stopping = True
@@ -302,6 +374,7 @@ class _LoopThread:
             if not started.done():
                 started.set_exception(error)
         finally:
+            self._ended = True
             for job in list(self._jobs):
                 job.fail(_closed_meanwhile())
 
@@ -357,6 +430,15 @@ def _called_on_own_loop() -> RuntimeError:
         "a blocking call was made on the event loop that would have to answer it: "
         "await the async twin of this method instead"
     )
+
+
+def _stray_cancellation(error: BaseException) -> RuntimeError:
+    stray = RuntimeError(
+        "the call ended in a cancellation that nobody here asked for: something that it awaited was cancelled, or "
+        f"raised {type(error).__name__} by itself"
+    )
+    stray.__cause__ = error
+    return stray
 
 
 def _closed_meanwhile() -> RuntimeError:

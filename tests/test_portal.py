@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -334,3 +335,122 @@ def test_the_interpreter_ends_cleanly_when_nobody_closed():
     assert out == "started\ncleaned up\n"
     assert "Event loop" not in err
     assert process.returncode == 0
+
+
+async def cancel_what_it_awaits():
+    task = asyncio.get_running_loop().create_task(asyncio.sleep(60))
+    task.cancel()
+    return await task
+
+
+async def raise_a_cancellation():
+    raise asyncio.CancelledError
+
+
+async def cancel_itself():
+    asyncio.current_task().cancel()
+    await asyncio.sleep(60)
+
+
+@pytest.mark.parametrize("stray", [cancel_what_it_awaits, raise_a_cancellation, cancel_itself])
+def test_a_stray_cancellation_is_an_error_of_its_call_and_hurts_no_other(portal, stray):
+    with ThreadPoolExecutor(1) as pool:
+        finish = portal.call(_new_event)
+        other = pool.submit(portal.call, finish.wait)
+        with pytest.raises(RuntimeError, match="nobody here asked for") as caught:
+            portal.call(stray)
+        assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+        portal.post(finish.set)
+        other.result(timeout=10)
+    assert portal.call(double, 1) == 2
+
+
+async def _new_event():
+    await anyio.lowlevel.checkpoint()
+    return anyio.Event()
+
+
+def test_a_loop_that_broke_down_is_replaced_at_the_next_call(portal):
+    def break_down():
+        raise SystemExit
+
+    assert portal.call(double, 1) == 2
+    portal.post(break_down)
+    with pytest.raises(RuntimeError, match="closed"):
+        portal.call(anyio.sleep_forever)
+    assert portal.call(double, 2) == 4
+
+
+def test_a_stream_collected_on_the_loop_itself_blocks_nobody(portal):
+    ended = threading.Event()
+
+    async def produce(put):
+        put(1)
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.set()
+
+    streams = [portal.iterate(produce)]
+    assert next(streams[0]) == 1
+
+    async def collect():
+        await anyio.lowlevel.checkpoint()
+        streams.clear()
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(portal.call, collect).result(timeout=10)
+        assert ended.wait(10)
+
+
+def test_the_last_lease_may_be_closed_on_its_own_loop():
+    portal = lease()
+
+    async def close():
+        await portal.aclose()
+        return "closed"
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(portal.call, close).result(timeout=10) == "closed"
+    for thread in threading.enumerate():
+        if thread.name == "rlm-portal":
+            thread.join(10)
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_what_must_finish_does_so_though_the_waiting_is_cancelled(portal, backend):
+    log = []
+
+    async def close():
+        await anyio.sleep(0.02)
+        log.append("closed")
+
+    async def main():
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await portal.afinish(close)
+
+    anyio.run(main, backend=backend)
+    assert log == ["closed"]
+
+
+def test_on_the_own_loop_the_waiting_for_what_must_finish_can_be_cancelled(portal):
+    ended = threading.Event()
+
+    async def run():
+        with anyio.CancelScope() as scope:
+
+            async def close():
+                scope.cancel()
+                while not left:
+                    await anyio.lowlevel.checkpoint()
+                ended.set()
+
+            left = []
+            await portal.afinish(close)
+        left.append(True)
+        return scope.cancelled_caught
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(portal.call, run).result(timeout=10)
+    assert ended.wait(10)
