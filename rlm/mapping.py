@@ -33,6 +33,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from rlm.errors import (
     BadRequest,
@@ -225,8 +226,8 @@ async def map_packs(
 ) -> None:
     """Ask about packs of items as they come, and hand on what is settled as it comes.
 
-    Each item is handed on exactly once, unless the mapping ends before. At most `max_concurrent` packs have been
-    taken from `packs` and are not settled.
+    Each item is handed on exactly once, unless the mapping ends before. Of the packs that have been taken from
+    `packs`, at most `max_concurrent` are being asked, and about as many are waiting.
 
     Raises:
         CallError: one that `settings.stops_at` names; the calls in flight are finished first.
@@ -235,9 +236,7 @@ async def map_packs(
     """
     mapping = _Mapping(tree, packs, task, sink, settings=settings, plain_models=plain_models or PlainModels())
     try:
-        async with anyio.create_task_group() as workers:
-            for _ in range(settings.max_concurrent):
-                workers.start_soon(mapping.work)
+        await mapping.run()
     except BaseExceptionGroup as errors:
         raise _first_error(errors) from None
     if mapping.stopped_by is not None:
@@ -321,12 +320,14 @@ async def ask_checked(
 class _Pack:
     """Items to ask about in one call.
 
-    `notes` says, by index, why the last answer was none; `tries` counts the answers that these items did not get.
+    `notes` says, by index, why the last answer was none; `tries` counts the answers that these items did not get;
+    `call` is there where it was written ahead of need.
     """
 
     items: Sequence[Item]
     notes: dict[int, str] = field(default_factory=dict)
     tries: int = 0
+    call: Call | None = None
 
     def left_over(self, outcomes: Sequence[Outcome]) -> _Pack:
         """The items that got no value."""
@@ -345,7 +346,11 @@ class _Pack:
 
 
 class _Mapping:
-    """The state that the workers of one mapping share."""
+    """The state that the workers of one mapping share.
+
+    Packs are read, and their prompts written, ahead of need, so that a worker which has an answer can ask again at
+    once: with many calls in flight that is what keeps them in flight.
+    """
 
     def __init__(
         self,
@@ -365,42 +370,64 @@ class _Mapping:
         self._settings = settings
         self._plain_models = plain_models
         self._again: deque[_Pack] = deque()
-        self._reading = anyio.Lock()
+        self._ready: deque[_Pack] = deque()
         self._ended = False
         self._busy = 0
-        self._changed = anyio.Event()
+        self._idle: deque[anyio.Event] = deque()
+        self._taken = anyio.Event()
         self._ever_answered = False
 
-    async def work(self) -> None:
+    async def run(self) -> None:
+        """Settle all packs, or stop."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._read_ahead)
+            async with anyio.create_task_group() as workers:
+                for _ in range(self._settings.max_concurrent):
+                    workers.start_soon(self._work)
+            group.cancel_scope.cancel()
+
+    async def _read_ahead(self) -> None:
+        async for items in self._packs:
+            while len(self._ready) >= self._settings.max_concurrent:
+                self._taken = anyio.Event()
+                await self._taken.wait()
+            pack = _Pack(items)
+            self._ready.append(replace(pack, call=self._call(pack)))
+            self._wake(1)
+            await checkpoint()  # the first call goes out before the last pack is read
+        self._ended = True
+        self._wake()
+
+    async def _work(self) -> None:
         """Settle pack after pack until there are none, and none can come back from another worker."""
         while self.stopped_by is None:
-            changed = self._changed
-            pack = await self._next_pack()
-            if pack is not None:
+            if (pack := self._take()) is not None:
                 await self._settle(pack)
-            elif self._busy:
-                await changed.wait()
-            else:
+            elif self._ended and not self._busy:
                 return
+            else:
+                self._idle.append(anyio.Event())
+                await self._idle[-1].wait()
 
-    async def _next_pack(self) -> _Pack | None:
+    def _take(self) -> _Pack | None:
         """The next pack, counted as busy from here on."""
-        async with self._reading:
-            pack: _Pack | None = None
-            if self._again:
-                pack = self._again.popleft()
-            elif not self._ended and self.stopped_by is None:
-                pack = await self._read_pack()
-            if pack is not None:
-                self._busy += 1
-            return pack
-
-    async def _read_pack(self) -> _Pack | None:
-        try:
-            return _Pack(await anext(self._packs))
-        except StopAsyncIteration:
-            self._ended = True
+        if not self._again and not self._ready:
             return None
+        self._busy += 1
+        if self._again:
+            return self._again.popleft()
+        self._taken.set()
+        return self._ready.popleft()
+
+    def _call(self, pack: _Pack) -> Call:
+        contents = [item.content for item in pack.items]
+        return pack_call(self._task, contents, self._settings, self._plain_models, notes=pack.notes)
+
+    def _wake(self, most: int | None = None) -> None:
+        """Let idle workers look again: all of them, or as many as there is something for."""
+        number = len(self._idle) if most is None else min(most, len(self._idle))
+        for _ in range(number):
+            self._idle.popleft().set()
 
     async def _settle(self, pack: _Pack) -> None:
         try:
@@ -408,12 +435,12 @@ class _Mapping:
                 await self._ask(pack)
         finally:
             self._busy -= 1
-            self._changed.set()
-            self._changed = anyio.Event()
+            self._wake(None if not self._busy or self.stopped_by is not None else len(self._again))
 
     async def _ask(self, pack: _Pack) -> None:
-        contents = [item.content for item in pack.items]
-        call = pack_call(self._task, contents, self._settings, self._plain_models, notes=pack.notes)
+        call = pack.call or self._call(pack)
+        if call.model in self._plain_models.refusing:
+            call = replace(call, schema=None)
         chars = len(call.messages[0].content)
         if chars > self._settings.window_chars:
             await self._too_long(pack, chars)
