@@ -151,7 +151,7 @@ class RunSettings:
     recursive_model: str = "gpt-5-nano"
     max_iterations: int = 20
     max_depth: int = 1
-    max_children: int = 16
+    max_children: int = 64
     timeout_s: float | None = None
     on_limit: Literal["partial", "raise"] = "partial"
     sub_context_chars: int = 400_000
@@ -160,7 +160,13 @@ class RunSettings:
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
 
     def __post_init__(self) -> None:
-        for name in ("max_iterations", "max_depth", "max_children", "sub_context_chars", "shown_output_chars"):
+        for name in (
+            "max_iterations",
+            "max_depth",
+            "max_children",
+            "sub_context_chars",
+            "shown_output_chars",
+        ):
             _require_positive(name, getattr(self, name))
         if self.timeout_s is not None:
             _require_positive("timeout_s", self.timeout_s)

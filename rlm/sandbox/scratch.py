@@ -1,7 +1,7 @@
 """Folders for guests to write in, none of which outlives its host for long.
 
 A host that is killed cannot remove the folders of its guests. So each folder is locked by the host that made it,
-for as long as that host lives, and whoever makes the next one removes those that nobody holds any more.
+for as long as that host lives, and the next host removes those that nobody holds any more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,11 @@ import os
 import shutil
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
+
+if sys.platform != "win32":
+    import fcntl
 
 __all__ = ["Scratch"]
 
@@ -23,8 +27,7 @@ class Scratch:
 
     def __init__(self) -> None:
         remove_abandoned()
-        self.path = tempfile.mkdtemp(prefix=PREFIX)
-        self._lock = _locked(self.path)
+        self.path, self._lock = _made()
 
     def remove(self) -> None:
         """Remove the folder and all that is in it."""
@@ -34,8 +37,20 @@ class Scratch:
             os.close(lock)
 
 
+def _made() -> tuple[str, int | None]:
+    """A new folder and its lock; made again where another host swept it before it was locked."""
+    while True:
+        path = tempfile.mkdtemp(prefix=PREFIX)
+        lock = _locked(path)
+        if Path(path).is_dir() and (lock is not None or sys.platform == "win32"):
+            return path, lock
+        if lock is not None:
+            os.close(lock)
+
+
+@cache
 def remove_abandoned() -> None:
-    """Remove the folders of hosts that are gone, as far as they may be removed by this user."""
+    """Remove, once in a process, the folders of hosts that are gone, as far as this user may remove them."""
     with contextlib.suppress(OSError):
         for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
             lock = _locked(str(path))
@@ -48,8 +63,6 @@ def _locked(path: str) -> int | None:
     """A descriptor that holds the folder's lock, or None: somebody else holds it, or there are no such locks here."""
     if sys.platform == "win32":
         return None
-    import fcntl
-
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:

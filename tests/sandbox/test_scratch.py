@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm.sandbox.scratch import Scratch
+from rlm.sandbox.scratch import Scratch, remove_abandoned
 
 MAKE_AND_DIE = """
 import os, signal
@@ -19,6 +19,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.fixture(autouse=True)
 def own_temporary_folder(tmp_path, monkeypatch):
+    remove_abandoned.cache_clear()  # as in a process that has just begun
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
@@ -41,6 +42,7 @@ def test_the_folder_of_a_host_that_was_killed_is_removed_with_the_next_one():
 
 def test_the_folder_of_a_host_that_lives_is_left_alone():
     living = Scratch()
+    remove_abandoned.cache_clear()
     Scratch().remove()
     assert Path(living.path).is_dir()
     living.remove()
