@@ -204,6 +204,7 @@ async def map_items(
         distinct.setdefault(key, Item(key, content))
     waiting = list(distinct.values())
     packs = even_packs([content_chars(item.content) for item in waiting], settings.room(task))
+    settings = replace(settings, max_concurrent=max(1, min(settings.max_concurrent, len(waiting))))
     outcomes: dict[Hashable, Mapped] = {}
 
     async def keep(settled: Settled) -> None:

@@ -481,4 +481,13 @@ def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is no JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_no_repeated_key, parse_constant=_no_constant)
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text} is too large to be a number")
+    return number
+
+
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_no_repeated_key, parse_constant=_no_constant, parse_float=_finite
+)

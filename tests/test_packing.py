@@ -129,9 +129,11 @@ def test_an_invalid_value_says_what_is_wrong_with_it():
     assert outcome == Invalid('must be one of "spam", "ham", not "maybe"')
 
 
-def test_nan_is_no_answer():
-    task = Task("x", schema_of("score: float"))
-    assert task.read('{"score": NaN}', 1) == [Missing("the reply holds no JSON")]
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999"])
+def test_what_is_no_finite_number_is_no_answer(number):
+    for schema in ("score: float", {"type": "object"}):
+        task = Task("x", schema_of(schema))
+        assert task.read(f'{{"score": {number}}}', 1) == [Missing("the reply holds no JSON")]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Checkpoint", "JobRecord", "Memory", "key_of", "read_job"]
+__all__ = ["Checkpoint", "JobRecord", "Memory", "forget", "key_of", "read_job"]
 
 KIND: Final = "bulk"
 PENDING: Final = -1
@@ -278,6 +278,17 @@ def read_job(path: Path) -> JobRecord:
         if record.get("type") == "job":
             return JobRecord(record["task"], record["options"])
     raise JournalError(f"the journal {path} does not say what its job is")
+
+
+def forget(path: Path) -> None:
+    """Remove the journal of a job, if there is one.
+
+    Raises:
+        JournalError: it is no such journal, or another process writes to it.
+    """
+    if path.exists():
+        with Journal.open(path, kind=KIND):
+            path.unlink()
 
 
 def _check_same_task(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

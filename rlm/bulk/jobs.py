@@ -22,7 +22,7 @@ import anyio
 import anyio.to_thread
 from anyio import lowlevel
 
-from rlm.bulk.checkpoint import Checkpoint, JobRecord, Memory, key_of
+from rlm.bulk.checkpoint import Checkpoint, JobRecord, Memory, forget, key_of
 from rlm.bulk.expressions import read_expression
 from rlm.bulk.formats import FileSource, Row, Source, require
 from rlm.bulk.opinions import vote
@@ -210,9 +210,11 @@ async def run_job(
         JournalError: the journal cannot be used, or the disk is full.
     """
     run = _Run(job, source, tree, rule=rule, on_progress=on_progress)
-    _make_room(job, source, journal)
+    _check_output(job, source)
     survey = await anyio.to_thread.run_sync(run.survey)
     record = JobRecord(job.task(), _options(job, source))
+    if job.overwrite and not (job.resume or job.retry):
+        forget(journal)
     with Checkpoint(
         journal,
         record,
@@ -594,7 +596,7 @@ NEVER_ASKED: Final = Mapped(
 )
 
 
-def _make_room(job: Job, source: Source, journal: Path) -> None:
+def _check_output(job: Job, source: Source) -> None:
     """Make sure, before anything is spent, that the output can be written.
 
     Raises:
@@ -608,14 +610,10 @@ def _make_room(job: Job, source: Source, journal: Path) -> None:
         raise OutputError(f"{output} is the input: name another file for the output")
     if not output.absolute().parent.is_dir():
         raise OutputError(f"{output} cannot be written: there is no folder {output.absolute().parent}")
-    if job.resume or job.retry:
-        return
-    if output.exists() and not job.overwrite:
+    if output.exists() and not (job.overwrite or job.resume or job.retry):
         raise OutputError(
             f"{output} exists: name another file, or say that it may be overwritten, or resume its job"
         )
-    if job.overwrite:
-        journal.unlink(missing_ok=True)
 
 
 def _options(job: Job, source: Source) -> dict[str, Any]:

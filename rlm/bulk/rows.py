@@ -23,7 +23,7 @@ from rlm.bulk.checkpoint import read_job
 from rlm.bulk.formats import Row, Source, as_source
 from rlm.bulk.jobs import AskPacks, Job, run_job
 from rlm.clients.openai import AsyncOpenAIClient
-from rlm.errors import InputError
+from rlm.errors import InputError, SettingsError
 from rlm.portal import lease
 from rlm.prices import Price, has_price_list
 from rlm.prices import price as price_of
@@ -129,6 +129,7 @@ async def amap_rows(
 
     Raises:
         InputError: rows, prompt, schema and output do not fit together; nothing was spent.
+        SettingsError: a setting has a value that cannot work.
         OutputError: the output exists or cannot be written.
         JobStopped: a limit, or a failure that concerns every row; the answers so far are in the journal.
         JournalError: the journal cannot be used, or the disk is full.
@@ -154,6 +155,10 @@ async def amap_rows(
     )
     source = as_source(rows, encoding=encoding)
     settings = scheduler or SchedulerSettings(max_concurrent=max_concurrency)
+    if samples > 1 and settings.cache != "off":
+        raise SettingsError(
+            f"samples={samples} asks the same again, and cache={settings.cache!r} would answer it with the first sample"
+        )
     async with _client(client, job, base_url, api_key) as asked:
         shared = await _scheduler(asked, settings, prices, ask_packs)
         return await _run(

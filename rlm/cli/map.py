@@ -173,7 +173,7 @@ async def _run(options: _Options) -> Report:
     from rlm.bulk import amap_rows, aretry_rows
     from rlm.bulk.batch_api import BatchAPI
 
-    models = options.models or (DEFAULT_MODEL,)
+    models = options.models or _models_of_job(options.retry)
     prices = prices_of(options.price, models)
     progress = None if options.quiet or not sys.stderr.isatty() else _show_progress
     async with AsyncExitStack() as stack:
@@ -218,6 +218,18 @@ async def _run(options: _Options) -> Report:
             ask_packs=batch_api,
         )
         return mapped.report
+
+
+def _models_of_job(dead_letters: str | None) -> tuple[str, ...]:
+    """The models of the job that is retried, or the default one."""
+    if dead_letters is None or not dead_letters.endswith(".failed.jsonl"):
+        return (DEFAULT_MODEL,)
+    from pathlib import Path
+
+    from rlm.bulk.checkpoint import read_job
+
+    journal = Path(f"{dead_letters.removesuffix('.failed.jsonl')}.journal")
+    return tuple(read_job(journal).task["models"])
 
 
 async def _cancel(options: _Options) -> int:

@@ -28,6 +28,7 @@ from rlm.errors import (
 )
 from rlm.prices import Price
 from rlm.scheduler.budget import Budget
+from rlm.settings import SchedulerSettings
 
 SCHEMA = "label: 'odd'|'even'"
 PRICES = {"m": Price(input=1.0, output=1.0)}
@@ -337,6 +338,30 @@ def test_an_output_that_exists_is_not_overwritten_unasked(rows, tmp_path):
     assert (tmp_path / "out.csv").read_text() == "mine"
     job(rows, tmp_path / "out.csv", ScriptedClient(label), overwrite=True)
     assert len(read_csv(tmp_path / "out.csv")) == 100
+
+
+def test_bad_input_does_not_cost_the_answers_that_overwriting_would_forget(rows, tmp_path):
+    job(rows, tmp_path / "out.csv", ScriptedClient(label))
+    empty = tmp_path / "empty.csv"
+    empty.write_text("text\n")
+    with pytest.raises(InputError):
+        job(empty, tmp_path / "out.csv", ScriptedClient(label), overwrite=True)
+    report = job(rows, tmp_path / "out.csv", ScriptedClient([]), resume=True).report
+    assert report.resumed == 100
+
+
+def test_overwriting_never_removes_what_is_no_journal(rows, tmp_path):
+    (tmp_path / "out.csv.journal").write_text("my own notes\n")
+    with pytest.raises(JournalError, match="no journal"):
+        job(rows, tmp_path / "out.csv", ScriptedClient(label), overwrite=True)
+    assert (tmp_path / "out.csv.journal").read_text() == "my own notes\n"
+
+
+def test_samples_are_never_served_from_the_cache():
+    with pytest.raises(SettingsError, match="first sample"):
+        map_rows(
+            [{"a": 1}], "{{a}}", samples=2, client=ScriptedClient([]), scheduler=SchedulerSettings(cache="on")
+        )
 
 
 def test_the_input_is_never_the_output(rows):
