@@ -307,6 +307,23 @@ def test_a_full_disk_is_a_clear_error_and_nothing_paid_for_is_lost(rows, tmp_pat
     assert len(read_csv(tmp_path / "out.csv")) == 100
 
 
+def test_a_disk_that_is_too_full_for_the_output_costs_no_answer(tmp_path):
+    source = write_csv(tmp_path / "in.csv", [f"{'long ' * 60}number {number}" for number in range(100)])
+    script = (
+        "import resource, signal, sys; sys.path[:0] = ['tests', 'tests/bulk']\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "from test_jobs import *\n"
+        f"job({str(source)!r}, {str(tmp_path / 'out.csv')!r}, ScriptedClient(label), rows_per_call=5, max_concurrency=1)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "OutputError" in done.stderr.splitlines()[-1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "out.csv.journal"]
+    client = ScriptedClient(label)
+    report = job(source, tmp_path / "out.csv", client, resume=True).report
+    assert report.resumed > 10
+    assert len(read_csv(tmp_path / "out.csv")) == 100
+
+
 # Bad input, before anything is spent ---------------------------------------------------------------------------
 
 
