@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import wraps
+from math import isfinite
 from typing import Any, Literal, TypeVar
 
 import click
@@ -76,6 +77,12 @@ _POSITIVE = click.IntRange(min=1)
 _ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
 
 
+def _finite(_ctx: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not isfinite(value):  # `nan` is in every range, because it compares with nothing
+        raise click.BadParameter(f"{value} is not a number above 0")
+    return value
+
+
 def _priced(
     _ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
 ) -> tuple[tuple[str, Price], ...]:
@@ -111,6 +118,7 @@ sandbox_option = click.option(
 cell_timeout_option = click.option(
     "--cell-timeout",
     type=_ABOVE_ZERO,
+    callback=_finite,
     metavar="SECONDS",
     help="Seconds of work a cell may take; waiting for models does not count.  [default: 120]",
 )
@@ -144,12 +152,14 @@ _OPTIONS = (
     click.option(
         "--timeout",
         type=_ABOVE_ZERO,
+        callback=_finite,
         metavar="SECONDS",
         help="Wall clock of a question; then the best partial answer is given.",
     ),
     click.option(
         "--budget",
         type=_ABOVE_ZERO,
+        callback=_finite,
         metavar="DOLLARS",
         help="What a question may cost at most; then the best partial answer is given.",
     ),
