@@ -32,6 +32,7 @@ EXTRAS = {
     "chat": ("prompt_toolkit", "rlm chat on a terminal"),
     "fast": ("aiohttp", "more calls per second"),
     "prices": ("genai_prices", "dollars next to tokens"),
+    "tables": ("pyarrow", "Parquet and Excel in rlm map"),
 }
 MARKS = {"ok": "ok  ", "note": "note", "bad": "BAD "}
 
