@@ -79,7 +79,7 @@ def test_a_cell_that_never_ends_is_no_obstacle(start):
         process = start("ask", "a.txt", "-q", "?", "-v", "--base-url", server.base_url)
         until(lambda: server.requests == 2 and not server.at_once)
         began = time.monotonic()
-        assert b"interrupted; spent: 2 calls, " in interrupted(process)
+        assert b"interrupted; spent: " in interrupted(process)
         assert time.monotonic() - began < 2.5  # a second, and the interpreter's own end on a busy machine
 
 
