@@ -372,6 +372,7 @@ class _CellRun:
         self._output = {
             number: _Output(name, self._settings.output_chars, on_output) for number, name in STREAMS.items()
         }
+        self._is_sent = False
         self._report: Any = None
         self._failure: BaseException | None = None
         self._complaint = ""
@@ -409,7 +410,7 @@ class _CellRun:
                 "fresh_answer": self._session._fresh_answer,
                 "timeout": float(self._settings.cell_timeout_s),
             }
-            tasks.start_soon(self._send, wire.frames(wire.RUN, 0, wire.encode(cell)))
+            tasks.start_soon(self._send_cell, cell)
             while True:
                 kind, number, payload = await self._guest.receive()
                 if kind == wire.ENDED:
@@ -454,6 +455,11 @@ class _CellRun:
         self._calls.discard(number)
         self._set_deadline()
 
+    async def _send_cell(self, cell: dict[str, Any]) -> None:
+        self._is_sent = True
+        with anyio.CancelScope(shield=True):  # half a cell cannot be killed
+            await self._send(wire.frames(wire.RUN, 0, wire.encode(cell)))
+
     async def _send(self, frames: Iterator[bytes]) -> None:
         with contextlib.suppress(GuestDied):  # the listener hears of it too, and knows what to do
             await self._guest.send(frames)
@@ -485,7 +491,7 @@ class _CellRun:
     async def _kill_cell(self) -> dict[str, Any]:
         """Have the cell killed, and hear the end of it, so that the guest is ready for the next one."""
         guest = self._session._guest
-        if guest is None:
+        if guest is None or not self._is_sent:
             return _own_verdict("cancelled", "")
         if not guest.isolation.recovers:
             await self._session._discard()
@@ -763,7 +769,10 @@ class _Guest:
         if self._process.returncode is None:
             self.kill()
         await self._process.aclose()
-        return await anyio.to_thread.run_sync(_clear_up, self._log, self._scratch)
+        try:
+            return await anyio.to_thread.run_sync(_clear_up, self._log, self._scratch)
+        except RuntimeError:  # an interpreter that is about to end starts no threads
+            return _clear_up(self._log, self._scratch)
 
     def kill(self) -> None:
         """End it at once; whoever listens hears that it is gone."""

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from rlm.errors import BadReply, ContextError, HostCallRefused, LimitReached, SessionClosed
@@ -456,6 +457,19 @@ async def test_without_recovery_a_death_loses_variables_and_says_so_once():
     await session.reset()
     assert await out(session, "context") == "('the', 'context')\n"
     await session.aclose()
+
+
+async def test_a_cell_cancelled_at_any_moment_of_its_beginning_is_undone_at_once(session):
+    await run(session, "kept = 41")
+    for checkpoints in range(12):
+        started = time.monotonic()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run, session, "kept = 0\nwhile True: pass")
+            for _ in range(checkpoints):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        assert time.monotonic() - started < 5, f"cancelled after {checkpoints} checkpoints"
+    assert await out(session, "kept + 1") == "42\n"
 
 
 async def test_a_cancelled_cell_is_undone_and_the_session_goes_on(session):
