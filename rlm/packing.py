@@ -467,7 +467,12 @@ def _unwrapped(value: Any) -> Any:
 
 
 def _without_thoughts(reply: str) -> str:
-    return reply.rpartition(_THOUGHTS_END)[2]
+    """The reply after its thoughts, whose opening tag some models leave out; a tag inside of an answer is none."""
+    text = reply.lstrip()
+    if text.startswith(("{", "[", "```")):
+        return text
+    before, tag, after = text.partition(_THOUGHTS_END)
+    return after if tag else before
 
 
 def _no_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

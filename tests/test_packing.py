@@ -91,6 +91,11 @@ def test_replies_are_read_leniently_in_form(reply):
     assert Task("x", LABEL).read(reply, 2) == [Valid("spam"), Valid("ham")]
 
 
+def test_a_tag_in_an_answer_is_a_part_of_it():
+    reply = results((1, "a </think> b"), (2, "<think>"))
+    assert Task("x").read(reply, 2) == [Valid("a </think> b"), Valid("<think>")]
+
+
 def test_an_entry_may_hold_the_properties_themselves():
     reply = '[{"id": 2, "label": "good", "score": 1}, {"id": 1, "value": {"label": "bad", "score": 0}}]'
     assert Task("x", REVIEW).read(reply, 2) == [
