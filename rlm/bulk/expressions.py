@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
@@ -65,8 +66,10 @@ def read_expression(text: str) -> Rule:
     if len(text) > LONGEST:
         raise InputError(f"the rule is longer than {LONGEST:,} characters")
     try:
-        evaluate = _compiled(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", SyntaxWarning)
+            evaluate = _compiled(ast.parse(text.strip(), mode="eval").body)
+    except (SyntaxError, SyntaxWarning, ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"the rule {text!r} cannot be used: {error}") from error
 
     def rule(row: Mapping[str, Any]) -> Any:
