@@ -206,8 +206,8 @@ class _Ruler:
                 too_far = end
             else:
                 fits = end
-                if tokens >= enough:
-                    break
+                if tokens >= enough and max_tokens >= _FEW_TOKENS:
+                    break  # of a few tokens, the last may be but the beginning of a word
             # Where the density is uneven, halving gets there when guessing does not.
             guess = start + int((max_tokens + enough) / 2 * self.characters_per_token)
             end = guess if attempt < _GUESSES and fits < guess < too_far else (fits + too_far) // 2
