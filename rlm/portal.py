@@ -139,7 +139,10 @@ class Portal:
         Raises:
             RuntimeError: after `close`.
         """
-        self._running_thread().submit(function, arguments)
+        thread = self._thread
+        if thread is None or not thread.is_usable():
+            thread = self._running_thread()
+        thread.submit(function, arguments)
 
     def post(self, function: Callable[[], object]) -> None:
         """Call a plain function soon on the portal's loop, from wherever, such as a finalizer; takes no lock.

@@ -5,25 +5,29 @@
 
 Every method that blocks has an async twin. All of them run on the portal's one event loop, so that one object may
 be used from scripts, notebooks, servers and many threads at once, and keeps its connections for its whole life.
+In a forked child it begins anew, with the client it has; sessions stay with the parent.
 """
 
 from __future__ import annotations
 
-import warnings
+import inspect
+import logging
+import os
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
-from weakref import WeakSet
 
 import anyio
 import anyio.to_thread
 
 from rlm import prompts, sources
-from rlm.clients.openai import AsyncOpenAIClient, warm_up
+from rlm.clients.openai import AsyncOpenAIClient, is_like_a_key, warm_up
 from rlm.conversation import Conversation
-from rlm.errors import ContextError, SettingsError
+from rlm.errors import ContextError, SessionClosed, SettingsError
 from rlm.events import Warned, ignore
+from rlm.lifetimes import KeptGuest, Work, leave_to_parent
 from rlm.portal import Portal, lease
 from rlm.prices import missing_price, price
 from rlm.rlm_session import RLMSession
@@ -50,6 +54,8 @@ if TYPE_CHECKING:
 
 __all__ = ["RLM_REPL"]
 
+logger = logging.getLogger("rlm")
+
 _DEFAULTS = RunSettings()
 
 
@@ -68,20 +74,22 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         budget: what one completion may spend, children included: dollars, or a `Budget`. Never exceeded; where the
             next call might, the answer is partial.
         prices: dollars per million tokens by model, ahead of the price list of the extra `[prices]`.
-        cache: keep finished answers on disk and use them again: "on", "read" (add nothing), "off".
+        cache: keep finished answers on disk and use them again: "on", "read" (add nothing), "off", which is the default.
         max_concurrent: calls in flight at once over the whole tree; by default, what the endpoint turns out to bear.
-        timeout_s: wall clock of one completion, in seconds.
+        timeout_s: wall clock of one question, children included, in seconds from its first turn on; reading the
+            context and starting the guest come before.
         on_limit: a budget or the wall clock ends a completion with a "partial" answer, or it "raise"s
             `LimitReached`, which holds that answer in `.partial`.
         max_children: child runs with an open guest at once, at each depth.
         sub_context_chars: how many characters of prompt a sub-model can take.
-        cell_timeout_s: seconds of work a cell may take; waiting for models does not count.
+        cell_timeout_s: seconds of work a cell may take, by default 120; waiting for models does not count.
         sandbox: "auto" takes the best isolation this machine gives; "strict" refuses to start a guest that is not
             confined in files, network and processes; `SandboxSettings` sets all limits of the guest, instead of
             `cell_timeout_s`.
         launcher: how to start a guest, such as in a container; by default a process on this machine.
         scheduler: all settings of the calls, instead of `max_concurrent` and `cache`.
-        on_event: called with every event, on the portal's thread: return soon.
+        on_event: a plain function, called with every event, on the portal's thread: return soon. Where it raises,
+            it hears no more, and `Answer.warnings` says so.
 
     Raises:
         SettingsError: a value cannot work.
@@ -100,18 +108,19 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         client: Client | None = None,
         budget: Budget | float | None = None,
         prices: Mapping[str, Price] | None = None,
-        cache: Literal["off", "read", "on"] = "off",
+        cache: Literal["off", "read", "on"] | None = None,
         max_concurrent: int | None = None,
         timeout_s: float | None = None,
         on_limit: Literal["partial", "raise"] = "partial",
         max_children: int = _DEFAULTS.max_children,
         sub_context_chars: int = _DEFAULTS.sub_context_chars,
-        cell_timeout_s: float = _DEFAULTS.sandbox.cell_timeout_s,
+        cell_timeout_s: float | None = None,
         sandbox: SandboxSettings | Literal["auto", "strict"] = "auto",
         launcher: Launcher | None = None,
         scheduler: SchedulerSettings | None = None,
         on_event: Emit | None = None,
     ) -> None:
+        _require_no_key(model=model, recursive_model=recursive_model)
         only_model = getattr(client, "only_model", None)
         self.settings = RunSettings(
             model=only_model or model,
@@ -123,13 +132,14 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             max_children=max_children,
             sub_context_chars=sub_context_chars,
             sandbox=_sandbox_settings(sandbox, cell_timeout_s),
-            scheduler=scheduler or SchedulerSettings(max_concurrent=max_concurrent or "auto", cache=cache),
+            scheduler=_scheduler_settings(scheduler, max_concurrent, cache),
         )
         self.budget = Budget(dollars=budget) if isinstance(budget, (int, float)) else budget
         self.client = client or _openai_client(recursive_model, api_key, base_url)
         counter = Counter()
         self._price = partial(price, overrides=prices, endpoint=base_url)
-        self._scheduler = Scheduler(
+        self._new_scheduler = partial(
+            Scheduler,
             self.client,
             self.settings.scheduler,
             price=self._price,
@@ -137,16 +147,16 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             bound_tokens=bound(counter.count_call),
             observe=counter.observe_call,
         )
+        self._here = _Here(self._new_scheduler())
         self._launcher = launcher
         self._ledger = Ledger(self.budget)
-        self._listeners = [listener for listener in (on_event,) if listener is not None]
+        self._listeners = [] if on_event is None else [_listener(on_event)]
         self._display: Display | None = None
         if enable_logging:
             from rlm.display import show_on_stderr
 
             self._display = show_on_stderr()
             self._listeners.append(self._display)
-        self._sessions: WeakSet[RLMSession] = WeakSet()
         self._portal: Portal = lease()
         self._closed = False
 
@@ -195,13 +205,27 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         """Make one call through the scheduler, without a run around it."""
         return self._portal.call(self._ask_model, call)
 
+    async def aask_model(self, call: Call) -> Reply:
+        """Make one call through the scheduler, without a run around it."""
+        return await self._portal.acall(self._ask_model, call)
+
     def ask_models(self, calls: Sequence[Call], *, max_concurrent: int = 10) -> list[Reply | CallError]:
         """Make many calls at once, in order; one that failed for good leaves its error in its place."""
         return self._portal.call(self._ask_models, calls, max_concurrent)
 
+    async def aask_models(
+        self, calls: Sequence[Call], *, max_concurrent: int = 10
+    ) -> list[Reply | CallError]:
+        """Make many calls at once, in order; one that failed for good leaves its error in its place."""
+        return await self._portal.acall(self._ask_models, calls, max_concurrent)
+
     def bare_session(self, context: Any = None) -> RLMSession:
         """Open a session that may also be without a context: Python in a guest, with models at hand."""
         return self._portal.call(self._open_bare_session, context)
+
+    async def abare_session(self, context: Any = None) -> RLMSession:
+        """Open a session that may also be without a context: Python in a guest, with models at hand."""
+        return await self._portal.acall(self._open_bare_session, context)
 
     def cost_summary(self) -> dict[str, Any]:
         """What the runs that have ended spent since this object was made or `reset`: in all, per model and depth."""
@@ -212,18 +236,27 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         self._ledger = Ledger(self.budget)
 
     def close(self) -> None:
-        """End open sessions, close connections, and give the event loop back. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._portal.call(self._close)
-            self._portal.close()
+        """End what is under way and open sessions, close connections, and give the event loop back. Idempotent.
+
+        Whoever waits for a completion then gets a `RuntimeError`. A forked child only drops what it inherited.
+
+        Raises:
+            RuntimeError: on the portal's own loop, such as in a listener; nothing is closed then.
+        """
+        self._portal.require_another_thread()
+        if self._begin_closing():
+            try:
+                self._portal.call(self._close)
+            finally:
+                self._portal.close()
 
     async def aclose(self) -> None:
-        """End open sessions, close connections, and give the event loop back. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            await self._portal.acall(self._close)
-            await self._portal.aclose()
+        """Like `close`, from any loop; one that is cancelled closes all the same."""
+        if self._begin_closing():
+            try:
+                await self._portal.afinish(self._close)
+            finally:
+                await self._portal.aclose()
 
     def __enter__(self) -> Self:
         return self
@@ -242,33 +275,63 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         await self.aclose()
 
     async def _complete(self, context: Any, query: str | None, listener: Emit = ignore) -> Answer:
-        context = await _load(context)
         with self._new_run(listener) as run:
+            context = await _load(context)
             return await run.complete(query or prompts.DEFAULT_QUESTION, context)
 
     async def _open_session(self, context: Any) -> RLMSession:
-        context = await _load(context)
+        with self._in_this_process().work.under_way():
+            context = await _load(context)
         return await self._open_bare_session(context)
 
     async def _open_bare_session(self, context: Any) -> RLMSession:
-        guest = await self._open_guest()
+        with self._in_this_process().work.under_way():
+            kept = KeptGuest(await self._open_guest(), Work("this session", SessionClosed))
+            try:
+                await kept.guest.load(context)
+                self._portal.start(self._keep, kept)
+                await kept.kept()
+            except BaseException:
+                await kept.end()
+                raise
+            conversation = Conversation(self.settings, prompts.describe_context(context))
+            return RLMSession(self._portal, kept, conversation, self._new_run)
+
+    async def _keep(self, kept: KeptGuest) -> None:
+        guests = self._here.guests
+        guests.add(kept)
         try:
-            await guest.load(context)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await guest.aclose()
-            raise
-        conversation = Conversation(self.settings, prompts.describe_context(context))
-        session = RLMSession(self._portal, guest, conversation, self._new_run)
-        self._sessions.add(session)
-        return session
+            await kept.keep()
+        finally:
+            guests.discard(kept)
+
+    def _in_this_process(self) -> _Here:
+        """What lives on the loop; made anew in a forked child."""
+        if self._here.process != os.getpid():
+            leave_to_parent(self._here)
+            self._here = _Here(self._new_scheduler())
+        return self._here
+
+    def _begin_closing(self) -> bool:
+        """Whether there is something to close, by whoever asks first; a close that fails is final."""
+        if self._closed:
+            return False
+        self._closed = True
+        if self._here.process == os.getpid():
+            return True
+        leave_to_parent(self._here, self.client)
+        self._portal.close()
+        return False
 
     async def _close(self) -> None:
-        for session in list(self._sessions):
-            await session.aclose()
-        await self._scheduler.aclose()
-        if self._display is not None:
-            await anyio.to_thread.run_sync(self._display.close)
+        here = self._here
+        with anyio.CancelScope(shield=True):
+            async with AsyncExitStack() as last_first:
+                if self._display is not None:
+                    last_first.push_async_callback(anyio.to_thread.run_sync, self._display.close)
+                last_first.push_async_callback(here.scheduler.aclose)
+                last_first.push_async_callback(here.end_guests)
+                await here.work.end()
 
     async def _open_guest(self) -> Session:
         return await open_session(self.settings.sandbox, launcher=self._launcher)
@@ -285,6 +348,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
     def _new_run(self, listener: Emit = ignore) -> Iterator[Run]:
         """A new tree with its first run; what it spent is added to this object's sum at the end."""
         self._require_prices()
+        here = self._in_this_process()
         run_id = new_run_id()
         warned: list[str] = []
 
@@ -292,26 +356,28 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             if isinstance(event, Warned):
                 warned.append(event.message)
             listener(event)
-            self._emit(event)
+            for problem in self._emit(event):
+                emit(Warned(run_id=event.run_id, depth=event.depth, at=event.at, message=problem))
 
-        tree = self._scheduler.tree(
-            run_id=run_id,
-            budget=self.budget,
-            emit=emit,
-            models=self._models,
-            stream=bool(self._listeners) or listener is not ignore,
-        )
-        try:
-            yield Run(
-                settings=self.settings,
-                tree=tree,
-                open_guest=self._open_guest,
-                emit=emit,
+        with here.work.under_way():
+            tree = here.scheduler.tree(
                 run_id=run_id,
-                warnings=warned,
+                budget=self.budget,
+                emit=emit,
+                models=self._models,
+                stream=bool(self._listeners) or listener is not ignore,
             )
-        finally:
-            self._ledger.absorb(tree.ledger)
+            try:
+                yield Run(
+                    settings=self.settings,
+                    tree=tree,
+                    open_guest=self._open_guest,
+                    emit=emit,
+                    run_id=run_id,
+                    warnings=warned,
+                )
+            finally:
+                self._ledger.absorb(tree.ledger)
 
     def _require_prices(self) -> None:
         if self.budget is None or self.budget.dollars is None:
@@ -325,25 +391,86 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
     def _models(self) -> tuple[str, str]:
         return self.settings.model, self.settings.recursive_model
 
-    def _emit(self, event: Event) -> None:
+    def _emit(self, event: Event) -> list[str]:
+        """Tell the listeners; those that raise are told no more. What is to be said of them."""
+        problems = []
         for listener in list(self._listeners):
             try:
                 listener(event)
-            except Exception as error:  # noqa: BLE001 - whatever a listener does, the run is paid for and goes on
-                self._listeners.remove(listener)
-                warnings.warn(f"{listener!r} hears no more events: {error!r}", RuntimeWarning, stacklevel=2)
+            except Exception as error:
+                if listener in self._listeners:  # two runs may find out at once
+                    self._listeners.remove(listener)
+                problems.append(f"{listener!r} hears no more events: {error!r}")
+                logger.warning("%s", problems[-1], exc_info=error)
+        return problems
+
+
+@dataclass(slots=True)
+class _Here:
+    """What lives on the event loop of one process."""
+
+    scheduler: Scheduler
+    work: Work = field(default_factory=partial(Work, "this RLM_REPL", RuntimeError))
+    guests: set[KeptGuest] = field(default_factory=set)
+    process: int = field(default_factory=os.getpid)
+
+    async def end_guests(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            for kept in self.guests:
+                tasks.start_soon(kept.end)
+
+
+def _require_no_key(**models: object) -> None:
+    """rlm-minimal's first argument was the key; here it would be taken for a model, printed and sent."""
+    for name, model in models.items():
+        if isinstance(model, str) and is_like_a_key(model):
+            raise SettingsError(
+                f"{name}= was given what looks like an API key (not shown): pass it as api_key="
+            )
+
+
+def _listener(on_event: Emit) -> Emit:
+    hears: object = on_event  # whatever the annotation says
+    if not callable(hears) or any(map(inspect.iscoroutinefunction, (hears, type(hears).__call__))):
+        raise SettingsError(
+            f"on_event={on_event!r}: must be a plain function of one event, not a coroutine function"
+        )
+    return on_event
+
+
+def _scheduler_settings(
+    scheduler: SchedulerSettings | None,
+    max_concurrent: int | None,
+    cache: Literal["off", "read", "on"] | None,
+) -> SchedulerSettings:
+    if scheduler is None:
+        return SchedulerSettings(
+            max_concurrent="auto" if max_concurrent is None else max_concurrent,
+            cache="off" if cache is None else cache,
+        )
+    for name, value in (("max_concurrent", max_concurrent), ("cache", cache)):
+        if value is not None:
+            raise SettingsError(
+                f"{name}={value!r} and scheduler=: set it in the SchedulerSettings, or leave those out"
+            )
+    return scheduler
 
 
 def _sandbox_settings(
-    sandbox: SandboxSettings | Literal["auto", "strict"], cell_timeout_s: float
+    sandbox: SandboxSettings | Literal["auto", "strict"], cell_timeout_s: float | None
 ) -> SandboxSettings:
+    seconds = _DEFAULTS.sandbox.cell_timeout_s if cell_timeout_s is None else cell_timeout_s
     match sandbox:
+        case SandboxSettings() if cell_timeout_s is not None:
+            raise SettingsError(
+                f"cell_timeout_s={cell_timeout_s!r} and sandbox=SandboxSettings: set it there, or leave those out"
+            )
         case SandboxSettings():
             return sandbox
         case "auto":
-            return SandboxSettings(cell_timeout_s=cell_timeout_s)
+            return SandboxSettings(cell_timeout_s=seconds)
         case "strict":
-            return SandboxSettings(cell_timeout_s=cell_timeout_s, minimum_tier="confined")
+            return SandboxSettings(cell_timeout_s=seconds, minimum_tier="confined")
         case _:
             raise SettingsError(f"sandbox={sandbox!r}: must be 'auto', 'strict' or a SandboxSettings")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,11 @@ from rlm.errors import (
     DeadlineExceeded,
     SettingsError,
 )
-from rlm.events import AnswerGiven, CallWrote, CellFinished, CellOutput, RunFailed, RunStarted
+from rlm.events import AnswerGiven, CallWrote, CellFinished, CellOutput, RunFailed, RunStarted, Warned
 from rlm.prices import Price
 from rlm.scheduler.budget import Budget
+from rlm.settings import SandboxSettings, SchedulerSettings
+from rlm.values import Call, Message
 
 
 def cell(code):
@@ -205,13 +208,18 @@ def test_a_child_run_has_a_question_a_context_and_a_guest_of_its_own():
 
 
 def test_children_run_in_parallel_at_depth_two():
-    def root(call):
+    async def root(call):
         if call.depth == 0:
-            return cell("FINAL(rlm_batch([(str(n), n) for n in range(4)]))")
+            return cell("FINAL(rlm_batch([(str(n), n + 1) for n in range(4)]))")
+        in_flight.append(call)
+        if len(in_flight) == 4:
+            all_are_in_flight.set()
+        await all_are_in_flight.wait()
         return cell("FINAL(context * 10)")
 
-    with RLM_REPL(client=ScriptedClient(root=root), max_depth=2) as rlm:
-        assert rlm.completion("x", "a question").value == [0, 10, 20, 30]
+    in_flight, all_are_in_flight = [], anyio.Event()
+    with RLM_REPL(client=ScriptedClient(root=root), max_depth=2, timeout_s=30) as rlm:
+        assert rlm.completion("x", "a question").value == [10, 20, 30, 40]
 
 
 def test_events_tell_the_run_in_order():
@@ -242,11 +250,60 @@ def test_a_listener_that_raises_does_not_hurt_the_run():
     def broken(event):
         raise OSError("the terminal is gone")
 
-    with (
-        scripted("FINAL(x)", on_event=broken) as rlm,
-        pytest.warns(RuntimeWarning, match="the terminal is gone"),
-    ):
-        assert rlm.completion("x", "a question") == "x"
+    told = []
+    with scripted("FINAL(x)", "FINAL(y)", on_event=broken) as rlm:
+        rlm._listeners.append(told.append)
+        answer = rlm.completion("x", "a question")
+        assert rlm.completion("x", "a question").warnings == ()
+    assert answer == "x"
+    assert [warning for warning in answer.warnings if "the terminal is gone" in warning]
+    assert [event.message for event in told if isinstance(event, Warned)] == list(answer.warnings)
+
+
+@pytest.mark.parametrize("listener", [anyio.sleep, functools.partial(anyio.sleep), 5])
+def test_a_listener_that_cannot_hear_is_refused(listener):
+    with pytest.raises(SettingsError, match="on_event"):
+        scripted(on_event=listener)
+
+
+def test_every_method_that_blocks_has_an_async_twin():
+    names = {name for name in vars(RLM_REPL) if not name.startswith("_")}
+    plain = {name for name in names if not name.startswith("a") or name.startswith("ask")}
+    assert {f"a{name}" for name in plain - {"cost_summary", "reset"}} == names - plain
+
+
+def test_one_call_can_be_made_without_a_run():
+    call = Call(model="m", messages=(Message("user", "hi"),))
+
+    async def main():
+        async with scripted() as rlm:
+            assert (await rlm.aask_model(call)).text == "HI"
+            assert [reply.text for reply in await rlm.aask_models([call] * 2)] == ["HI", "HI"]
+            async with await rlm.abare_session() as session:
+                return (await session.arun("print(1)")).stdout
+
+    assert anyio.run(main) == "1\n"
+
+
+def test_settings_that_would_be_overruled_are_refused():
+    with pytest.raises(SettingsError, match="max_concurrent"):
+        scripted(max_concurrent=3, scheduler=SchedulerSettings())
+    with pytest.raises(SettingsError, match="cache"):
+        scripted(cache="off", scheduler=SchedulerSettings())
+    with pytest.raises(SettingsError, match="cell_timeout_s"):
+        scripted(cell_timeout_s=3.0, sandbox=SandboxSettings())
+
+
+def test_no_calls_at_once_is_not_automatic():
+    with pytest.raises(SettingsError, match="max_concurrent=0"):
+        scripted(max_concurrent=0)
+
+
+@pytest.mark.parametrize("name", ["model", "recursive_model"])
+def test_a_key_in_the_place_of_a_model_is_refused_and_not_shown(name):
+    with pytest.raises(SettingsError, match="API key") as caught:
+        RLM_REPL(**{name: "sk-proj-abcdefghijklmnop"}, client=ScriptedClient(str))
+    assert "abcdefgh" not in repr(caught.value)
 
 
 def test_a_stream_yields_events_as_they_happen():

@@ -1,15 +1,21 @@
-"""The `Client` protocol: the one thing a provider must offer, one async method."""
+"""The `Client` protocol: the one thing a provider must offer, one async method; and what a prompt may be."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+from rlm.values import Message
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from rlm.values import Call, Reply
 
-__all__ = ["Client", "StreamingClient"]
+__all__ = ["Client", "Prompt", "StreamingClient", "messages_of"]
+
+Prompt: TypeAlias = "str | Iterable[Message | Mapping[str, str]]"
+"""A text, which becomes a user message, or messages as values or as `{"role": …, "content": …}`."""
 
 
 @runtime_checkable
@@ -38,3 +44,31 @@ class StreamingClient(Client, Protocol):
         It is left early only by closing it, which ends the request.
         """
         ...
+
+
+def messages_of(prompt: Prompt) -> tuple[Message, ...]:
+    """The messages that a prompt stands for.
+
+    Raises:
+        TypeError: it is neither text nor messages.
+    """
+    if isinstance(prompt, str):
+        return (Message("user", prompt),)
+    if isinstance(prompt, (Message, Mapping)):
+        return (_message(prompt),)
+    if not isinstance(prompt, Iterable):
+        raise TypeError(f"a prompt is a text or messages, not {prompt!r:.200}")
+    return tuple(_message(message) for message in prompt)
+
+
+def _message(message: object) -> Message:
+    if isinstance(message, Message):
+        return message
+    if isinstance(message, Mapping):
+        role, content = message.get("role"), message.get("content")
+        if role in ("system", "user", "assistant") and isinstance(content, str):
+            return Message(role, content)
+    shown: Any = dict(message) if isinstance(message, Mapping) else message
+    raise TypeError(
+        f"a message is a dict with a role (system, user, assistant) and a text as content, not {shown!r:.200}"
+    )

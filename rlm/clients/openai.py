@@ -18,11 +18,10 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Mapping
 from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Self, TypeAlias
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
@@ -30,6 +29,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from rlm.clients.base import Prompt, messages_of
 from rlm.clients.chat import (
     Dialect,
     Failure,
@@ -54,7 +54,7 @@ from rlm.errors import (
     UnknownModel,
 )
 from rlm.portal import lease
-from rlm.values import Call, FailedCall, Message, Reply
+from rlm.values import Call, FailedCall, Reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
@@ -63,10 +63,7 @@ if TYPE_CHECKING:
     import httpx2
     import openai
 
-__all__ = ["AsyncOpenAIClient", "OpenAIClient", "Prompt", "warm_up"]
-
-Prompt: TypeAlias = "str | Iterable[Message | Mapping[str, str]]"
-"""A text, which becomes a user message, or messages as values or as `{"role": …, "content": …}`."""
+__all__ = ["AsyncOpenAIClient", "OpenAIClient", "Prompt", "is_like_a_key", "warm_up"]
 
 OPENAI_URL = "https://api.openai.com/v1"
 OPENAI_HOST = "api.openai.com"
@@ -76,11 +73,17 @@ NO_KEY = "none"
 SHOWN_CHARS = 300
 """How much of a transport's own words goes into an error."""
 
+SHORTEST_KEY_CHARS = 20
 CONNECT_TIMEOUT_S = 60.0
 LISTING_TIMEOUT_S = 5.0
 KEEP_ALIVE_S = 30.0
 FIRST_CONNECTIONS = 128
 """Requests in flight at the start; each success allows one more, so that 1,000 handshakes never meet."""
+
+
+def is_like_a_key(text: str) -> bool:
+    """Whether a text, such as one given as a model's name, has the form of an API key."""
+    return len(text) >= SHORTEST_KEY_CHARS and redact(text) == "[key]"
 
 
 def warm_up() -> None:
@@ -250,7 +253,7 @@ class AsyncOpenAIClient:
     def _call(self, prompt: Prompt, max_tokens: int | None = None, temperature: float | None = None) -> Call:
         return Call(
             model=self.model,
-            messages=_messages(prompt),
+            messages=messages_of(prompt),
             max_output_tokens=max_tokens,
             temperature=temperature,
         )
@@ -698,27 +701,8 @@ def _check(key: str, own_url: str, model: str, timeout_s: float, max_connections
         )
     if not model:
         raise SettingsError("model is empty: name a model, such as model='gpt-5-nano'")
+    if is_like_a_key(model):
+        raise SettingsError("model= was given what looks like an API key (not shown): pass it as api_key=")
     for name, value in (("timeout_s", timeout_s), ("max_connections", max_connections)):
         if not value > 0:
             raise SettingsError(f"{name}={value!r}: must be a number above 0")
-
-
-def _messages(prompt: Prompt) -> tuple[Message, ...]:
-    if isinstance(prompt, str):
-        return (Message("user", prompt),)
-    if isinstance(prompt, (Message, Mapping)):
-        return (_message(prompt),)
-    return tuple(_message(message) for message in prompt)
-
-
-def _message(message: object) -> Message:
-    if isinstance(message, Message):
-        return message
-    if isinstance(message, Mapping):
-        role, content = message.get("role"), message.get("content")
-        if role in ("system", "user", "assistant") and isinstance(content, str):
-            return Message(role, content)
-    shown: Any = dict(message) if isinstance(message, Mapping) else message
-    raise TypeError(
-        f"a message is a dict with a role (system, user, assistant) and a text as content, not {shown!r:.200}"
-    )
