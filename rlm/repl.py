@@ -1,26 +1,29 @@
 """`REPLEnv`: a guest in your hand, without a root model. `Sub_RLM`: a model to ask, one prompt or many.
 
-Both keep the names and forms that rlm-minimal made known.
+Both keep the names and forms that rlm-minimal made known. They block; their async forms are `RLM_REPL.abare_session`
+and `RLM_REPL.aask_model`, `aask_models`.
 """
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Self, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
 
+from rlm.clients.base import messages_of
 from rlm.errors import ContextError
 from rlm.rlm_repl import RLM_REPL
 from rlm.settings import SandboxSettings
-from rlm.values import Call, FailedCall, Message, Reply
+from rlm.values import Call, FailedCall, Reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable
     from types import TracebackType
 
-    from rlm.clients.base import Client
+    from rlm.clients.base import Client, Prompt
     from rlm.rlm_session import RLMSession
-    from rlm.values import Role
+    from rlm.values import Variable
 
 __all__ = ["REPLEnv", "REPLResult", "Sub_RLM"]
 
@@ -29,8 +32,11 @@ __all__ = ["REPLEnv", "REPLResult", "Sub_RLM"]
 class REPLResult:
     """What a cell left behind.
 
-    `stderr` holds the traceback too. `locals` maps each variable to its value where it can cross to the host and
-    is not large, and to a `Variable` that describes it otherwise. `execution_time` is in seconds.
+    `stderr` holds the traceback too. `execution_time` is in seconds.
+
+    `locals` maps each variable to its value, or to a `Variable` that describes it where the value cannot cross to
+    the host. Nothing of it is fetched before it is looked at: the names are those at the first look, a value is the
+    one at its first access, and what was not looked at before `REPLEnv.close` raises `SessionClosed`.
     """
 
     stdout: str
@@ -89,7 +95,7 @@ class REPLEnv:
         return REPLResult(
             stdout=result.stdout,
             stderr="\n".join(filter(None, (result.stderr, result.error))),
-            locals=_values_of(self._session),
+            locals=_Locals(self._session),
             execution_time=result.execution_time,
         )
 
@@ -113,7 +119,7 @@ class REPLEnv:
 
 
 class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
-    """A model to ask from a script, through the same scheduler that serves the cells.
+    """A model to ask from a script, through the same scheduler that serves the cells. Also a context manager.
 
     Args:
         model: the model to ask.
@@ -131,16 +137,24 @@ class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
         self.model = model
         self._rlm = RLM_REPL(recursive_model=model, client=client, api_key=api_key, base_url=base_url)
 
-    def completion(self, prompt: str | Sequence[Message | Mapping[str, str]]) -> str:
-        """Ask once: a prompt, or a list of messages.
+    def completion(self, prompt: Prompt) -> str:
+        """Ask once: a text, or messages.
 
         Raises:
             CallError: the call failed for good.
+            TypeError: the prompt is neither text nor messages.
         """
         return self._rlm.ask_model(self._call(prompt)).text
 
-    def batch_completion(self, prompts: Iterable[str], max_concurrent: int = 10) -> list[str]:
-        """Ask many prompts at once; answers in order. A slot that failed is a `FailedCall`: falsy, with `.error`."""
+    def batch_completion(self, prompts: Iterable[Prompt], max_concurrent: int = 10) -> list[str]:
+        """Ask many prompts at once; answers in order. A slot that failed is a `FailedCall`: falsy, with `.error`.
+
+        Raises:
+            SettingsError: `max_concurrent` is below 1.
+            TypeError: the prompts are a single text, or one of them is no prompt.
+        """
+        if isinstance(prompts, str):
+            raise TypeError("batch_completion takes many prompts and was given one text: put it in a list")
         calls = [self._call(prompt) for prompt in prompts]
         replies = self._rlm.ask_models(calls, max_concurrent=max_concurrent)
         return [reply.text if isinstance(reply, Reply) else FailedCall(reply) for reply in replies]
@@ -149,27 +163,43 @@ class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
         """Close connections. Idempotent."""
         self._rlm.close()
 
-    def _call(self, prompt: str | Sequence[Message | Mapping[str, str]]) -> Call:
-        return Call(model=self.model, messages=_messages(prompt), role="sub")
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _call(self, prompt: Prompt) -> Call:
+        return Call(model=self.model, messages=messages_of(prompt), role="sub")
 
 
-def _messages(prompt: str | Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
-    if isinstance(prompt, str):
-        return (Message("user", prompt),)
-    return tuple(
-        message
-        if isinstance(message, Message)
-        else Message(cast("Role", message["role"]), message["content"])
-        for message in prompt
-    )
+class _Locals(Mapping[str, Any]):
+    """The variables of a session, each fetched when it is first looked at."""
 
+    def __init__(self, session: RLMSession) -> None:
+        self._session = session
+        self._values: dict[str, Any] = {}
 
-def _values_of(session: RLMSession, most: int = 10_000) -> dict[str, Any]:
-    """The session's variables by name: values that are small and can cross, descriptions of all others."""
-    values: dict[str, Any] = {}
-    for variable in session.variables():
-        values[variable.name] = variable
-        if variable.length is None or variable.length <= most:
-            with suppress(ContextError):
-                values[variable.name] = session.fetch(variable.name)
-    return values
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._values:
+            described = self._described[name]
+            try:
+                self._values[name] = self._session.fetch(name)
+            except (ContextError, KeyError):  # it cannot cross, or a later cell deleted it
+                self._values[name] = described
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._described)
+
+    def __len__(self) -> int:
+        return len(self._described)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._described
+
+    @cached_property
+    def _described(self) -> dict[str, Variable]:
+        return {variable.name: variable for variable in self._session.variables()}

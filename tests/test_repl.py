@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rlm import REPLEnv, ScriptedClient, Sub_RLM
-from rlm.errors import BadRequest, ContextError
+from rlm.errors import BadRequest, ContextError, SessionClosed
 from rlm.values import Variable
 
 
@@ -19,9 +19,9 @@ def repl(**options):
 def test_code_prints_and_leaves_variables():
     with repl(context_str="a b c") as env:
         result = env.code_execution("words = context.split()\nprint(len(words))")
+        assert dict(result.locals) == {"words": ["a", "b", "c"]}
     assert result.stdout == "3\n"
     assert result.stderr == ""
-    assert result.locals["words"] == ["a", "b", "c"]
     assert result.execution_time >= 0
 
 
@@ -35,8 +35,36 @@ def test_an_exception_is_told_in_stderr_and_keeps_what_was_done():
 def test_a_value_that_cannot_cross_is_described():
     with repl() as env:
         result = env.code_execution("import re\npattern = re.compile('a')")
-    assert isinstance(result.locals["pattern"], Variable)
-    assert result.locals["pattern"].type_name == "Pattern"
+        assert isinstance(result.locals["pattern"], Variable)
+        assert result.locals["pattern"].type_name == "Pattern"
+
+
+def test_variables_are_fetched_when_they_are_looked_at_and_then_kept(monkeypatch):
+    with repl() as env:
+        fetched = []
+        fetch = env._session.fetch
+        monkeypatch.setattr(env._session, "fetch", lambda name: fetched.append(name) or fetch(name))
+        result = env.code_execution("for n in range(300): globals()[f'v{n}'] = n")
+        assert fetched == []
+        assert len(result.locals) == 301
+        assert "v7" in result.locals
+        assert "context" not in result.locals
+        assert [result.locals["v7"], result.locals["v7"]] == [7, 7]
+        assert fetched == ["v7"]
+        with pytest.raises(KeyError):
+            result.locals["no such name"]
+        env.code_execution("del v8")
+        assert isinstance(result.locals["v8"], Variable)
+    assert result.locals["v7"] == 7
+    with pytest.raises(SessionClosed):
+        result.locals["v9"]
+
+
+def test_a_value_too_large_to_cross_is_described():
+    with repl() as env:
+        result = env.code_execution("big = ['x' * 30_000_000 for _ in range(3)]")
+        assert isinstance(result.locals["big"], Variable)
+        assert env.code_execution("print(len(big))").stdout == "3\n"
 
 
 def test_setup_code_runs_first():
@@ -69,10 +97,27 @@ def test_a_batch_in_a_cell_keeps_its_order_and_tells_of_failures():
 
 
 def test_a_sub_model_answers_a_prompt_or_messages():
-    model = Sub_RLM("m", client=ScriptedClient(upper))
-    assert model.completion("hello") == "HELLO"
-    assert model.completion([{"role": "user", "content": "hello"}]) == "HELLO"
-    model.close()
+    with Sub_RLM("m", client=ScriptedClient(upper)) as model:
+        assert model.completion("hello") == "HELLO"
+        assert model.completion([{"role": "user", "content": "hello"}]) == "HELLO"
+        assert model.completion({"role": "user", "content": "hello"}) == "HELLO"
+
+
+@pytest.mark.parametrize(
+    "prompt", [5, None, [{"role": "tool", "content": "x"}], [{"role": "user", "content": None}], ["text"]]
+)
+def test_what_is_no_prompt_is_never_sent(prompt):
+    with Sub_RLM("m", client=ScriptedClient(upper)) as model:
+        with pytest.raises(TypeError, match=r"messages|a message"):
+            model.completion(prompt)
+        with pytest.raises(TypeError, match=r"messages|a message"):
+            model.batch_completion([prompt])
+        assert model._rlm.client.calls == []
+
+
+def test_a_text_is_no_batch():
+    with Sub_RLM("m", client=ScriptedClient(upper)) as model, pytest.raises(TypeError, match="in a list"):
+        model.batch_completion("abc")
 
 
 def test_a_batch_of_a_sub_model_keeps_its_order_and_a_failure_its_slot():
