@@ -57,6 +57,7 @@ from rlm.packing import (
     even_packs,
     read_json,
 )
+from rlm.scheduler.batch import first_error
 from rlm.schemas import Schema, SchemaSource, schema_of
 from rlm.values import Call, Message, Reply
 
@@ -239,7 +240,7 @@ async def map_packs(
     try:
         await mapping.run()
     except BaseExceptionGroup as errors:
-        raise _first_error(errors) from None
+        raise first_error(errors) from None
     if mapping.stopped_by is not None:
         raise mapping.stopped_by
 
@@ -521,10 +522,3 @@ async def _complete(tree: Tree, call: Call, plain_models: PlainModels) -> Reply:
 async def _as_they_are(packs: Iterable[Sequence[Item]]) -> AsyncGenerator[Sequence[Item], None]:
     for pack in packs:
         yield pack
-
-
-def _first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

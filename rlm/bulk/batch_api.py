@@ -45,6 +45,7 @@ from rlm.mapping import Item, Mapped, MapSettings, PlainModels, Settled, pack_ca
 from rlm.packing import Outcome, Task, Valid
 from rlm.prices import BATCH_FACTOR, Price
 from rlm.prices import price as price_of
+from rlm.scheduler.batch import first_error
 from rlm.scheduler.budget import Amount, Reservation
 from rlm.scheduler.measure import estimate_tokens
 from rlm.values import Call, Reply, Usage
@@ -259,7 +260,7 @@ class _Pass:
                 tasks.start_soon(self._collect_all)
                 await self._submit_all(packs)
         except BaseExceptionGroup as errors:
-            raise _first_error(errors) from None
+            raise first_error(errors) from None
         if self._exceeded is not None:
             raise self._exceeded
         if self._running:
@@ -532,10 +533,3 @@ def _index(line: Mapping[str, Any], batch: _Batch) -> int | None:
     ):
         return None
     return int(number) if int(number) < len(batch.requests) else None
-
-
-def _first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
