@@ -91,7 +91,14 @@ __all__ = [
 
 
 class RLMError(Exception):
-    """The root of the tree: `except RLMError` catches everything this package raises on purpose."""
+    """The root of the tree: `except RLMError` catches everything this package raises on purpose.
+
+    Every error of the tree may be copied and sent to another process, with all its attributes.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # By default the constructor is called with the message alone, and many of ours need more.
+        return _without_constructor, (type(self), self.args), self.__dict__
 
 
 class SettingsError(RLMError, ValueError):
@@ -330,3 +337,7 @@ class IsolationUnavailable(SandboxError):
 
 class SessionClosed(SandboxError):
     """A closed session was used."""
+
+
+def _without_constructor(kind: type[RLMError], arguments: tuple[object, ...]) -> RLMError:
+    return kind.__new__(kind, *arguments)
