@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from rlm.sandbox.session import Session
 
-__all__ = ["KeptGuest", "Work", "leave_to_parent"]
+__all__ = ["KeptGuest", "Work"]
 
 
 class Work:
@@ -101,15 +101,3 @@ class KeptGuest:
                 finally:
                     self.over = True
                     self.release()
-
-
-def leave_to_parent(*things: object) -> None:
-    """In a forked child: never touch these again, and let no finalizer do so either.
-
-    Finalizers of transports and processes act on what is shared with the parent: they unregister its files from
-    its selector and kill its guests.
-    """
-    _of_the_parent.extend(things)
-
-
-_of_the_parent: list[object] = []

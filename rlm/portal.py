@@ -12,7 +12,7 @@ its leases has them closed at exit: what is still running is cancelled, and may 
 
 After `os.fork` the child has no thread; a lease it inherited, like a new one, gets it a thread of its own at the
 next call. What was made on the parent's loop (connections, processes, locks) stays the parent's: the child must
-neither use nor close it, and whoever holds such a thing has to make it anew there.
+neither use nor close it, but `leave_to_parent`, and whoever holds such a thing has to make it anew there.
 
 The loop is asyncio, driven through anyio. asyncio appears here by name, and only here, because tasks must be
 handed over without waiting for the other loop, which anyio does not offer in public.
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from contextvars import Context
     from types import TracebackType
 
-__all__ = ["Portal", "lease"]
+__all__ = ["Portal", "lease", "leave_to_parent"]
 
 T = TypeVar("T")
 Arguments = TypeVarTuple("Arguments")
@@ -53,6 +53,15 @@ EXIT_GRACE_S = 5.0
 def lease() -> Portal:
     """A new lease on the process's loop thread, which starts with the first call. Close it, or use `with`."""
     return Portal()
+
+
+def leave_to_parent(*things: object) -> None:
+    """In a forked child: never touch these again, and let no finalizer do so either.
+
+    Finalizers of transports and processes act on what is shared with the parent: they unregister its files from
+    its selector and kill its guests.
+    """
+    _of_the_parent.extend(things)
 
 
 class Portal:
@@ -389,6 +398,7 @@ class _LoopThread:
 
 _lock = threading.Lock()
 _shared: _LoopThread | None = None
+_of_the_parent: list[object] = []
 
 
 def _take() -> _LoopThread:

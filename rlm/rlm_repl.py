@@ -27,8 +27,8 @@ from rlm.clients.openai import AsyncOpenAIClient, is_like_a_key, warm_up
 from rlm.conversation import Conversation
 from rlm.errors import ContextError, SessionClosed, SettingsError
 from rlm.events import Warned, ignore
-from rlm.lifetimes import KeptGuest, Work, leave_to_parent
-from rlm.portal import Portal, lease
+from rlm.lifetimes import KeptGuest, Work
+from rlm.portal import Portal, lease, leave_to_parent
 from rlm.prices import missing_price, price
 from rlm.rlm_session import RLMSession
 from rlm.runtime import Run, new_run_id

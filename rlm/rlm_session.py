@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 
 from rlm.errors import SessionClosed
-from rlm.lifetimes import leave_to_parent
+from rlm.portal import leave_to_parent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

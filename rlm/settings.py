@@ -6,6 +6,7 @@ one `SchedulerSettings` for the calls, so that a room is handed only what concer
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -48,15 +49,24 @@ class SandboxSettings:
     recovery: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("cell_timeout_s", "memory_bytes", "output_chars", "answer_bytes", "scratch_bytes"):
+        for name in ("memory_bytes", "output_chars", "answer_bytes", "scratch_bytes", "processes"):
+            _require_count(name, getattr(self, name))
+        for name in ("cell_timeout_s", "start_timeout_s"):
             _require_positive(name, getattr(self, name))
-        for name in ("processes", "start_timeout_s"):
-            _require_positive(name, getattr(self, name))
+            if getattr(self, name) == math.inf:
+                raise SettingsError(
+                    f"{name}={math.inf}: must end some time, such as after a day: {name}=86_400"
+                )
         for name in ("minimum_tier", "highest_tier"):
             if getattr(self, name) not in get_args(IsolationTier):
                 raise SettingsError(
                     f"{name}={getattr(self, name)!r}: must be one of {', '.join(get_args(IsolationTier))}"
                 )
+        tiers = get_args(IsolationTier)
+        if tiers.index(self.minimum_tier) > tiers.index(self.highest_tier):
+            raise SettingsError(
+                f"minimum_tier={self.minimum_tier!r} is above highest_tier={self.highest_tier!r}: no guest could start"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,9 +117,10 @@ class SchedulerSettings:
             value = getattr(self, name)
             if name in {"cache", "cache_sampled", "cache_folder"} or value == _MAY_BE.get(name, ...):
                 continue
-            _require_positive(name, value)
             if name in _WHOLE:
-                _require_whole(name, value)
+                _require_count(name, value)
+            else:
+                _require_positive(name, value)
         if self.cache not in {"off", "read", "on"}:
             raise SettingsError(f"cache={self.cache!r}: must be 'off', 'read' or 'on'")
 
@@ -167,13 +178,18 @@ class RunSettings:
             "sub_context_chars",
             "shown_output_chars",
         ):
-            _require_positive(name, getattr(self, name))
+            _require_count(name, getattr(self, name))
         if self.timeout_s is not None:
             _require_positive("timeout_s", self.timeout_s)
         if self.on_limit not in {"partial", "raise"}:
             raise SettingsError(f"on_limit={self.on_limit!r}: must be 'partial' or 'raise'")
         for name in ("model", "recursive_model"):
-            if not getattr(self, name):
+            value: object = getattr(self, name)
+            if not isinstance(value, str):
+                raise SettingsError(
+                    f"{name} is a {type(value).__name__}: name a model, such as {name}='gpt-5-nano'"
+                )
+            if not value:
                 raise SettingsError(f"{name} is empty: name a model, such as {name}='gpt-5-nano'")
 
 
@@ -182,6 +198,7 @@ def _require_positive(name: str, value: object) -> None:
         raise SettingsError(f"{name}={value!r}: must be a number above 0")
 
 
-def _require_whole(name: str, value: object) -> None:
+def _require_count(name: str, value: object) -> None:
+    _require_positive(name, value)
     if not isinstance(value, int):
         raise SettingsError(f"{name}={value!r}: must be a whole number")

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import anyio
 import pytest
+from openai_server import OpenAIServer
 
-from rlm import RLM_REPL, REPLEnv, ScriptedClient
+from rlm import RLM_REPL, OpenAIClient, REPLEnv, ScriptedClient
 from rlm.errors import SessionClosed
 from rlm.lifetimes import Work
 
@@ -306,6 +307,22 @@ def test_a_session_of_the_parent_is_closed_to_a_forked_child():
         session = rlm.session("x")
         assert in_child(lambda: session.run("1")).startswith("SessionClosed: this session belongs to")
         assert session.run("print(1)").stdout == "1\n"
+
+
+@forks
+def test_the_connections_of_a_client_stay_with_the_parent():
+    with OpenAIServer() as server, OpenAIClient(base_url=server.base_url, api_key="sk-test") as client:
+        client.completion("hi")
+
+        def child():
+            answer = client.completion("hi")
+            client.close()
+            gc.collect()
+            return answer
+
+        assert in_child(child) == "'answer to hi'"
+        with ThreadPoolExecutor(1) as threads:
+            assert threads.submit(client.completion, "hi").result(timeout=10) == "answer to hi"
 
 
 # The end of the process

@@ -53,7 +53,7 @@ from rlm.errors import (
     TransientError,
     UnknownModel,
 )
-from rlm.portal import lease
+from rlm.portal import lease, leave_to_parent
 from rlm.values import Call, FailedCall, Reply
 
 if TYPE_CHECKING:
@@ -93,7 +93,10 @@ def warm_up() -> None:
 
 
 class AsyncOpenAIClient:
-    """Asks an OpenAI-compatible endpoint. It may be used from several event loops at once."""
+    """Asks an OpenAI-compatible endpoint. It may be used from several event loops at once.
+
+    A forked child opens connections of its own, and neither uses nor closes the parent's.
+    """
 
     def __init__(
         self,
@@ -130,7 +133,8 @@ class AsyncOpenAIClient:
         )
         self._dialects: dict[str, Dialect] = {}
         self._available: tuple[str, ...] | None = None
-        self._pools: WeakKeyDictionary[_Loop, _Pool] = WeakKeyDictionary()
+        self._all_pools: WeakKeyDictionary[_Loop, _Pool] = WeakKeyDictionary()
+        self._process = os.getpid()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -327,6 +331,14 @@ class AsyncOpenAIClient:
         return UnknownModel(
             f"{error}; it has {shown}", available=names, model=error.model, status=error.status
         )
+
+    @property
+    def _pools(self) -> WeakKeyDictionary[_Loop, _Pool]:
+        """The connections of each loop of this process."""
+        if self._process != os.getpid():
+            leave_to_parent(*self._all_pools.items())
+            self._all_pools, self._process = WeakKeyDictionary(), os.getpid()
+        return self._all_pools
 
     async def _pool(self) -> _Pool:
         """The connections of the loop that runs now."""
