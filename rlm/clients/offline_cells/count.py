@@ -31,12 +31,15 @@ for where, text in texts.items():
 total = sum(whole.values())
 if total:
     lines = [
-        f"“{WANTED}” occurs {total:,} times as a whole word in any case ({as_written:,} times exactly as written)."
+        (
+            f"“{WANTED}” occurs {total:,} {'time' if total == 1 else 'times'} as a whole word in any case "
+            f"({as_written:,} exactly as written)."
+        )
     ]
 else:
     lines = [f"NOT FOUND: “{WANTED}” occurs 0 times as a whole word."]
 if inside:
-    lines.append(f"Longer words contain it {inside:,} more times.")
+    lines.append(f"Longer words contain it {inside:,} more {'time' if inside == 1 else 'times'}.")
 if len(texts) > 1 and whole:
     ranking = sorted(whole, key=lambda where: -whole[where])[:20]
     lines.append("By text: " + ", ".join(f"{where} {whole[where]:,}" for where in ranking) + ".")
