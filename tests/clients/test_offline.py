@@ -166,7 +166,7 @@ def test_counting_is_done_by_code(question, start):
 def test_a_count_tells_longer_words_and_each_document_apart():
     answer = ask(["light and lighthouse", "Light light"], 'How often does "light" occur?')
     assert "occurs 3 times as a whole word in any case (2 exactly" in answer
-    assert "Longer words contain it 1 more times." in answer
+    assert "Longer words contain it 1 more time." in answer
     assert "context[1] 2, context[0] 1" in answer
 
 
