@@ -106,16 +106,32 @@ def parse_reply(text: str) -> ParsedReply:
         text: any text; half a reply, an empty one and hostile ones are read too.
     """
     allowance = _Allowance(_ALLOWED_CHARACTERS)
-    segments, opening = _read_blocks(text, 0, allowance)
-    if opening is None:
-        return ParsedReply(tuple(segments))
-    final = _read_final(text, opening)
-    before = _up_to(segments, opening.start)
-    after, _ = _read_blocks(text, opening.start + len(final.source), allowance)
-    return ParsedReply((*before, final, *after))
+    kept: list[Segment] = []
+    start = 0
+    for announcements_left in reversed(range(_ANNOUNCEMENTS + 1)):
+        segments, opening = _read_blocks(text, start, allowance)
+        if opening is None:
+            kept += segments
+            break
+        final = _read_final(text, opening)
+        kept += _up_to(segments, opening.start - start)
+        start = opening.start + len(final.source)
+        after, _ = _read_blocks(text, start, allowance)
+        if not (announcements_left and _is_announcement(text, start, after)):
+            kept += [final, *after]
+            break
+        kept.append(Prose(final.source))
+    return ParsedReply(tuple(kept))
 
 
 _ALLOWED_CHARACTERS = 400_000
+_ANNOUNCEMENTS = 3
+_WORDS_FOLLOW = re.compile(r"[ \t]*[^\W\d_]{2}")
+
+
+def _is_announcement(text: str, end: int, after: list[Segment]) -> bool:
+    """Whether `FINAL(x) will be called once I know.` only tells of a plan, which the code behind it begins."""
+    return any(isinstance(segment, Code) for segment in after) and bool(_WORDS_FOLLOW.match(text, end))
 
 
 class _Allowance:
