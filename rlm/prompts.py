@@ -32,6 +32,7 @@ __all__ = [
     "nudge",
     "plain_child_prompt",
     "system_prompt",
+    "user_cells_note",
 ]
 
 DEFAULT_QUESTION = "Answer the question, or follow the instructions, that the context itself contains."
@@ -145,6 +146,11 @@ def answer_note(results: Sequence[CellResult], settings: RunSettings, *, answer:
     printed = [_describe_cell(result, settings.shown_output_chars // 4) for result in results]
     given = [] if answer is None else [f"The answer you gave:\n{clip(render(answer.value), 4_000)}"]
     return "\n\n".join(printed + given)
+
+
+def user_cells_note(cells: Sequence[str]) -> str:
+    """What precedes the next question of a session where the user ran code of his own in between."""
+    return "Meanwhile the user ran this in the REPL:\n\n" + clip("\n\n".join(cells), 4_000)
 
 
 def nudge(remaining: int) -> str:

@@ -21,6 +21,7 @@ import anyio
 
 from rlm.errors import SessionClosed
 from rlm.portal import leave_to_parent
+from rlm.prompts import user_cells_note
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -145,7 +146,8 @@ class RLMSession:
             self._conversation.cells += 1
             with self._new_run() as run:
                 result = await run.run_cell(self._kept.guest, code, turn=0, cell=self._conversation.cells)
-            self._user_cells.append(code)
+            if result.state == "kept":
+                self._user_cells.append(code)
             return result
 
     async def _variables(self) -> tuple[Variable, ...]:
@@ -179,7 +181,7 @@ class RLMSession:
     def _take_note(self) -> str:
         """What the root model should know of the cells the user ran since the last question."""
         cells, self._user_cells = self._user_cells, []
-        return "Meanwhile the user ran this in the REPL:\n\n" + "\n\n".join(cells) if cells else ""
+        return user_cells_note(cells) if cells else ""
 
 
 def _let_go(kept: KeptGuest, portal: Portal, process: int) -> None:
