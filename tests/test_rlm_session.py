@@ -58,6 +58,13 @@ def test_the_user_runs_python_in_the_same_namespace():
         assert "mine = len(context)" in last_request(rlm)
 
 
+def test_a_cell_of_the_user_that_was_undone_is_not_told():
+    with scripted("FINAL(x)") as rlm, rlm.session("text") as session:
+        session.run("import os; os._exit(1)")
+        session.ask("one?")
+        assert "_exit" not in last_request(rlm)
+
+
 def test_the_user_can_look_at_variables_and_fetch_them():
     with scripted() as rlm, rlm.session("text") as session:
         session.run("numbers = [1, 2, 3]\ndef f(): pass")
