@@ -1,0 +1,184 @@
+"""Label the second half of a data set as its first half teaches: rules, examples, invented rows, models that vote.
+
+    python examples/label_dataset.py                                    # error messages of Python, no key needed
+    python examples/label_dataset.py my_settings.toml --folder job      # all it learns and labels is in `job`
+
+All settings are in one TOML or JSON file (data/label_dataset.toml). With OPENAI_API_KEY set it asks OpenAI.
+Interrupted, the same command goes on where it was; nothing is asked or paid for twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import random
+import re
+import tempfile
+import tomllib
+from collections import Counter
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+from stand_in import WHO_ANSWERS, stand_in
+
+from rlm.bulk import MappedRows, amap_rows, map_rows
+
+DATA = Path(__file__).parent / "data"
+RULE = "These texts have the label {{label}}:\n{{texts}}\n\nWrite one rule by which to know such texts."
+INVENT = "Write {{count}} new texts that the label {{label}} fits, in the manner of these:\n{{texts}}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Label a data set as its first half teaches.")
+    parser.add_argument("settings", nargs="?", type=Path, default=DATA / "label_dataset.toml")
+    parser.add_argument("--folder", type=Path, default=None, help="by default, a temporary one")
+    options = parser.parse_args()
+    settings = read_settings(options.settings)
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="label-"))
+    folder.mkdir(exist_ok=True)
+    print(f"{WHO_ANSWERS}\nEverything is kept in {folder}.\n")
+
+    train, test = split_rows(settings)
+    rules, invented = anyio.run(learn, settings, train, folder)  # the async twin, from an event loop
+    result = label(settings, [*train, *invented], test, rules, folder)  # the blocking one, from a script
+    print(f"\n{result.report}\n")
+    right = [row["predicted"] == row["label"] for row in read_rows(folder / "labelled.csv")]
+    print(f"{sum(right)} of {len(right)} right ({sum(right) / len(right):.0%}), by {settings['models']}")
+
+
+async def learn(
+    settings: dict[str, Any], train: list[dict[str, str]], folder: Path
+) -> tuple[list[str], list[dict[str, str]]]:
+    """Rules and invented rows for all labels, all at once; as many rows as make the labels equally frequent."""
+    texts: dict[str, list[str]] = {}
+    for row in train:
+        texts.setdefault(row["label"], []).append(row["text"])
+    most = max(map(len, texts.values()))
+    rows = [
+        {"label": label, "texts": "\n".join(known), "count": most - len(known)}
+        for label, known in texts.items()
+    ]
+    answers: dict[str, MappedRows] = {}
+
+    async def ask(name: str, rows: list[dict[str, Any]], prompt: str, schema: str, client: Any) -> None:
+        answers[name] = await amap_rows(
+            rows,
+            prompt,
+            schema=schema,
+            model=settings["models"][0],
+            rows_per_call=1,
+            max_concurrency=settings["workers"],
+            checkpoint=folder / f"{name}.journal",
+            resume=True,
+            client=client,
+        )
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask, "rules", rows, RULE, "rule: str", stand_in(write_rule, RULE))
+        rare = [row for row in rows if row["count"]]
+        tasks.start_soon(ask, "invented", rare, INVENT, "new: list[str]", stand_in(invent, INVENT))
+
+    rules = [f"{row['label']}: {row['rule']}" for row in answers["rules"] if row["rule"]]
+    invented = [
+        {"text": text, "label": row["label"]} for row in answers["invented"] for text in row["new"] or ()
+    ]
+    print(f"{len(train)} rows to learn from, {len(invented)} invented to balance them. Rules:")
+    print("", *rules, sep="\n  ")
+    return rules, invented
+
+
+def label(
+    settings: dict[str, Any],
+    examples: list[dict[str, str]],
+    test: list[dict[str, str]],
+    rules: list[str],
+    folder: Path,
+) -> MappedRows:
+    """Label the test rows; several models vote, and the column `agreement` says how far they agree."""
+    labels = "|".join(repr(name) for name in dict.fromkeys(row["label"] for row in examples))
+    shown = [f"{row['text']} -> {row['label']}" for row in examples]
+    prompt = "\n".join(["Label a text.", *rules, "\nExamples:", *shown, "\nThe text: {{text}}"])
+    return map_rows(
+        test,
+        prompt,
+        schema=f"predicted: {labels}",
+        output=folder / "labelled.csv",
+        resume=True,
+        model=settings["models"],
+        temperature=settings["temperature"],
+        rows_per_call=settings["rows_per_call"],
+        max_concurrency=settings["workers"],
+        client=stand_in(partial(nearest, examples), prompt),
+    )
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings of a file, with defaults for what it leaves out.
+
+    `workers` is for all models together, and `save_interval` is not needed: each answer is saved when it comes.
+    """
+    text = path.read_text(encoding="utf-8")
+    settings = tomllib.loads(text) if path.suffix == ".toml" else json.loads(text)
+    models = settings.pop("models")
+    temperatures = {model.get("temperature") for model in models}
+    if len(temperatures) > 1:
+        raise SystemExit(f"{path}: the models vote on one question, so they share one temperature")
+    return {
+        "input": str(DATA / "error_messages.csv"),
+        "text_column": "text",
+        "label_column": "label",
+        "test_share": 0.5,
+        "rows_per_call": 10,
+        "workers": max(model.get("workers", 5) for model in models),
+        "temperature": temperatures.pop(),
+        "models": [model["model_name"].removeprefix("openai/") for model in models],
+        **settings,
+    }
+
+
+def split_rows(settings: dict[str, Any]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Rows to learn from and rows to label, the same at every start."""
+    text, label = settings["text_column"], settings["label_column"]
+    rows = [{"text": row[text], "label": row[label]} for row in read_rows(DATA / settings["input"])]
+    random.Random(0).shuffle(rows)  # noqa: S311 - no secret
+    cut = round(len(rows) * settings["test_share"])
+    return rows[cut:], rows[:cut]
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# The stand-in ------------------------------------------------------------------------------------------------------
+
+
+def write_rule(row: dict[str, Any], _model: str) -> dict[str, str]:
+    words = Counter(
+        word for text in row["texts"].splitlines() for word in set(re.findall(r"[a-z]{3,}", text))
+    )
+    return {"rule": f"often has {', '.join(repr(word) for word, _ in words.most_common(3))}"}
+
+
+def invent(row: dict[str, Any], _model: str) -> dict[str, list[str]]:
+    texts = row["texts"].splitlines()
+    return {"new": [re.sub(r"'\w+'", f"'name_{n}'", texts[n % len(texts)]) for n in range(int(row["count"]))]}
+
+
+def nearest(examples: list[dict[str, str]], row: dict[str, Any], model: str) -> dict[str, str]:
+    """The label of the most similar example; each model compares runs of letters of another length."""
+    length = 2 + len(model) % 3
+
+    def runs(text: str) -> set[str]:
+        return {text[start : start + length] for start in range(len(text))}
+
+    wanted = runs(row["text"])
+    best = max(examples, key=lambda one: len(wanted & runs(one["text"])) / len(wanted | runs(one["text"])))
+    return {"predicted": best["label"]}
+
+
+if __name__ == "__main__":
+    main()
