@@ -10,21 +10,14 @@ the reason, and `rlm map --retry OUTPUT.failed.jsonl` asks them again. Interrupt
 from __future__ import annotations
 
 import argparse
-import re
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from stand_in import WHO_ANSWERS, stand_in
+from stand_in import WHO_ANSWERS, has_the_words, stand_in
 
 from rlm.bulk import count_rows, map_rows
 
 PROVERBS = Path(__file__).parent / "data" / "proverbs.csv"
-STAND_IN_WORDS = {
-    "contrast": r"\b(but|yet|than)\b",
-    "money": r"\b(rich\w*|poor|treasures?|silver|gold|borrower|revenues|profit)\b",
-    "command": r"^(go|make|prepare)\b",
-}
 
 
 def main() -> None:
@@ -51,17 +44,11 @@ def main() -> None:
         max_concurrency=options.max_workers,
         budget=options.budget,
         resume=options.resume,
-        client=stand_in(rule, prompt),
+        client=stand_in(has_the_words, prompt),
     )
     print(result.report)
     for row in islice(result, 3):
         print(row)
-
-
-def rule(row: dict[str, Any], _model: str) -> dict[str, bool]:
-    """The stand-in's answer: does the text have one of a few words?"""
-    text = next(iter(row.values())).lower()
-    return {label: bool(re.search(words, text)) for label, words in STAND_IN_WORDS.items()}
 
 
 def read_options() -> argparse.Namespace:
@@ -70,7 +57,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="by default, the first rows are shown")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--label-column", default="theme")
-    parser.add_argument("--labels", nargs="+", default=list(STAND_IN_WORDS))
+    parser.add_argument("--labels", nargs="+", default=["contrast", "money", "command"])
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--max-workers", type=int, default=3)
     parser.add_argument("--model", default="gpt-5-nano")

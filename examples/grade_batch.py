@@ -12,14 +12,13 @@ gave, where one did. With OPENAI_API_KEY set it asks OpenAI. Interrupted, the sa
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
-from stand_in import HAS_KEY, WHO_ANSWERS, stand_in
+from stand_in import HAS_KEY, WHO_ANSWERS, points_made, stand_in
 
 from rlm.bulk import MappedRows, Report, amap_rows, count_rows, split_rows
 from rlm.bulk.batch_api import BatchAPI
@@ -112,17 +111,6 @@ def summary(rows: list[dict[str, Any]]) -> str:
             f"\nThe teacher gave the same points to {same} of {len(known)} ({same / len(known):.0%})."
         )
     return "\n".join(lines)
-
-
-def points_made(row: dict[str, Any], _model: str) -> dict[str, Any]:
-    """The stand-in's grade: a point is made where half of its words are in the answer."""
-    said = set(re.findall(r"\w{3,}|==", row["answer"].lower()))
-    wanted = [set(re.findall(r"\w{3,}|==", point.lower())) for point in row["rubric"].split(";")]
-    made = [len(words & said) * 2 >= len(words) for words in wanted]
-    return {
-        "points": sum(made),
-        "reason": f"made points: {[n for n, is_made in enumerate(made, 1) if is_made]}",
-    }
 
 
 def read_options() -> argparse.Namespace:

@@ -1,6 +1,6 @@
-"""Label the second half of a data set as its first half teaches: rules, examples, invented rows, models that vote.
+"""Label the test part of a data set as the rest teaches: rules, examples, invented rows, models that vote.
 
-    python examples/label_dataset.py                                    # error messages of Python, no key needed
+    python examples/label_dataset.py                                    # 94 error messages,  no key needed
     python examples/label_dataset.py my_settings.toml --folder job      # all it learns and labels is in `job`
 
 All settings are in one TOML or JSON file (data/label_dataset.toml). With OPENAI_API_KEY set it asks OpenAI.
@@ -13,18 +13,17 @@ import argparse
 import csv
 import json
 import random
-import re
 import tempfile
 import tomllib
-from collections import Counter
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anyio
-from stand_in import WHO_ANSWERS, stand_in
+from stand_in import WHO_ANSWERS, frequent_words, nearest, renamed, stand_in
 
 from rlm.bulk import MappedRows, amap_rows, map_rows
+
+Rows: TypeAlias = list[dict[str, Any]]
 
 DATA = Path(__file__).parent / "data"
 RULE = "These texts have the label {{label}}:\n{{texts}}\n\nWrite one rule by which to know such texts."
@@ -32,9 +31,9 @@ INVENT = "Write {{count}} new texts that the label {{label}} fits, in the manner
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Label a data set as its first half teaches.")
+    parser = argparse.ArgumentParser(description="Label the test part of a data set as the rest teaches.")
     parser.add_argument("settings", nargs="?", type=Path, default=DATA / "label_dataset.toml")
-    parser.add_argument("--folder", type=Path, default=None, help="by default, a temporary one")
+    parser.add_argument("--folder", type=Path, help="by default, a temporary one")
     options = parser.parse_args()
     settings = read_settings(options.settings)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="label-"))
@@ -42,61 +41,46 @@ def main() -> None:
     print(f"{WHO_ANSWERS}\nEverything is kept in {folder}.\n")
 
     train, test = split_rows(settings)
-    rules, invented = anyio.run(learn, settings, train, folder)  # the async twin, from an event loop
-    result = label(settings, [*train, *invented], test, rules, folder)  # the blocking one, from a script
-    print(f"\n{result.report}\n")
+    rules, invented = anyio.run(learn, settings, train, folder)  # async: both questions at once
+    print(f"{len(train)} rows to learn from, {len(invented)} invented to balance them. Rules:")
+    print("", *rules, "", sep="\n  ")
+    result = label(settings, [*train, *invented], test, rules, folder)  # from a script: blocking
     right = [row["predicted"] == row["label"] for row in read_rows(folder / "labelled.csv")]
-    print(f"{sum(right)} of {len(right)} right ({sum(right) / len(right):.0%}), by {settings['models']}")
+    print(f"{result.report}\n\n{sum(right)} of {len(right)} right ({sum(right) / len(right):.0%}).")
 
 
-async def learn(
-    settings: dict[str, Any], train: list[dict[str, str]], folder: Path
-) -> tuple[list[str], list[dict[str, str]]]:
-    """Rules and invented rows for all labels, all at once; as many rows as make the labels equally frequent."""
+async def learn(settings: dict[str, Any], train: Rows, folder: Path) -> tuple[list[str], Rows]:
+    """A rule for each label, and as many invented rows as make the labels equally frequent; all at once."""
     texts: dict[str, list[str]] = {}
     for row in train:
         texts.setdefault(row["label"], []).append(row["text"])
     most = max(map(len, texts.values()))
-    rows = [
-        {"label": label, "texts": "\n".join(known), "count": most - len(known)}
-        for label, known in texts.items()
-    ]
+    rows = [{"label": label, "texts": "\n".join(of), "count": most - len(of)} for label, of in texts.items()]
     answers: dict[str, MappedRows] = {}
 
-    async def ask(name: str, rows: list[dict[str, Any]], prompt: str, schema: str, client: Any) -> None:
+    async def ask(name: str, prompt: str, schema: str, rule: Any) -> None:
         answers[name] = await amap_rows(
             rows,
             prompt,
             schema=schema,
+            skip_when="count == 0" if name == "invented" else None,
             model=settings["models"][0],
             rows_per_call=1,
             max_concurrency=settings["workers"],
             checkpoint=folder / f"{name}.journal",
             resume=True,
-            client=client,
+            client=stand_in(rule, prompt),
         )
 
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(ask, "rules", rows, RULE, "rule: str", stand_in(write_rule, RULE))
-        rare = [row for row in rows if row["count"]]
-        tasks.start_soon(ask, "invented", rare, INVENT, "new: list[str]", stand_in(invent, INVENT))
-
+        tasks.start_soon(ask, "rules", RULE, "rule: str", frequent_words)
+        tasks.start_soon(ask, "invented", INVENT, "new: list[str]", renamed)
     rules = [f"{row['label']}: {row['rule']}" for row in answers["rules"] if row["rule"]]
-    invented = [
-        {"text": text, "label": row["label"]} for row in answers["invented"] for text in row["new"] or ()
-    ]
-    print(f"{len(train)} rows to learn from, {len(invented)} invented to balance them. Rules:")
-    print("", *rules, sep="\n  ")
-    return rules, invented
+    invented = [(text, row["label"]) for row in answers["invented"] for text in row["new"] or ()]
+    return rules, [{"text": text, "label": label} for text, label in invented]
 
 
-def label(
-    settings: dict[str, Any],
-    examples: list[dict[str, str]],
-    test: list[dict[str, str]],
-    rules: list[str],
-    folder: Path,
-) -> MappedRows:
+def label(settings: dict[str, Any], examples: Rows, test: Rows, rules: list[str], folder: Path) -> MappedRows:
     """Label the test rows; several models vote, and the column `agreement` says how far they agree."""
     labels = "|".join(repr(name) for name in dict.fromkeys(row["label"] for row in examples))
     shown = [f"{row['text']} -> {row['label']}" for row in examples]
@@ -111,7 +95,7 @@ def label(
         temperature=settings["temperature"],
         rows_per_call=settings["rows_per_call"],
         max_concurrency=settings["workers"],
-        client=stand_in(partial(nearest, examples), prompt),
+        client=stand_in(nearest(examples), prompt),
     )
 
 
@@ -139,7 +123,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     }
 
 
-def split_rows(settings: dict[str, Any]) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+def split_rows(settings: dict[str, Any]) -> tuple[Rows, Rows]:
     """Rows to learn from and rows to label, the same at every start."""
     text, label = settings["text_column"], settings["label_column"]
     rows = [{"text": row[text], "label": row[label]} for row in read_rows(DATA / settings["input"])]
@@ -148,36 +132,9 @@ def split_rows(settings: dict[str, Any]) -> tuple[list[dict[str, str]], list[dic
     return rows[cut:], rows[:cut]
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path) -> Rows:
     with path.open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
-
-
-# The stand-in ------------------------------------------------------------------------------------------------------
-
-
-def write_rule(row: dict[str, Any], _model: str) -> dict[str, str]:
-    words = Counter(
-        word for text in row["texts"].splitlines() for word in set(re.findall(r"[a-z]{3,}", text))
-    )
-    return {"rule": f"often has {', '.join(repr(word) for word, _ in words.most_common(3))}"}
-
-
-def invent(row: dict[str, Any], _model: str) -> dict[str, list[str]]:
-    texts = row["texts"].splitlines()
-    return {"new": [re.sub(r"'\w+'", f"'name_{n}'", texts[n % len(texts)]) for n in range(int(row["count"]))]}
-
-
-def nearest(examples: list[dict[str, str]], row: dict[str, Any], model: str) -> dict[str, str]:
-    """The label of the most similar example; each model compares runs of letters of another length."""
-    length = 2 + len(model) % 3
-
-    def runs(text: str) -> set[str]:
-        return {text[start : start + length] for start in range(len(text))}
-
-    wanted = runs(row["text"])
-    best = max(examples, key=lambda one: len(wanted & runs(one["text"])) / len(wanted | runs(one["text"])))
-    return {"predicted": best["label"]}
 
 
 if __name__ == "__main__":
