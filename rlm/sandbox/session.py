@@ -19,7 +19,7 @@ import tempfile
 from collections import deque
 from dataclasses import dataclass, field
 from subprocess import PIPE
-from typing import TYPE_CHECKING, Any, Self, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Self, TypeAlias, TypeVar, get_args
 
 import anyio
 import anyio.lowlevel
@@ -48,12 +48,14 @@ if TYPE_CHECKING:
 
     from anyio.abc import Process, TaskGroup
 
+T = TypeVar("T")
 HostCallHandler: TypeAlias = "Callable[[HostCall], Awaitable[Any]]"
 OutputHandler: TypeAlias = "Callable[[str, str], None]"
 
 __all__ = ["HostCallHandler", "Isolation", "OutputHandler", "Session", "WarmPool", "open_session"]
 
-CALL_BYTES = 512 << 20
+CALL_BYTES = 256 << 20
+LARGE_BYTES = 1 << 16
 SMALL_BYTES = 1 << 20
 DECODED_VALUES = 2_000_000
 OVERDUE_SECONDS = 30.0
@@ -212,12 +214,12 @@ class Session:
     async def variables(self) -> tuple[Variable, ...]:
         """What the cells made, with bounded previews; a `__repr__` that hangs or lies costs a preview."""
         async with self._turn:
-            told = await self._ask({"what": "variables", "plain": False, "name": ""})
-            if not isinstance(told, list):
-                told = await self._ask({"what": "variables", "plain": True, "name": ""})
-            if not isinstance(told, list):
-                return ()
-            return tuple(_variable(row) for row in told)
+            for plain in (False, True):
+                with contextlib.suppress(ContextError):  # the cells may have changed how their process tells
+                    told = await self._ask({"what": "variables", "plain": plain, "name": ""})
+                    if isinstance(told, list):
+                        return tuple(filter(None, map(_variable, told)))
+            return ()
 
     async def fetch(self, name: str) -> Any:
         """The value of a variable.
@@ -309,13 +311,14 @@ class Session:
         self._require_open()
         await self._revive()
         assert self._guest is not None  # noqa: S101 - _revive has seen to it
-        payload = await self._exchange(
-            self._guest, wire.frames(wire.ASK, 0, wire.encode(question)), wire.TOLD
-        )
+        with anyio.CancelScope(shield=True):  # soon over; half a conversation would cost all variables
+            payload = await self._exchange(
+                self._guest, wire.frames(wire.ASK, 0, wire.encode(question)), wire.TOLD
+            )
         try:
-            told = wire.decode(payload, values=DECODED_VALUES)
-        except wire.WireError as error:
-            raise ContextError(f"what the guest told cannot be read: {error}") from None
+            told = await _off_the_loop(_decode, payload)
+        except ProtocolViolation as violation:
+            raise ContextError(str(violation)) from None
         return tuple(told) if isinstance(told, tuple) else told
 
     async def _revive(self) -> bool:
@@ -342,12 +345,12 @@ def _encode_context(context: Any) -> wire.Parts:
         raise ContextError(f"context{problem.path}: {problem.reason}") from None
 
 
-def _variable(row: Any) -> Variable:
+def _variable(row: Any) -> Variable | None:
     match row:
         case (str(name), str(kind), int() | None as length, str(preview)):
             return Variable(name=name, type_name=kind, length=length, preview=preview)
         case _:
-            raise ProtocolViolation("the guest described a variable in a way of its own")
+            return None  # described in a way of its own
 
 
 def _alone(error: BaseException) -> BaseException:
@@ -376,7 +379,7 @@ class _CellRun:
         self._report: Any = None
         self._failure: BaseException | None = None
         self._complaint = ""
-        self._calls: set[int] = set()
+        self._calls: dict[int, int] = {}
         self._began = anyio.current_time()
         self._watch = anyio.CancelScope()
 
@@ -415,34 +418,32 @@ class _CellRun:
                 kind, number, payload = await self._guest.receive()
                 if kind == wire.ENDED:
                     return _verdict(payload)
-                self._take(kind, number, payload, tasks)
+                await self._take(kind, number, payload, tasks)
         except (GuestDied, ProtocolViolation) as broken:
             return await self._lost(broken)
 
-    def _take(self, kind: int, number: int, payload: bytes | bytearray, tasks: TaskGroup) -> None:
+    async def _take(self, kind: int, number: int, payload: bytes | bytearray, tasks: TaskGroup) -> None:
         if kind == wire.OUTPUT and number in self._output:
             self._output[number].take(payload)
         elif kind == wire.CALL and number not in self._calls:
-            self._calls.add(number)
+            self._calls[number] = len(payload)
             self._set_deadline()
-            self._begin_call(number, payload, tasks)
+            if sum(self._calls.values()) > CALL_BYTES:
+                self._complain(f"the cell has calls of more than {CALL_BYTES:,} bytes under way")
+            else:
+                tasks.start_soon(self._answer, number, payload)
         elif kind == wire.DONE and self._report is None:
-            self._report = _report(payload)
+            self._report = await _off_the_loop(_report, payload)
         else:
             raise ProtocolViolation(f"a message of kind {kind} out of turn")
 
-    def _begin_call(self, number: int, payload: bytes | bytearray, tasks: TaskGroup) -> None:
-        try:
-            call = _host_call(payload)
-        except ProtocolViolation as violation:
-            # What a cell says may be garbage; the frames around it were in order, so it costs the cell alone.
-            self._complaint = str(violation)
-            self._watch.cancel()
-        else:
-            tasks.start_soon(self._answer, number, call)
-
-    async def _answer(self, number: int, call: HostCall) -> None:
+    async def _answer(self, number: int, payload: bytes | bytearray) -> None:
         """Serve one call; its task ends with its cell."""
+        try:
+            call = await _off_the_loop(_host_call, payload)
+        except ProtocolViolation as violation:
+            self._complain(str(violation))
+            return
         try:
             reply: tuple[Any, ...] = (True, await self._serve(call))
             parts = wire.encode(reply)
@@ -452,7 +453,7 @@ class _CellRun:
             self._fail(error)
             return
         await self._send(wire.frames(wire.REPLY, number, parts))
-        self._calls.discard(number)
+        self._calls.pop(number, None)
         self._set_deadline()
 
     async def _send_cell(self, cell: dict[str, Any]) -> None:
@@ -463,6 +464,11 @@ class _CellRun:
     async def _send(self, frames: Iterator[bytes]) -> None:
         with contextlib.suppress(GuestDied):  # the listener hears of it too, and knows what to do
             await self._guest.send(frames)
+
+    def _complain(self, complaint: str) -> None:
+        """What a cell says may be garbage; the frames around it were in order, so it costs the cell alone."""
+        self._complaint = self._complaint or complaint
+        self._watch.cancel()
 
     def _fail(self, error: BaseException) -> None:
         if self._failure is None:
@@ -572,6 +578,13 @@ def _report(payload: bytes | bytearray) -> tuple[str, str, Any, Final | None]:
             return outcome, error, draft, Final(value, source)
         case _:
             return "protocol", "the cell's process reported on it in a way of its own", None, None
+
+
+async def _off_the_loop(read: Callable[[bytes | bytearray], T], payload: bytes | bytearray) -> T:
+    """Read a payload; a large one in a thread, so that a guest cannot hold up everybody else."""
+    if len(payload) <= LARGE_BYTES:
+        return read(payload)
+    return await anyio.to_thread.run_sync(read, payload)
 
 
 def _host_call(payload: bytes | bytearray) -> HostCall:

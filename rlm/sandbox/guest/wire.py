@@ -148,7 +148,8 @@ _COMPLEX = struct.Struct(">dd")
 _DATE = struct.Struct(">HBB")
 _TIME = struct.Struct(">BBBBI")
 _I64_LEAST, _I64_MOST = -(1 << 63), (1 << 63) - 1
-_FEW_KEYS = 1000
+_COLLISIONS = 1000
+_TABLE = 4
 _DECIMAL_BYTES = 100_000
 
 
@@ -485,11 +486,12 @@ class Buffer:
 
 
 class _Decoder:
-    __slots__ = ("left", "take")
+    __slots__ = ("collisions_left", "left", "take")
 
     def __init__(self, source: Source, values: int) -> None:
         self.take = source.take
         self.left = values
+        self.collisions_left = _COLLISIONS if values < VALUES else values
 
     def value(self, depth: int) -> Any:
         tag = self.take(1)
@@ -521,6 +523,7 @@ class _Decoder:
     def read_long_str(self, depth: int) -> str:
         pieces: list[str] = []
         while piece := self._short():
+            self._spend(1)
             pieces.append(piece.decode("utf-8", "surrogatepass"))
         return "".join(pieces)
 
@@ -537,10 +540,10 @@ class _Decoder:
         return tuple([self.value(depth + 1) for _ in range(self._count())])
 
     def read_set(self, depth: int) -> set[Any]:
-        return set(_spread(self.read_list(depth)))
+        return set(self._keys(self.read_list(depth)))
 
     def read_frozenset(self, depth: int) -> frozenset[Any]:
-        return frozenset(_spread(self.read_list(depth)))
+        return frozenset(self._keys(self.read_list(depth)))
 
     def read_dict(self, depth: int) -> dict[Any, Any]:
         count = self._count()
@@ -549,7 +552,7 @@ class _Decoder:
         for _ in range(count):
             keys.append(self.value(depth + 1))
             items.append(self.value(depth + 1))
-        return dict(zip(_spread(keys), items, strict=True))
+        return dict(zip(self._keys(keys), items, strict=True))
 
     def read_datetime(self, depth: int) -> Any:
         from datetime import datetime
@@ -613,6 +616,22 @@ class _Decoder:
             left -= len(piece)
         return data
 
+    def _spend(self, values: int) -> None:
+        self.left -= values
+        if self.left < 0:
+            raise WireError("too many values")
+
+    def _keys(self, keys: list[Any]) -> list[Any]:
+        """The keys, unless they were chosen to collide: hashes of numbers are no secret, and a table of them is slow.
+
+        A table costs as much memory as a few other values, even an empty one.
+        """
+        self._spend(_TABLE)
+        self.collisions_left -= len(keys) - len(set(map(hash, keys)))
+        if self.collisions_left < 0:
+            raise WireError("keys whose hashes collide")
+        return keys
+
     def _count(self) -> int:
         count: int = _U32.unpack(self.take(4))[0]
         if count > self.left:
@@ -646,13 +665,6 @@ _READ: dict[bytes, Callable[[_Decoder, int], Any]] = {
     b"u": _Decoder.read_uuid,
     b"p": _Decoder.read_path,
 }
-
-
-def _spread(keys: list[Any]) -> list[Any]:
-    """The keys, unless they were chosen to collide: hashes of numbers are no secret, and a table of them is slow."""
-    if len(keys) > _FEW_KEYS and 2 * len(set(map(hash, keys))) < len(keys):
-        raise WireError("keys whose hashes collide")
-    return keys
 
 
 # --- messages to frames --------------------------------------------------------------------------------------
