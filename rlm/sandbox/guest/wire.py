@@ -491,7 +491,7 @@ class _Decoder:
     def __init__(self, source: Source, values: int) -> None:
         self.take = source.take
         self.left = values
-        self.collisions_left = _COLLISIONS if values < VALUES else values
+        self.collisions_left = _COLLISIONS
 
     def value(self, depth: int) -> Any:
         tag = self.take(1)
