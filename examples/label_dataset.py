@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import random
 import tempfile
 import tomllib
@@ -84,7 +85,9 @@ def label(settings: dict[str, Any], examples: Rows, test: Rows, rules: list[str]
     """Label the test rows; several models vote, and the column `agreement` says how far they agree."""
     labels = "|".join(repr(name) for name in dict.fromkeys(row["label"] for row in examples))
     shown = [f"{row['text']} -> {row['label']}" for row in examples]
-    prompt = "\n".join(["Label a text.", *rules, "\nExamples:", *shown, "\nThe text: {{text}}"])
+    lessons = "\n".join(["Label a text.", *rules, "\nExamples:", *shown])
+    lessons = lessons.replace("{{", "{ {").replace("}}", "} }")  # in a prompt, these would be fields
+    prompt = f"{lessons}\n\nThe text: {{{{text}}}}"
     return map_rows(
         test,
         prompt,
@@ -110,6 +113,7 @@ def read_settings(path: Path) -> dict[str, Any]:
     temperatures = {model.get("temperature") for model in models}
     if len(temperatures) > 1:
         raise SystemExit(f"{path}: the models vote on one question, so they share one temperature")
+    prefix = "" if os.environ.get("OPENAI_BASE_URL") else "openai/"  # OpenRouter wants it, OpenAI does not
     return {
         "input": str(DATA / "error_messages.csv"),
         "text_column": "text",
@@ -118,7 +122,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         "rows_per_call": 10,
         "workers": max(model.get("workers", 5) for model in models),
         "temperature": temperatures.pop(),
-        "models": [model["model_name"].removeprefix("openai/") for model in models],
+        "models": [model["model_name"].removeprefix(prefix) for model in models],
         **settings,
     }
 
