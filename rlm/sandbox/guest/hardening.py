@@ -248,7 +248,7 @@ def probe(settings: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
 def confine_and_try(settings: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
     """Confine this process and try what it can do: what is in force, and what is not and why."""
     missing = confine(settings)
-    held = [name for name, attempt in ATTEMPTS.items() if _is_refused(attempt)]
+    held = [name for name, attempts in ATTEMPTS.items() if all(map(_is_refused, attempts))]
     for name in ATTEMPTS:
         if name not in held:
             missing.setdefault(
@@ -277,12 +277,25 @@ def _open_socket() -> None:
     socket.socket().close()
 
 
+def _open_datagram_pair() -> None:
+    import socket
+
+    for end in socket.socketpair(type=socket.SOCK_DGRAM):
+        end.close()
+
+
+def _truncate_outside() -> None:
+    """Where nothing else refuses it the size does, before anything has changed: no file may become so large."""
+    if "RLIMIT_FSIZE" in SET_LIMITS:
+        os.truncate(os.__file__, 1 << 62)
+
+
 # What a cell must not be able to do.
-ATTEMPTS: dict[str, Callable[[], object]] = {
-    "files": lambda: os.listdir("/"),  # noqa: PTH208 - no pathlib here
-    "network": _open_socket,
-    "signals": lambda: os.kill(os.getppid(), 0),
-    "programs": _run_program,
+ATTEMPTS: dict[str, tuple[Callable[[], object], ...]] = {
+    "files": (lambda: os.listdir("/"), _truncate_outside),  # noqa: PTH208 - no pathlib here
+    "network": (_open_socket, _open_datagram_pair),
+    "signals": (lambda: os.kill(os.getppid(), 0),),
+    "programs": (_run_program,),
 }
 
 
@@ -399,14 +412,29 @@ FILE_RIGHTS_BY_VERSION = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 
 WRITE_FILE, READ_FILE, READ_FOLDER, TRUNCATE, IOCTL = 1 << 1, 1 << 2, 1 << 3, 1 << 14, 1 << 15
 ON_FILES = 1 | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL
 EXECUTE = 1
-NETWORK_VERSION, SCOPE_VERSION = 4, 6
+TRUNCATE_VERSION, NETWORK_VERSION, SCOPE_VERSION = 3, 4, 6
+
+
+def landlock_version() -> int:
+    """Which version of Landlock the kernel has; raises `Refused` where it has none."""
+    import ctypes
+
+    return call("syscall", LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
+
+
+def landlock_truncates() -> bool:
+    """Whether Landlock decides about truncating files; before, whoever may write a file by its mode could."""
+    try:
+        return landlock_version() >= TRUNCATE_VERSION
+    except Refused:
+        return False
 
 
 def restrict_files(scratch: str) -> None:
     """From here on: read what Python needs, write scratch, signal and reach nobody outside."""
     import ctypes
 
-    version = call("syscall", LANDLOCK_CREATE, None, ctypes.c_size_t(0), 1)
+    version = landlock_version()
     handled = FILE_RIGHTS_BY_VERSION[max(known for known in FILE_RIGHTS_BY_VERSION if known <= version)]
     attributes = (ctypes.c_uint64 * 3)(
         handled, 3 if version >= NETWORK_VERSION else 0, 3 if version >= SCOPE_VERSION else 0
@@ -455,7 +483,7 @@ def _allow(rules: int, path: str, rights: int) -> None:
 DENIED: dict[str, tuple[int | None, int | None]] = {
     # programs
     "execve": (59, 221), "execveat": (322, 281),
-    # the network; a socketpair of Unix sockets stays, since asyncio needs one
+    # the network; a pair of Unix stream sockets stays, since asyncio needs one
     "socket": (41, 198), "connect": (42, 203), "accept": (43, 202), "accept4": (288, 242), "bind": (49, 200),
     "listen": (50, 201),
     # other processes: a cell could only hit its own ancestor
@@ -464,7 +492,9 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "pidfd_getfd": (438, 438), "ptrace": (101, 117), "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271), "process_madvise": (440, 440), "process_mrelease": (448, 448),
     "kcmp": (312, 272), "migrate_pages": (256, 238), "move_pages": (279, 239), "setsid": (112, 157),
-    "setpgid": (109, 154),
+    "setpgid": (109, 154), "setpriority": (141, 140), "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119), "sched_setaffinity": (203, 122), "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
     # other users
     "setuid": (105, 146), "setgid": (106, 144), "setreuid": (113, 145), "setregid": (114, 143),
     "setgroups": (116, 159), "setresuid": (117, 147), "setresgid": (119, 149), "setfsuid": (122, 151),
@@ -475,7 +505,8 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "utimensat": (280, 88), "futimesat": (261, None), "setxattr": (188, 5), "lsetxattr": (189, 6),
     "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
     "setxattrat": (463, 463), "removexattrat": (466, 466), "mknod": (133, None), "mknodat": (259, 33),
-    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
+    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "inotify_init": (253, None),
+    "inotify_init1": (294, 26), "inotify_add_watch": (254, 27),
     # mounts and namespaces
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
     "chroot": (161, 51), "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430),
@@ -497,6 +528,16 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "quotactl_fd": (443, 443), "syslog": (103, 116), "vhangup": (153, 58),
 }  # fmt: skip
 
+# What the library lives without when it hears that there is no such thing: extended attributes.
+UNSUPPORTED: dict[str, tuple[int | None, int | None]] = {
+    "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10), "listxattr": (194, 11),
+    "llistxattr": (195, 12), "flistxattr": (196, 13), "getxattrat": (464, 464), "listxattrat": (465, 465),
+}  # fmt: skip
+
+# Where Landlock knows nothing of truncating: this, and the ways to open that truncate without a right to write.
+TRUNCATE_CALL, OPEN, OPENAT, OPENAT2 = (76, 45), (2, None), (257, 56), (437, 437)
+O_TRUNC, NO_ACCESS = 0o1000, 3
+
 CLONE, CLONE3, SOCKETPAIR, PRLIMIT, FCNTL, IOCTL_CALL = (
     (56, 220),
     (435, 435),
@@ -505,15 +546,15 @@ CLONE, CLONE3, SOCKETPAIR, PRLIMIT, FCNTL, IOCTL_CALL = (
     (72, 25),
     (16, 29),
 )
-LAST_KNOWN_CALL = 470
+LAST_KNOWN_CALL = 466  # next came open_tree_attr, file_getattr and file_setattr
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 X32 = 0x40000000
-UNIX_FAMILY = 1
+UNIX_FAMILY, STREAM, SOCKET_TYPES = 1, 1, 0xF
 F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
-TIOCSTI, FIOSETOWN, SIOCSPGRP = 0x5412, 0x8901, 0x8902
-LOAD_WORD, JUMP_EQUAL, JUMP_AT_LEAST, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+TIOCSTI, SOCKET_REQUESTS, REQUEST_GROUP = 0x5412, 0x8900, 0xFFFFFF00
+LOAD_WORD, JUMP_EQUAL, JUMP_GREATER, JUMP_ANY_BIT, AND, RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
 ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
-EPERM, ENOSYS = 1, 38
+EPERM, ENOSYS, ENOTSUP = 1, 38, 95
 NUMBER_AT, ARCHITECTURE_AT, ARGUMENTS_AT = 0, 4, 16
 
 
@@ -525,51 +566,93 @@ def filter_calls() -> None:
     machine = os.uname().machine
     if machine not in ARCHITECTURES:
         raise Refused(f"no list of calls for {machine}")
-    program = filter_program(*ARCHITECTURES[machine])
+    program = filter_program(*ARCHITECTURES[machine], may_truncate=landlock_truncates())
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
     header = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(code)))
     call("prctl", PR_SET_SECCOMP, 2, header, 0, 0)
 
 
-def filter_program(column: int, architecture: int) -> list[tuple[int, int, int, int]]:
-    """The filter as instructions (code, jump if true, jump if false, operand)."""
+def filter_program(
+    column: int, architecture: int, *, may_truncate: bool = True
+) -> list[tuple[int, int, int, int]]:
+    """The filter as instructions (code, jump if true, jump if false, operand).
+
+    Args:
+        column: of the numbers above.
+        architecture: as the kernel names it to a filter.
+        may_truncate: something else, Landlock, decides about truncating.
+    """
     lines = [
         (LOAD_WORD, 0, 0, ARCHITECTURE_AT),
         (JUMP_EQUAL, 1, 0, architecture),
         (RETURN, 0, 0, KILL),
         (LOAD_WORD, 0, 0, NUMBER_AT),
         # A newer kernel's calls, and the other numbering of x86 (x32): as if this kernel did not have them.
-        (JUMP_AT_LEAST, 0, 1, LAST_KNOWN_CALL),
+        (JUMP_GREATER, 0, 1, LAST_KNOWN_CALL),
         (RETURN, 0, 0, ERROR | ENOSYS),
         # glibc then falls back to clone, whose flags can be looked at.
         (JUMP_EQUAL, 0, 1, CLONE3[column]),
         (RETURN, 0, 0, ERROR | ENOSYS),
     ]
-    for numbers in DENIED.values():
-        number = numbers[column]
-        if number is not None:
-            lines += [(JUMP_EQUAL, 0, 1, number), (RETURN, 0, 0, ERROR | EPERM)]
+    for table, error in ((DENIED, EPERM), (UNSUPPORTED, ENOTSUP)):
+        for numbers in table.values():
+            lines += _refuse(numbers[column], error)
+    if not may_truncate:
+        lines += _refuse(TRUNCATE_CALL[column], EPERM) + _refuse(OPENAT2[column], ENOSYS)
+        # Opening to read, or for nothing at all, asks Landlock for no right to write.
+        without_writing = [
+            (AND, O_TRUNC | NO_ACCESS),
+            (JUMP_EQUAL, O_TRUNC),
+            (JUMP_EQUAL, O_TRUNC | NO_ACCESS),
+        ]
+        for number, argument in ((OPEN[column], 1), (OPENAT[column], 2)):
+            if number is not None:
+                lines += _by_argument(number, argument, without_writing, refuse=True)
     namespaces = NEW_NAMESPACES | CLONE_NEWTIME | CLONE_NEWCGROUP
     lines += _by_argument(CLONE[column], 0, [(JUMP_ANY_BIT, namespaces)], refuse=True)
-    lines += _by_argument(SOCKETPAIR[column], 0, [(JUMP_EQUAL, UNIX_FAMILY)], refuse=False)
+    lines += _stream_pairs_only(SOCKETPAIR[column])
     lines += _by_argument(PRLIMIT[column], 0, [(JUMP_EQUAL, 0)], refuse=False)
     lines += _by_argument(
         FCNTL[column], 1, [(JUMP_EQUAL, value) for value in (F_SETOWN, F_SETSIG, F_SETOWN_EX)], refuse=True
     )
     lines += _by_argument(
-        IOCTL_CALL[column], 1, [(JUMP_EQUAL, value) for value in (TIOCSTI, FIOSETOWN, SIOCSPGRP)], refuse=True
+        IOCTL_CALL[column],
+        1,
+        [(JUMP_EQUAL, TIOCSTI), (AND, REQUEST_GROUP), (JUMP_EQUAL, SOCKET_REQUESTS)],
+        refuse=True,
     )
     return [*lines, (RETURN, 0, 0, ALLOW)]
+
+
+def _refuse(number: int | None, error: int) -> list[tuple[int, int, int, int]]:
+    return [] if number is None else [(JUMP_EQUAL, 0, 1, number), (RETURN, 0, 0, ERROR | error)]
+
+
+def _stream_pairs_only(number: int) -> list[tuple[int, int, int, int]]:
+    """Allow pairs of Unix stream sockets; from one end of another pair a cell could send to any socket's path."""
+    body = [
+        (LOAD_WORD, 0, 0, ARGUMENTS_AT),
+        (JUMP_EQUAL, 0, 4, UNIX_FAMILY),
+        (LOAD_WORD, 0, 0, ARGUMENTS_AT + 8),
+        (AND, 0, 0, SOCKET_TYPES),
+        (JUMP_EQUAL, 0, 1, STREAM),
+        (RETURN, 0, 0, ALLOW),
+        (RETURN, 0, 0, ERROR | EPERM),
+    ]
+    return [(JUMP_EQUAL, 0, len(body), number), *body]
 
 
 def _by_argument(
     number: int, argument: int, tests: list[tuple[int, int]], *, refuse: bool
 ) -> list[tuple[int, int, int, int]]:
-    """Decide about one call by the lower half of one of its arguments: refuse it when a test holds, or unless."""
+    """Decide about one call by the lower half of one of its arguments: refuse it when a test holds, or unless.
+
+    A test (AND, mask) leaves the tests after it only those bits.
+    """
     first, last = (ERROR | EPERM, ALLOW) if refuse else (ALLOW, ERROR | EPERM)
     body = [(LOAD_WORD, 0, 0, ARGUMENTS_AT + 8 * argument)]
     for code, operand in tests:
-        body += [(code, 0, 1, operand), (RETURN, 0, 0, first)]
+        body += [(AND, 0, 0, operand)] if code == AND else [(code, 0, 1, operand), (RETURN, 0, 0, first)]
     body.append((RETURN, 0, 0, last))
     return [(JUMP_EQUAL, 0, len(body), number), *body]
 

@@ -1,0 +1,192 @@
+"""What ARCHITECTURE.md promises of files, folders, priorities and limits, each tried."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import errno
+import os
+import shutil
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from rlm.sandbox.guest import hardening
+from rlm.sandbox.launchers import Launcher
+from rlm.sandbox.session import open_session
+from rlm.settings import SandboxSettings
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(sys.platform != "linux", reason="the tiers beyond `process` are Linux's"),
+]
+
+SETTINGS = SandboxSettings(cell_timeout_s=5.0, memory_bytes=512 << 20, scratch_bytes=8 << 20, processes=24)
+ORDINARY = Launcher(
+    name="ordinary user",
+    prefix=("setpriv", "--reuid", "1777", "--regid", "1777", "--clear-groups", "--"),
+    python="/usr/bin/python3",
+)
+
+
+async def serve(call):
+    return "answered"
+
+
+def needs_ordinary_user():
+    if os.geteuid() != 0 or shutil.which("setpriv") is None or not Path("/usr/bin/python3").exists():
+        pytest.skip("needs root, setpriv and a system interpreter")
+
+
+@pytest.fixture(params=["as we are", "as an ordinary user", "without namespaces"])
+async def session(request):
+    if request.param == "as an ordinary user":
+        needs_ordinary_user()
+    tier = "confined" if request.param == "without namespaces" else "isolated"
+    launcher = ORDINARY if request.param == "as an ordinary user" else None
+    opened = await open_session(dataclasses.replace(SETTINGS, highest_tier=tier), launcher=launcher)
+    yield opened
+    await opened.aclose()
+
+
+@pytest.fixture
+async def watched_session():
+    """One whose processes and bytes are counted by looking: an ordinary user's, without namespaces."""
+    needs_ordinary_user()
+    opened = await open_session(dataclasses.replace(SETTINGS, highest_tier="confined"), launcher=ORDINARY)
+    yield opened
+    await opened.aclose()
+
+
+CALLS = """
+import ctypes, errno, os
+libc = ctypes.CDLL(None, use_errno=True)
+def ask(number, *arguments):
+    result = libc.syscall(ctypes.c_long(number), *arguments)
+    return errno.errorcode[ctypes.get_errno()] if result < 0 else 'DONE'
+"""
+
+
+async def test_a_datagram_pair_cannot_be_had_and_a_hosts_socket_hears_nothing(session, tmp_path):
+    path = tmp_path / "socket"
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    listener.bind(str(path))
+    path.chmod(0o777)
+    code = (
+        "import socket\n"
+        "for kind in (socket.SOCK_DGRAM, socket.SOCK_SEQPACKET, socket.SOCK_RAW):\n"
+        f"  try: socket.socketpair(type=kind)[0].sendto(b'x', {str(path)!r}); print('DONE')\n"
+        "  except PermissionError: print('refused')"
+    )
+    result = await session.run(code, serve=serve)
+    assert result.stdout == "refused\n" * 3, result
+    with listener, pytest.raises(BlockingIOError):
+        listener.recv(1)
+
+
+async def test_ordinary_python_works_in_a_cell(session):
+    code = """
+import asyncio, os, select, shutil, tempfile, threading, time
+async def main():
+    await asyncio.sleep(0)
+    return await asyncio.to_thread(lambda: 'loop')
+print(asyncio.run(main()))
+with tempfile.TemporaryDirectory() as folder:
+    source, target = os.path.join(folder, 'a'), os.path.join(folder, 'b')
+    with open(source, 'w') as file: file.write('copied')
+    with open(source, 'r+') as file: file.truncate(4)
+    shutil.copyfile(source, target)
+    shutil._copyxattr(source, target)
+    print(open(target).read())
+    os.truncate(target, 2)
+    with open(target, 'w') as file: file.write('anew')
+    print(open(target).read(), os.listxattr.__name__)
+thread = threading.Thread(target=print, args=('thread',)); thread.start(); thread.join()
+print(len(os.sched_getaffinity(0)) > 0, os.getpriority(os.PRIO_PROCESS, 0) is not None, os.isatty(0))
+"""
+    result = await session.run(code, serve=serve)
+    assert result.stdout == "loop\ncopi\nanew listxattr\nthread\nTrue True False\n", result
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the numbers are those of x86-64")
+async def test_priorities_watches_and_attributes_are_refused(session):
+    numbers = {
+        "setpriority": 141, "sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203,
+        "ioprio_set": 251, "sched_setattr": 314, "inotify_init": 253, "inotify_init1": 294, "inotify_add_watch": 254,
+    }  # fmt: skip
+    attributes = {"getxattr": 191, "lgetxattr": 192, "fgetxattr": 193, "listxattr": 194, "llistxattr": 195,
+                  "flistxattr": 196, "getxattrat": 464, "listxattrat": 465}  # fmt: skip
+    newer = {"open_tree_attr": 467, "file_getattr": 468, "file_setattr": 469}
+    listed = {**numbers, **attributes, **newer}
+    code = f"{CALLS}\nprint({{name: ask(number, 0, 0, 0, 0, 0) for name, number in {listed!r}.items()}})"
+    code += "\nprint([ask(16, 1, request, 0) for request in (0x5412, 0x8901, 0x8902, 0x8912, 0x89ff)])"
+    result = await session.run(code, serve=serve)
+    told, requests = map(ast.literal_eval, result.stdout.splitlines())
+    assert told == (
+        dict.fromkeys(numbers, "EPERM")
+        | dict.fromkeys(attributes, errno.errorcode[errno.ENOTSUP])
+        | dict.fromkeys(newer, "ENOSYS")
+    )
+    assert requests == ["EPERM"] * 5
+
+
+def in_a_confined_child(scratch, *attempts):
+    """What each attempt gives in a process that confined itself, and which of the attempts of a probe held."""
+    settings = {"scratch": str(scratch), "confine": True, "counts_processes": False, "memory_bytes": 1 << 30,
+                "processes": 24, "scratch_bytes": 8 << 20}  # fmt: skip
+
+    def work():
+        held, missing = hardening.confine_and_try(settings)
+        return repr((held, missing, [tried(attempt) for attempt in attempts])).encode()
+
+    return ast.literal_eval(hardening.in_child(work).decode())
+
+
+def tried(attempt):
+    try:
+        attempt()
+    except OSError as error:
+        return type(error).__name__
+    return "DONE"
+
+
+@pytest.mark.parametrize("version", [2, None])
+def test_no_file_outside_is_truncated_whatever_landlock_knows(version, tmp_path, monkeypatch):
+    if version is not None:
+        monkeypatch.setattr(hardening, "landlock_version", lambda: version)
+    scratch, outside, readable = tmp_path / "scratch", tmp_path / "outside", tmp_path / "readable"
+    for folder in (scratch, outside, readable):
+        folder.mkdir()
+        (folder / "file").write_text("precious")
+    monkeypatch.syspath_prepend(str(readable))
+    ways = [
+        lambda: os.truncate(outside / "file", 0),
+        lambda: os.close(os.open(outside / "file", os.O_RDONLY | os.O_TRUNC)),
+        lambda: os.close(os.open(outside / "file", 3 | os.O_TRUNC)),
+        lambda: os.truncate(readable / "file", 0),
+        lambda: os.close(os.open(readable / "file", os.O_RDONLY | os.O_TRUNC)),
+        lambda: os.close(os.open(readable / "file", 3 | os.O_TRUNC)),
+    ]
+    inside = [
+        lambda: (scratch / "file").write_text("anew"),
+        lambda: os.ftruncate(os.open(scratch / "file", os.O_RDWR), 1),
+    ]
+    held, missing, told = in_a_confined_child(scratch, *ways, *inside)
+    assert told == ["PermissionError"] * len(ways) + ["DONE"] * len(inside)
+    assert (outside / "file").read_text() == (readable / "file").read_text() == "precious"
+    assert (scratch / "file").read_text() == "a"
+    assert set(held) == set(hardening.ATTEMPTS), missing
+
+
+def test_a_probe_that_could_truncate_does_not_claim_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardening, "landlock_version", lambda: 2)
+    monkeypatch.setattr(hardening, "landlock_truncates", lambda: True)
+    if not os.access(os.__file__, os.W_OK):
+        pytest.skip("this user could not truncate the library anyway")
+    before = Path(os.__file__).stat()
+    held, _, _ = in_a_confined_child(tmp_path)
+    assert "files" not in held
+    after = Path(os.__file__).stat()
+    assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
