@@ -14,6 +14,8 @@ import tempfile
 from functools import cache
 from pathlib import Path
 
+from rlm.sandbox.guest.hardening import empty_folder
+
 if sys.platform != "win32":
     import fcntl
 
@@ -31,10 +33,23 @@ class Scratch:
 
     def remove(self) -> None:
         """Remove the folder and all that is in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
         lock, self._lock = self._lock, None
-        if lock is not None:
-            os.close(lock)
+        try:
+            remove_folder(self.path)
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+
+def remove_folder(path: str) -> None:
+    """Remove a folder and all that is in it, as far as this user may, however deep a cell has made it."""
+    if sys.platform == "win32":
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(path, ignore_errors=True)
+        return
+    empty_folder(path)
+    with contextlib.suppress(OSError):
+        Path(path).rmdir()
 
 
 def _made() -> tuple[str, int | None]:
@@ -51,11 +66,16 @@ def _made() -> tuple[str, int | None]:
 @cache
 def remove_abandoned() -> None:
     """Remove, once in a process, the folders of hosts that are gone, as far as this user may remove them."""
-    with contextlib.suppress(OSError):
-        for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-            lock = _locked(str(path))
-            if lock is not None:
-                shutil.rmtree(path, ignore_errors=True)
+    try:
+        abandoned = [str(path) for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*")]
+    except OSError:
+        return
+    for path in abandoned:
+        lock = _locked(path)
+        if lock is not None:
+            try:
+                remove_folder(path)
+            finally:
                 os.close(lock)
 
 

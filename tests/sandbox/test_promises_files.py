@@ -1,3 +1,4 @@
+# ruff: noqa: ASYNC240, PTH208 - a test may look for a file, and list names
 """What ARCHITECTURE.md promises of files, folders, priorities and limits, each tried."""
 
 from __future__ import annotations
@@ -190,3 +191,93 @@ def test_a_probe_that_could_truncate_does_not_claim_files(tmp_path, monkeypatch)
     assert "files" not in held
     after = Path(os.__file__).stat()
     assert (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+
+
+def deep(folder, levels, name="d"):
+    """Make folders in folders, deeper than any path may be; give a descriptor of the innermost."""
+    inner = os.open(folder, os.O_RDONLY)
+    for _ in range(levels):
+        os.mkdir(name, dir_fd=inner)
+        outer, inner = inner, os.open(name, os.O_RDONLY, dir_fd=inner)
+        os.close(outer)
+    os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=inner))
+    os.close(inner)
+
+
+def test_a_link_that_takes_a_folders_place_leads_the_emptying_nowhere(tmp_path, monkeypatch):
+    victim, scratch = tmp_path / "victim", tmp_path / "scratch"
+    for folder in (victim, scratch, scratch / "d", scratch / "d" / "e"):
+        folder.mkdir()
+    (victim / "precious").write_text("p")
+    (scratch / "link").symlink_to(victim)
+    looks_like_a_folder = hardening._is_folder
+
+    def swapped_after_the_look(name, parent):
+        is_folder = looks_like_a_folder(name, parent)
+        if is_folder:
+            os.rename(name, f"{name}-moved", src_dir_fd=parent, dst_dir_fd=parent)
+            os.symlink(victim, name, dir_fd=parent)
+        return is_folder
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hardening, "_is_folder", swapped_after_the_look)
+        hardening.empty_folder(str(scratch))
+    assert os.listdir(victim) == ["precious"]
+    hardening.empty_folder(str(scratch))
+    assert not os.listdir(scratch)
+    assert os.listdir(victim) == ["precious"]
+
+
+@pytest.mark.parametrize("name", ["d", "d" * 250])
+def test_a_folder_deeper_than_any_path_is_emptied_with_few_descriptors(name, tmp_path):
+    deep(tmp_path, 3_000, name)
+    hardening.empty_folder(str(tmp_path))
+    assert not os.listdir(tmp_path)
+
+
+def test_an_ordinary_user_removes_folders_that_cannot_be_read(tmp_path):
+    for place in ("unread", "unread/inner", "unread/inner/last"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "unread/inner/last/file").write_text("x")
+    for place in ("unread/inner/last", "unread/inner", "unread"):
+        (tmp_path / place).chmod(0o300 if place == "unread" else 0)
+
+    def empty():
+        if os.geteuid() == 0:
+            os.setresuid(1777, 1777, 1777)
+        hardening.empty_folder(".")
+        return repr(os.listdir(".")).encode()
+
+    here = Path.cwd()
+    try:
+        os.chdir(tmp_path)
+        for place in (tmp_path, *tmp_path.rglob("*")):
+            os.chown(place, 1777 if os.geteuid() == 0 else -1, -1)
+        told = hardening.in_child(empty)
+    finally:
+        os.chdir(here)
+    assert told == b"[]"
+
+
+async def test_a_deep_folder_of_a_cell_is_gone_when_its_session_is(session):
+    code = (
+        "import os\nhome = os.getcwd()\n"
+        "for i in range(1500): os.mkdir('d' * 250); os.chdir('d' * 250)\n"
+        "os.chdir(home); print(home)"
+    )
+    result = await session.run(code, serve=serve)
+    home = Path(result.stdout.strip())
+    assert home.is_dir()
+    await session.aclose()
+    assert not home.exists()
+
+
+async def test_entries_run_out_as_bytes_do(session):
+    if "scratch quota" not in session.isolation.levels:
+        pytest.skip("counted by looking here")
+    code = (
+        "import os\ntry:\n"
+        "  for i in range(100_000): os.close(os.open(f'e{i}', os.O_CREAT))\n"
+        "except OSError: print('refused', i < 2100)"
+    )
+    assert (await session.run(code, serve=serve)).stdout == "refused True\n"

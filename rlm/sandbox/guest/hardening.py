@@ -47,6 +47,9 @@ SET_LIMITS: set[str] = set()  # which of the limits this process has set for its
 PRIVATE_USERS = 0x70000000
 RESERVED_NUMBERS = 300
 SPARE_NUMBERS = 16
+EMPTYING_ROUNDS = 3
+OWN_ALL = 0o700
+BYTES_PER_ENTRY, FEWEST_ENTRIES = 4096, 1024
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 4, 22
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
@@ -186,11 +189,17 @@ def _enter(scratch: str, scratch_bytes: int, processes: int, *, remove: bool) ->
             writing.write(text)
     call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-    call("mount", b"scratch", scratch.encode(), b"tmpfs", flags, f"size={scratch_bytes},mode=700".encode())
+    options = f"size={scratch_bytes},nr_inodes={most_entries(scratch_bytes)},mode=700"
+    call("mount", b"scratch", scratch.encode(), b"tmpfs", flags, options.encode())
     os.chdir(scratch)
     _become_first_process(scratch if remove else "")
     call("mount", b"proc", b"/proc", b"proc", flags, None)
     _limit_numbers(processes)
+
+
+def most_entries(scratch_bytes: int) -> int:
+    """How many files and folders may be in a scratch folder of so many bytes: an empty one takes memory too."""
+    return max(FEWEST_ENTRIES, scratch_bytes // BYTES_PER_ENTRY)
 
 
 def _limit_numbers(processes: int) -> None:
@@ -688,13 +697,73 @@ def is_zombie(pid: int) -> bool:
 
 
 def empty_folder(folder: str) -> None:
-    """Remove all that is in a folder."""
-    for place, folders, files in os.walk(folder, topdown=False):
-        for names, remove in ((files, os.remove), (folders, os.rmdir)):
-            for name in names:
-                path = os.path.join(place, name)  # noqa: PTH118 - no pathlib here
-                with contextlib.suppress(OSError):
-                    (os.remove if os.path.islink(path) else remove)(path)  # noqa: PTH114
+    """Remove all that is in a folder, as far as this user may.
+
+    Whoever fills the folder may go on while it is emptied, so nothing in it is ever reached by a path: a link that
+    takes a folder's place leads nowhere. What lies deeper is moved to the top first, which needs two descriptors
+    and no path, however deep it goes.
+    """
+    with contextlib.suppress(OSError):
+        top = _open_folder(folder)
+        try:
+            for _ in range(EMPTYING_ROUNDS):
+                waiting = os.listdir(top)  # noqa: PTH208 - a descriptor
+                while waiting:
+                    with contextlib.suppress(OSError):
+                        waiting += _remove_or_raise(waiting.pop(), top)
+        finally:
+            os.close(top)
+
+
+def _remove_or_raise(name: str, top: int) -> list[str]:
+    """Remove an entry of the folder `top`; the new names there of the folders that were in it."""
+    if not _is_folder(name, top):
+        os.unlink(name, dir_fd=top)
+        return []
+    raised: list[str] = []
+    folder = _open_folder(name, top)
+    try:
+        for inner in os.listdir(folder):  # noqa: PTH208 - a descriptor
+            with contextlib.suppress(OSError):
+                if not _is_folder(inner, folder):
+                    os.unlink(inner, dir_fd=folder)
+                    continue
+                os.close(_open_folder(inner, folder))  # to move a folder one must be allowed to write to it
+                fresh = os.urandom(16).hex()
+                os.rename(inner, fresh, src_dir_fd=folder, dst_dir_fd=top)
+                raised.append(fresh)
+    finally:
+        os.close(folder)
+    with contextlib.suppress(OSError):
+        os.rmdir(name, dir_fd=top)
+    return raised
+
+
+def _is_folder(name: str, parent: int) -> bool:
+    import stat
+
+    return stat.S_ISDIR(os.stat(name, dir_fd=parent, follow_symlinks=False).st_mode)
+
+
+def _open_folder(name: str, parent: int | None = None) -> int:
+    """A descriptor of a folder, no link, which its owner may read and change from now on."""
+    flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        descriptor = os.open(name, os.O_RDONLY | flags, dir_fd=parent)
+    except PermissionError:
+        if sys.platform != "linux":
+            os.chmod(name, OWN_ALL, dir_fd=parent, follow_symlinks=False)
+        else:
+            unread = os.open(name, os.O_PATH | flags, dir_fd=parent)
+            try:
+                os.chmod(f"/proc/self/fd/{unread}", OWN_ALL)  # noqa: PTH101 - Linux has no chmod that follows no link
+            finally:
+                os.close(unread)
+        descriptor = os.open(name, os.O_RDONLY | flags, dir_fd=parent)
+    with contextlib.suppress(OSError):
+        if os.fstat(descriptor).st_mode & OWN_ALL != OWN_ALL:
+            os.fchmod(descriptor, OWN_ALL)
+    return descriptor
 
 
 def folder_bytes(folder: str, most: int) -> int:
