@@ -7,7 +7,9 @@ its arguments and hand them to `channel.call`.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import sys
 import threading
 
@@ -16,13 +18,14 @@ from . import wire
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, Self
+    from typing import Any, NoReturn, Self
 
 __all__ = ["Channel", "FailedCall", "LLMError", "namespace"]
 
 _read = os.read
 _write = os.write
 _getpid = os.getpid
+_poll = getattr(select, "poll", None)
 
 
 class LLMError(Exception):
@@ -53,9 +56,10 @@ LLMError.__module__ = FailedCall.__module__ = "builtins"
 class _Waiter:
     """One thread that waits for the reply of one call."""
 
-    __slots__ = ("leads", "reply", "signal")
+    __slots__ = ("cell", "leads", "reply", "signal")
 
-    def __init__(self) -> None:
+    def __init__(self, cell: object | None) -> None:
+        self.cell = cell
         self.reply: Any = None
         self.leads = False
         self.signal = threading.Lock()
@@ -66,7 +70,8 @@ class Channel:
     """One process's end of the wire.
 
     Among the threads that wait, one reads for all; when it has its own reply it wakes the next one to go on
-    reading. After `close_to_cells` only the harness may speak, and in a forked child nobody.
+    reading. After `close_to_cells` only the harness may speak or read, and in a forked child nobody: a thread that a
+    cell left waiting for a reply waits for ever, so that it does not eat what is meant for the harness.
     """
 
     def __init__(self, incoming: int, outgoing: int) -> None:
@@ -75,21 +80,27 @@ class Channel:
         self._owner = _getpid()
         self._frames = wire.Frames()
         self._arrived: list[wire.Frame] = []
+        self._under_way: tuple[int, int] | None = None
+        self._payload = bytearray()
         self._writing = threading.Lock()
+        self._reading = threading.Lock()
         self._calls = threading.Lock()
         self._waiting: dict[int, _Waiter] = {}
         self._has_reader = False
         self._number = 0
-        self._open = False
+        self._cell: object | None = None
 
     def open_to_cells(self) -> None:
         """A cell runs: its threads may call."""
-        self._open = True
+        self._cell = object()
 
     def close_to_cells(self) -> None:
-        """The cell has ended: what it left running may not call any more."""
-        with self._writing:
-            self._open = False
+        """The cell has ended: what it left running may neither call nor read any more."""
+        reading = self._reading if _poll is not None else contextlib.nullcontext()
+        with self._writing, reading, self._calls:
+            self._cell = None
+            self._waiting = {}
+            self._has_reader = False
 
     def call(self, name: str, arguments: dict[str, Any]) -> Any:
         """Ask the host and wait for its reply; only this thread waits.
@@ -105,13 +116,13 @@ class Channel:
             raise TypeError(f"{name}: {where}: {problem.reason}") from None
         if _getpid() != self._owner:
             raise LLMError("a forked child of a cell cannot call: use threads, or call from the cell itself")
-        waiter = _Waiter()
+        waiter = _Waiter(self._cell)
         with self._calls:
             self._number += 1
             number = self._number
             self._waiting[number] = waiter
         try:
-            self._send_call(number, parts)
+            self._send_call(number, parts, waiter.cell)
             ok, *rest = self._wait(waiter)
         finally:
             self._leave(number, waiter)
@@ -119,9 +130,9 @@ class Channel:
             return rest[0]
         raise LLMError(rest[1])
 
-    def _send_call(self, number: int, parts: wire.Parts) -> None:
+    def _send_call(self, number: int, parts: wire.Parts, cell: object | None) -> None:
         with self._writing:
-            if not self._open:
+            if cell is None or self._cell is not cell:
                 raise LLMError("the cell has ended: what it left running cannot call")
             self._put(wire.CALL, number, parts)
 
@@ -133,7 +144,7 @@ class Channel:
     def print(self, number: int, text: bytes) -> None:
         """Send output, while a cell runs; what a cell left running prints to nobody."""
         with self._writing:
-            if self._open:
+            if self._cell is not None:
                 for start in range(0, len(text), wire.FRAME_BYTES):
                     self._put(wire.OUTPUT, number, [text[start : start + wire.FRAME_BYTES]])
 
@@ -143,23 +154,47 @@ class Channel:
             while view:
                 view = view[_write(self.outgoing, view) :]
 
-    def prepend(self, data: bytes) -> None:
-        """Take bytes that somebody else has read off the channel."""
+    def take_in(self, data: bytes) -> None:
+        """Take bytes that were read off the channel; none are its end."""
+        if not data:
+            os._exit(0)  # whoever started this process is gone
         self._arrived += self._frames.feed(data)
 
-    def receive(self) -> tuple[int, int, bytes]:
-        """The next whole message, for whoever is the reader."""
-        payload = bytearray()
-        while True:
-            while not self._arrived:
-                data = _read(self.incoming, wire.FRAME_BYTES)
-                if not data:
-                    os._exit(0)  # whoever started this process is gone
-                self._arrived = self._frames.feed(data)
+    def message(self) -> tuple[int, int, bytes] | None:
+        """The next message of what was taken in, if it is whole; one that another cuts short was given up."""
+        while self._arrived:
             kind, more, number, piece = self._arrived.pop(0)
-            payload += piece
+            if self._under_way != (kind, number):
+                self._payload = bytearray()
+            self._payload += piece
+            self._under_way = (kind, number) if more else None
             if not more:
-                return kind, number, bytes(payload)
+                payload, self._payload = bytes(self._payload), bytearray()
+                return kind, number, payload
+        return None
+
+    def receive(self) -> tuple[int, int, bytes]:
+        """Wait for the next whole message; for the harness, while no cell runs."""
+        while True:
+            message = self.message()
+            if message is not None:
+                return message
+            self.take_in(_read(self.incoming, wire.FRAME_BYTES))
+
+    def _receive_in_cell(self, cell: object | None) -> tuple[int, int, bytes]:
+        """The same for the reader among a cell's threads; it never returns once that cell has ended."""
+        while True:
+            with self._reading:
+                if self._cell is not cell:
+                    break
+                message = self.message()
+                if message is not None:
+                    return message
+                if _is_ready(self.incoming, 0):
+                    self.take_in(_read(self.incoming, wire.FRAME_BYTES))
+                    continue
+            _is_ready(self.incoming, None)  # waits, and takes nothing: meanwhile the cell may end
+        wait_for_ever()
 
     def _wait(self, waiter: _Waiter) -> Any:
         with self._calls:
@@ -168,12 +203,12 @@ class Channel:
         if not waiter.leads:
             waiter.signal.acquire()
         while waiter.reply is None:
-            self._read_one()
+            self._read_one(waiter.cell)
         return waiter.reply
 
-    def _read_one(self) -> None:
+    def _read_one(self, cell: object | None) -> None:
         """As the reader, hand one reply to whoever waits for it."""
-        kind, number, payload = self.receive()
+        kind, number, payload = self._receive_in_cell(cell)
         if kind != wire.REPLY:
             return
         reply = wire.decode(payload)
@@ -196,6 +231,22 @@ class Channel:
             else:
                 heir.leads = True
                 heir.signal.release()
+
+
+def wait_for_ever() -> NoReturn:
+    """Park a thread whose cell has ended; it goes with its process."""
+    lock = threading.Lock()
+    while True:
+        lock.acquire()
+
+
+def _is_ready(descriptor: int, milliseconds: int | None) -> bool:
+    """Whether there is something to read, waited for so long; where nobody can tell, a read shows it."""
+    if _poll is None:
+        return True
+    poller = _poll()
+    poller.register(descriptor, select.POLLIN)
+    return bool(poller.poll(milliseconds))
 
 
 def namespace(call: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:

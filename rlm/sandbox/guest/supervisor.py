@@ -172,7 +172,14 @@ class Outbox:
         self.descriptor = descriptor
         self._waiting: deque[memoryview] = deque()
         self.size = 0
+        self._begun = False
         os.set_blocking(descriptor, False)
+
+    def forget(self) -> None:
+        """Drop what is queued, but for the rest of a frame that has begun to go."""
+        kept = [self._waiting[0]] if self._waiting and self._begun else []
+        self._waiting = deque(kept)
+        self.size = sum(map(len, kept))
 
     def put(self, data: bytes) -> None:
         """Queue and send what goes."""
@@ -188,10 +195,11 @@ class Outbox:
             except BlockingIOError:
                 return
             self.size -= sent
-            if sent == len(self._waiting[0]):
-                self._waiting.popleft()
-            else:
+            self._begun = sent < len(self._waiting[0])
+            if self._begun:
                 self._waiting[0] = self._waiting[0][sent:]
+            else:
+                self._waiting.popleft()
 
 
 class Host:
@@ -210,18 +218,17 @@ class Host:
             self.outbox.put(data)
 
     def message(self) -> tuple[int, bytes]:
-        """Wait for a whole message."""
-        kind, more, _, piece = self.frame()
-        return kind, piece + (self.rest() if more else b"")
-
-    def rest(self) -> bytes:
-        """The frames of a message after its first one."""
-        rest = bytearray()
-        more = True
+        """Wait for a whole message; one that another cuts short was given up."""
+        kind, more, number, piece = self.frame()
+        payload = bytearray(piece)
         while more:
-            _, more, _, piece = self.frame()
-            rest += piece
-        return bytes(rest)
+            following = self.frame()
+            if (following[0], following[2]) != (kind, number):
+                self.arrived.appendleft(following)
+                return self.message()
+            more = following[1]
+            payload += following[3]
+        return kind, bytes(payload)
 
     def frame(self) -> wire.Frame:
         """Wait for a frame; meanwhile what is queued goes out."""
@@ -291,6 +298,31 @@ class Process:
             raise Lost(str(error)) from None
         return True
 
+    def tell(self, data: bytes) -> None:
+        """Queue a frame for it; raises `Lost` when it does not listen any more."""
+        try:
+            self.outbox.put(data)
+        except OSError as error:
+            raise Lost(f"the worker is gone: {error}") from None
+
+    def send_descriptors(self, data: bytes, descriptors: list[int], seconds: float) -> None:
+        """Send a frame with descriptors once all that is queued has gone; raises `Lost` when it does not go."""
+        message = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))]
+        poller = select.poll()
+        poller.register(self.channel, select.POLLOUT)
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and poller.poll(left * 1000):
+            try:
+                self.outbox.flush()
+                if not self.outbox.size:
+                    self.channel.sendmsg([data], message)
+                    return
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise Lost(f"the worker is gone: {error}") from None
+        raise Lost("the worker does not listen")
+
     def _check_speaker(self, ancillary: list[tuple[int, int, bytes]]) -> None:
         """The kernel says who wrote: only the one process that the channel was made for may."""
         for level, kind, data in ancillary:
@@ -346,6 +378,10 @@ class Clock:
         """Whether a call is pending."""
         return bool(self._pending)
 
+    def is_pending(self, number: int) -> bool:
+        """Whether a reply to this call is waited for."""
+        return number in self._pending
+
     def call_began(self, number: int) -> None:
         """A call went to the host."""
         if not self._pending:
@@ -390,13 +426,18 @@ class Supervisor:
         """Do what the host asks, one thing at a time."""
         self._get_ready()
         while True:
-            kind, more, _, piece = self.host.frame()
-            if kind == wire.LOAD:
-                self._load(piece, more=more)
+            first = self.host.frame()
+            if first[0] in (wire.REPLY, wire.CANCEL):
+                continue  # it was for a cell that has ended meanwhile
+            if first[0] == wire.LOAD:
+                self._load(first[3], more=first[1])
                 continue
-            payload = piece + (self.host.rest() if more else b"")
+            self.host.arrived.appendleft(first)
+            kind, payload = self.host.message()
             if kind == wire.RUN:
                 self._run(payload)
+            elif kind == wire.LOAD:
+                self._load(payload, more=False)
             elif kind == wire.ASK:
                 self._ask(payload)
             elif kind == wire.RESET:
@@ -423,9 +464,7 @@ class Supervisor:
         began = time.monotonic()
         state, process = self._ready_worker()
         cell = Cell(self, process, wire.decode(payload)["timeout"])
-        for data in wire.frames(wire.RUN, 0, [payload]):
-            process.outbox.put(data)
-        outcome, error = cell.watch()
+        outcome, error = cell.watch(payload)
         if outcome == "":
             heir = self._prove(process)
             if heir is None:
@@ -455,6 +494,7 @@ class Supervisor:
     def _prove(self, process: Process) -> Process | None:
         """Have the process that ran the cell fork the one for the next; that is what it is there for."""
         self._kill_leftovers(process)
+        process.outbox.forget()  # replies that the cell did not wait for
         try:
             return self._fork(process, PROOF_SECONDS)
         except Lost:
@@ -482,12 +522,13 @@ class Supervisor:
             return 0
         try:
             self.ancestor.send_signal(signal.SIGCONT)
-            self.ancestor.outbox.put(wire.frame(wire.REAP, process.pid))
+            self.ancestor.tell(wire.frame(wire.REAP, process.pid))
             kind, _, number, _ = self._await_frame(self.ancestor, FORK_SECONDS)
         except Lost:
             self._end(self.ancestor)
             self.ancestor = None
             return 0
+        self._ancestor_stops()
         return number if kind == wire.STATUS else 0
 
     def _drain(self, process: Process) -> None:
@@ -516,7 +557,7 @@ class Supervisor:
         told: list[bytes] = []
         try:
             for data in wire.frames(wire.ASK, 0, [payload]):
-                process.outbox.put(data)
+                process.tell(data)
             deadline = time.monotonic() + TELL_SECONDS
             size, more = 0, True
             while more:
@@ -573,13 +614,12 @@ class Supervisor:
         """Have a worker fork; raises `Lost` where it does not."""
         process, theirs = self._new_process()
         try:
-            message = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", theirs))]
-            parent.channel.sendmsg([wire.frame(wire.FORK)], message)
-        except OSError as error:
+            parent.send_descriptors(wire.frame(wire.FORK), theirs, seconds)
+        except Lost:
             process.close()
             for descriptor in theirs:
                 os.close(descriptor)
-            raise Lost(f"the worker is gone: {error}") from None
+            raise
         return self._greeted(process, theirs, seconds)
 
     def _greeted(self, process: Process, theirs: list[int], seconds: float = FORK_SECONDS) -> Process:
@@ -695,14 +735,22 @@ class Cell:
         self._measure_at = time.monotonic() + LOOK_SECONDS
         self._verdict: tuple[str, str] | None = None
 
-    def watch(self) -> tuple[str, str]:
-        """Relay until the cell has ended; `("", "")` when it says so itself, else what happened instead."""
+    def watch(self, payload: bytes) -> tuple[str, str]:
+        """Start the cell and relay until it ends; `("", "")` when it says so itself, else what happened instead."""
         try:
+            self._begin(payload)
             while self._verdict is None:
                 self._wait()
         except Lost as error:
             return "protocol", str(error)
         return self._verdict
+
+    def _begin(self, payload: bytes) -> None:
+        try:
+            for data in wire.frames(wire.RUN, 0, [payload]):
+                self._process.tell(data)
+        except Lost:
+            self._verdict = "gone", ""
 
     def _wait(self) -> None:
         left = self._timeout - self.clock.seconds()
@@ -787,7 +835,7 @@ class Cell:
             kind, more, number, payload = arrived.popleft()
             if kind == wire.CANCEL:
                 self._verdict = "cancelled", "the cell was cancelled"
-            elif kind == wire.REPLY:
+            elif kind == wire.REPLY and self.clock.is_pending(number):
                 if not more:
                     self.clock.call_ended(number)
                 try:

@@ -64,10 +64,19 @@ class Worker:
                 self._channel.send(wire.TOLD, 0, told)
 
     def _receive(self) -> tuple[int, int, bytes, list[int]]:
-        """The next message with the descriptors that came along; nobody else reads while no cell runs."""
-        header, descriptors = receive_with_descriptors(self._channel.incoming)
-        self._channel.prepend(header)
-        return (*self._channel.receive(), descriptors)
+        """The next message with the descriptors that came along; nobody else reads while no cell runs.
+
+        Replies to calls that a cell did not wait for are passed over.
+        """
+        descriptors: list[int] = []
+        while True:
+            message = self._channel.message()
+            if message is None:
+                data, came_along = receive_with_descriptors(self._channel.incoming)
+                self._channel.take_in(data)
+                descriptors += came_along
+            elif message[0] != wire.REPLY:
+                return (*message, descriptors)
 
     def _fork(self, descriptors: list[int]) -> None:
         """Make the process for the next cell. The copy goes on from here with the new channel."""
@@ -130,14 +139,12 @@ def adopt(descriptors: list[int]) -> tuple[int, int, int]:
 
 
 def receive_with_descriptors(descriptor: int) -> tuple[bytes, list[int]]:
-    """Read what has arrived, at least one byte, with the descriptors that came along."""
+    """Read what has arrived, nothing only at the end of the stream, with the descriptors that came along."""
     channel = socket.socket(fileno=descriptor)
     try:
-        data, descriptors, _, _ = socket.recv_fds(channel, wire.HEADER.size, 4)
+        data, descriptors, _, _ = socket.recv_fds(channel, wire.FRAME_BYTES, 4)
     finally:
         channel.detach()
-    if not data:
-        os._exit(0)  # whoever started this process is gone
     return data, list(descriptors)
 
 

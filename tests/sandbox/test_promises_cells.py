@@ -1,0 +1,126 @@
+# ruff: noqa: ASYNC240, PTH123, PTH208 - tests look at /proc as the kernel shows it
+"""What an honest cell may rely on, and what a dishonest one costs: that cell, and nothing else."""
+
+from __future__ import annotations
+
+import os
+
+import anyio
+import pytest
+
+from rlm.sandbox.guest import supervisor
+from rlm.sandbox.session import CALL_BYTES, open_session
+from rlm.settings import SandboxSettings
+
+pytestmark = pytest.mark.anyio
+
+QUICK = SandboxSettings(cell_timeout_s=2.0, memory_bytes=512 << 20, answer_bytes=1 << 20)
+
+SPEAK = r"""
+import os, struct, time
+links = {n: os.readlink(f"/proc/self/fd/{n}") for n in range(250, 400) if os.path.exists(f"/proc/self/fd/{n}")}
+channel = [n for n, link in links.items() if "socket" in link][0]
+leash = [n for n, link in links.items() if "pipe" in link][0]
+def F(kind, more, number, payload=b""):
+    os.write(channel, struct.pack(">BBII", kind, more, number, len(payload)) + payload)
+P = b"t\0\0\0\2s\0\0\0\1xd\0\0\0\0"
+"""
+
+
+async def slow(call):
+    await anyio.sleep_forever()
+
+
+async def at_length(call):
+    return "x" * 2_000_000
+
+
+@pytest.fixture
+async def session():
+    session = await open_session(QUICK)
+    await session.load("context")
+    assert (await session.run("mine = 'kept'", serve=slow)).state == "kept"
+    yield session
+    await session.aclose()
+
+
+async def goes_on(session, expected="kept"):
+    """A plain cell runs at once and finds the variables."""
+    with anyio.fail_after(5):
+        result = await session.run("print(mine)", serve=slow)
+    assert (result.outcome, result.state, result.stdout) == ("ok", "kept", expected + "\n"), result
+
+
+def processes(session):
+    """The guest's processes: state and processor ticks of each, by number."""
+    found = {}
+    waiting = [session._guest._process.pid]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+            found[pid] = (fields[0], int(fields[11]) + int(fields[12]))
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children") as file:
+                    waiting += map(int, file.read().split())
+        except OSError:
+            continue
+    return found
+
+
+# --- calls that nobody waits for -----------------------------------------------------------------------------
+
+
+async def test_a_cell_that_does_not_collect_its_calls_is_kept_and_the_next_one_runs_at_once(session):
+    for _ in range(3):
+        result = await session.run(
+            "from concurrent.futures import ThreadPoolExecutor\n"
+            "pool = ThreadPoolExecutor(4)\n"
+            "futures = [pool.submit(llm_query, 'x') for _ in range(4)]\n"
+            "mine = 'new'",
+            serve=at_length,
+        )
+        assert (result.outcome, result.state) == ("ok", "kept"), result
+        await goes_on(session, "new")
+
+
+async def test_a_cell_that_ends_while_replies_arrive_is_kept(session):
+    for _ in range(3):
+        result = await session.run(
+            "import threading\n"
+            "for _ in range(4): threading.Thread(target=llm_query, args=('x',), daemon=True).start()\n"
+            "llm_query('x')\nmine = 'new'",
+            serve=at_length,
+        )
+        assert (result.outcome, result.state) == ("ok", "kept"), result
+        await goes_on(session, "new")
+
+
+async def test_a_thread_that_waits_for_a_reply_does_not_cost_its_cell(session):
+    result = await session.run(
+        "import threading, time\n"
+        "threading.Thread(target=llm_query, args=('x',), daemon=True).start()\n"
+        "time.sleep(.1)\nmine = 'new'",
+        serve=slow,
+    )
+    assert (result.outcome, result.state) == ("ok", "kept"), result
+    await goes_on(session, "new")
+
+
+# --- between cells -------------------------------------------------------------------------------------------
+
+
+async def test_threads_of_ended_cells_do_not_run_on_after_a_question_or_a_rolled_back_cell(session):
+    await session.run(
+        "import threading\ndef spin():\n  while True: pass\nthreading.Thread(target=spin, daemon=True).start()",
+        serve=slow,
+    )
+    await session.variables()
+    await session.run("import os; os._exit(1)", serve=slow)
+    before = processes(session)
+    await anyio.sleep(0.3)
+    after = processes(session)
+    assert after.keys() == before.keys()
+    assert all(ticks - before[pid][1] <= 1 for pid, (_, ticks) in after.items()), (before, after)
+    assert "T" in [state for state, _ in after.values()]
