@@ -85,17 +85,23 @@ def test_enriching_takes_columns_and_labels_of_ones_own_and_asks_openai(tmp_path
     assert server.requests == 1
 
 
-def test_a_row_that_fails_costs_no_other_row(tmp_path):
+def test_a_row_that_fails_costs_no_other_row_and_may_be_asked_again(tmp_path):
     def refuse_one(item):
         text = item["text"] if isinstance(item, dict) else item
-        return {"contrast": "who knows"} if "ant, thou sluggard" in text else contrast(item)
+        return {"contrast": "who knows"} if "ant, thou sluggard" in text and not mended else contrast(item)
 
+    mended = False
+    failures = tmp_path / "out.csv.failed.jsonl"
     with OpenAIServer(lambda request: answer(request.prompt, refuse_one)) as server:
         printed = run("enrich_dataset", "--output", tmp_path / "out.csv", server=server)
-    assert "38 rows: 37 answered, 1 failed" in printed
-    failed = (tmp_path / "out.csv.failed.jsonl").read_text().splitlines()
-    assert len(failed) == 1
-    assert "thou sluggard" in failed[0]
+        assert "38 rows: 37 answered, 1 failed" in printed
+        assert re.findall("thou sluggard", failures.read_text()) == ["thou sluggard"]
+
+        mended, requests = True, server.requests
+        retry = [sys.executable, "-m", "rlm", "map", "--retry", failures, "--quiet"]
+        subprocess.run(retry, cwd=ROOT, env=environment(server), timeout=60, check=True)
+        assert server.requests == requests + 1
+    assert [row["verse"] for row in rows_of(tmp_path / "out.csv") if not row["contrast"]] == []
 
 
 def test_enriching_goes_on_after_a_kill_and_pays_nothing_twice(tmp_path):
