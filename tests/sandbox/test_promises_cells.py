@@ -1,4 +1,4 @@
-# ruff: noqa: ASYNC240, PTH123, PTH208 - tests look at /proc as the kernel shows it
+# ruff: noqa: PTH123, PTH208 - tests look at /proc as the kernel shows it
 """What an honest cell may rely on, and what a dishonest one costs: that cell, and nothing else."""
 
 from __future__ import annotations
@@ -124,3 +124,94 @@ async def test_threads_of_ended_cells_do_not_run_on_after_a_question_or_a_rolled
     assert after.keys() == before.keys()
     assert all(ticks - before[pid][1] <= 1 for pid, (_, ticks) in after.items()), (before, after)
     assert "T" in [state for state, _ in after.values()]
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        "signal.alarm(1)",
+        "signal.setitimer(signal.ITIMER_REAL, .001)",
+        "signal.signal(signal.SIGALRM, lambda *_: 1 / 0)\nsignal.setitimer(signal.ITIMER_REAL, .05, .05)",
+        "signal.signal(signal.SIGCHLD, lambda *_: 1 / 0)",
+        "signal.signal(signal.SIGCHLD, signal.SIG_IGN)",
+    ],
+)
+async def test_timers_and_signal_handlers_of_a_cell_cost_no_later_cell_its_state(session, left):
+    result = await session.run(f"import signal\nmine = 'new'\n{left}", serve=slow)
+    if result.state == "kept":  # a timer of a millisecond may end its own cell
+        await anyio.sleep(0.1)
+        result = await session.run("import os; os._exit(3)", serve=slow)
+        assert (result.state, result.error[-1]) == ("rolled back", "3"), result
+        await goes_on(session, "new")
+    await session.run("import os; os._exit(1)", serve=slow)
+    assert (await session.run("mine", serve=slow)).outcome == "ok"
+
+
+async def test_a_signal_handler_stays_for_the_next_cell(session):
+    await session.run(
+        "import signal\nseen = []\nsignal.signal(signal.SIGALRM, lambda *_: seen.append(1))", serve=slow
+    )
+    result = await session.run(
+        "import time\nsignal.setitimer(signal.ITIMER_REAL, .01)\ntime.sleep(.05)\nseen", serve=slow
+    )
+    assert result.stdout == "[1]\n"
+
+
+async def test_children_that_a_thread_forks_while_its_cell_ends_do_not_stay(session):
+    for _ in range(3):
+        await session.run(
+            "import threading, os\n"
+            "def fork():\n"
+            "  for _ in range(40):\n"
+            "    if os.fork() == 0:\n"
+            "      while True: pass\n"
+            "threading.Thread(target=fork, daemon=True).start()",
+            serve=slow,
+        )
+        before = processes(session)
+        await anyio.sleep(0.1)
+        after = processes(session)
+        assert all(ticks - before[pid][1] <= 1 for pid, (_, ticks) in after.items()), (before, after)
+
+
+# --- what a cell says out of order ---------------------------------------------------------------------------
+
+
+def test_host_and_supervisor_agree_on_the_length_of_a_call():
+    assert supervisor.CALL_BYTES == CALL_BYTES
+
+
+@pytest.mark.parametrize(
+    "speech",
+    [
+        "F(19, 0, 7, P); F(19, 0, 7, P); time.sleep(1)",
+        "F(19, 1, 7, P); F(19, 1, 8, P); time.sleep(1)",
+        "F(19, 1, 7, P)",
+        "p = bytes(1 << 18)\nfor _ in range(1100): F(19, 1, 7, p)",
+    ],
+    ids=["one number twice", "a message within a message", "an unfinished message", "a long message"],
+)
+async def test_frames_out_of_order_cost_the_cell_alone(session, speech):
+    result = await session.run(SPEAK + speech, serve=slow)
+    assert (result.outcome, result.state) == ("protocol", "rolled back"), result
+    await goes_on(session)
+
+
+async def test_a_cell_cannot_keep_the_channel_or_the_leash_of_its_ancestor(session):
+    await session.run(SPEAK + "kept = [os.dup(channel), os.dup(leash)]", serve=slow)
+    result = await session.run("[os.path.exists(f'/proc/self/fd/{n}') for n in kept]", serve=slow)
+    assert result.stdout == "[False, False]\n", result
+    await session.run("import os; os._exit(3)", serve=slow)
+    await goes_on(session)
+
+
+async def test_a_cell_cannot_pass_itself_off_as_the_next_process(session):
+    result = await session.run(
+        SPEAK + "import sys\n"
+        "def forged(self, descriptors):\n"
+        "    os.write(descriptors[0], struct.pack('>BBII', 33, 0, os.getpid(), 0))\n"
+        "sys.modules['guest.worker'].Worker._fork = forged",
+        serve=slow,
+    )
+    assert (result.outcome, result.state) == ("protocol", "rolled back"), result
+    await goes_on(session)

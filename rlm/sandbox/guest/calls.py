@@ -194,7 +194,7 @@ class Channel:
                     self.take_in(_read(self.incoming, wire.FRAME_BYTES))
                     continue
             _is_ready(self.incoming, None)  # waits, and takes nothing: meanwhile the cell may end
-        wait_for_ever()
+        return wait_for_ever()
 
     def _wait(self, waiter: _Waiter) -> Any:
         with self._calls:

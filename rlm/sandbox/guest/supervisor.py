@@ -35,6 +35,7 @@ PROOF_SECONDS = 3.0
 TELL_SECONDS = 1.5
 BACKLOG_BYTES = 4 << 20
 PENDING_CALLS = 20_000
+CALL_BYTES = 256 << 20  # as much as the host takes
 CREDENTIALS = struct.Struct("3i")
 PASS_CREDENTIALS = getattr(socket, "SO_PASSCRED", None)
 DRAIN_BYTES = 8 << 20
@@ -507,6 +508,7 @@ class Supervisor:
         process.send_signal(signal.SIGSTOP)
         if old is not None:
             self._end(old)
+        self._kill_leftovers(process)  # what a thread of the cell forked until the stop
 
     def _roll_back(self, process: Process) -> tuple[str, str]:
         """Kill the cell's process; the ancestor knows how it ended, where it ended by itself."""
@@ -608,7 +610,7 @@ class Supervisor:
             if not self.settings["bounds_processes"]:
                 yield_to_supervisor()
             worker.start(theirs, self._context, self.settings)
-        return self._greeted(process, theirs)
+        return self._greeted(process, theirs, os.getpid())
 
     def _fork(self, parent: Process, seconds: float = FORK_SECONDS) -> Process:
         """Have a worker fork; raises `Lost` where it does not."""
@@ -620,9 +622,11 @@ class Supervisor:
             for descriptor in theirs:
                 os.close(descriptor)
             raise
-        return self._greeted(process, theirs, seconds)
+        return self._greeted(process, theirs, parent.pid, seconds)
 
-    def _greeted(self, process: Process, theirs: list[int], seconds: float = FORK_SECONDS) -> Process:
+    def _greeted(
+        self, process: Process, theirs: list[int], parent: int, seconds: float = FORK_SECONDS
+    ) -> Process:
         """Hear that a new worker is there, and put it on its leash; raises `Lost` when it is not."""
         leashed = theirs.pop()
         for descriptor in theirs:
@@ -631,7 +635,8 @@ class Supervisor:
             kind, _, number, _ = self._await_frame(process, seconds)
             if PASS_CREDENTIALS is None:
                 process.pid = number
-            if kind != wire.HELLO or not process.pid:
+            if kind != wire.HELLO or not process.pid or not is_child(process.pid, parent):
+                process.pid = 0  # whoever that was, it is not the new worker's place to be killed in
                 raise Lost("the new worker did not say hello")  # noqa: TRY301 - as when it says nothing
             put_on_leash(leashed, process.pid)
         except Lost:
@@ -727,7 +732,8 @@ class Cell:
         self.clock = Clock(process)
         self.report: list[bytes] = []
         self._report_done = False
-        self._report_size = 0
+        self._under_way: tuple[int, int] | None = None
+        self._size = 0
         self.overfilled = False
         settings = supervisor.settings
         self._looks_every = LOOK_SECONDS if settings["bounds_processes"] else WATCH_SECONDS
@@ -849,6 +855,7 @@ class Cell:
             if self._report_done:
                 raise Lost("the cell spoke after its end")
             kind, more, number, payload = arrived.popleft()
+            self._check_order(kind, number, len(payload), more=more)
             if kind == wire.CALL:
                 if not more:
                     self.clock.call_began(number)
@@ -858,10 +865,23 @@ class Cell:
             else:
                 raise Lost(f"the cell's process sent a message of kind {kind}, which is not its to send")
 
+    def _check_order(self, kind: int, number: int, size: int, *, more: bool) -> None:
+        """What the host would take for a broken guest must cost no more than the cell."""
+        if self._under_way not in (None, (kind, number)):
+            raise Lost("the cell's process sent a message within a message")
+        self._size += size
+        report_bytes = 2 * self._supervisor.settings["answer_bytes"] + BACKLOG_BYTES
+        if self._size > (CALL_BYTES if kind == wire.CALL else report_bytes):
+            raise Lost(
+                f"the cell's process sent a message of more than {self._size:,} bytes, which is too long"
+            )
+        if kind == wire.CALL and self.clock.is_pending(number):
+            raise Lost("the cell's process made two calls of one number")
+        self._under_way = (kind, number) if more else None
+        if not more:
+            self._size = 0
+
     def _take_report(self, keeps_state: int, payload: bytes, *, more: bool) -> None:
-        self._report_size += len(payload)
-        if self._report_size > 2 * self._supervisor.settings["answer_bytes"] + BACKLOG_BYTES:
-            raise Lost("a report that is too long")
         self.report.append(wire.frame(wire.DONE, 0, payload, more=more))
         if not more:
             self._report_done = True
@@ -905,6 +925,17 @@ def put_on_leash(descriptor: int, pid: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, pid)
     fcntl.fcntl(descriptor, set_signal, signal.SIGKILL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def is_child(pid: int, parent: int) -> bool:
+    """Whether one process was forked by the other; true as well where the platform does not tell."""
+    if sys.platform != "linux":
+        return True
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - no pathlib here
+            return int(file.read().rpartition(b")")[2].split()[1]) == parent
+    except OSError:
+        return False
 
 
 def describe_end(status: int) -> tuple[str, str]:

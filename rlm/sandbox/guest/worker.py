@@ -14,6 +14,7 @@ import gc
 import io
 import linecache
 import os
+import select
 import signal
 import socket
 import sys
@@ -33,6 +34,7 @@ __all__ = ["Repl", "Worker", "start", "text_stream"]
 PREVIEW_CHARS = 200
 ECHO_CHARS = 200_000
 COMPARED_VALUES = 2_000_000
+MOST_DESCRIPTORS = 1024
 
 
 class Worker:
@@ -44,6 +46,7 @@ class Worker:
         self._settings = settings
         self._repl = Repl(self._call, streams_of_process, context, settings)
         self._last_child = 0
+        self._handlers: dict[int, Any] = {}
 
     def _call(self, name: str, arguments: dict[str, Any]) -> Any:
         return self._channel.call(name, arguments)
@@ -103,8 +106,7 @@ class Worker:
         old, old_leash = self._channel.incoming, self._leash
         *ends, self._leash = adopt(descriptors)
         self._channel = calls.Channel(*ends)
-        os.close(old)
-        os.close(old_leash)
+        close_all_of(old, old_leash)
         self._channel.send(wire.HELLO, os.getpid())
 
     def _reap(self, pid: int) -> int:
@@ -119,12 +121,45 @@ class Worker:
     def _run(self, cell: dict[str, Any]) -> None:
         self._channel.open_to_cells()
         try:
-            with hardening.limited():
-                outcome = self._repl.execute(cell)
+            restore_handlers(self._handlers)
+            try:
+                with hardening.limited():
+                    outcome = self._repl.execute(cell)
+            finally:
+                cancel_timers()
+                self._handlers = set_handlers_aside()
             report = self._repl.report(outcome)
         finally:
             self._channel.close_to_cells()
         self._channel.send(wire.DONE, report.keeps_state, report.parts)
+
+
+def cancel_timers() -> None:
+    """A timer of a cell ends with it: it would go off in a process that waits, and end it."""
+    for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF"):
+        if hasattr(signal, name):
+            signal.setitimer(getattr(signal, name), 0)
+
+
+def set_handlers_aside() -> dict[int, Any]:
+    """While no cell runs no handler of a cell does; those to put back when the next one runs."""
+    aside: dict[int, Any] = {}
+    for number in signal.valid_signals():
+        handler = signal.getsignal(number)
+        if callable(handler) and not isinstance(handler, signal.Handlers):
+            aside[number] = handler
+            signal.signal(number, signal.SIG_IGN)
+        elif number == signal.SIGCHLD and handler is signal.SIG_IGN:
+            aside[number] = handler
+    if signal.SIGCHLD in aside:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, nobody could learn how a child ended
+    return aside
+
+
+def restore_handlers(handlers: dict[int, Any]) -> None:
+    """Put the handlers of cells back in their place."""
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def adopt(descriptors: list[int]) -> tuple[int, int, int]:
@@ -136,6 +171,33 @@ def adopt(descriptors: list[int]) -> tuple[int, int, int]:
     os.close(stderr)
     channel = hardening.raise_descriptor(channel)
     return channel, channel, hardening.raise_descriptor(leash)
+
+
+def close_all_of(*descriptors: int) -> None:
+    """Close descriptors together with every copy that a cell made of them."""
+    marks = {mark(descriptor) for descriptor in descriptors}
+    for descriptor in open_descriptors():
+        with contextlib.suppress(OSError):
+            if mark(descriptor) in marks:
+                os.close(descriptor)
+
+
+def open_descriptors() -> list[int]:
+    """The numbers in use. A cell may not list its own folder in /proc, so the kernel is asked about every number."""
+    import resource
+
+    poller = select.poll()
+    most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST_DESCRIPTORS)
+    for descriptor in range(most):
+        poller.register(descriptor, 0)
+    unused = {descriptor for descriptor, event in poller.poll(0) if event & select.POLLNVAL}
+    return [descriptor for descriptor in range(most) if descriptor not in unused]
+
+
+def mark(descriptor: int) -> tuple[int, int]:
+    """What the copies of one descriptor have in common."""
+    found = os.fstat(descriptor)
+    return found.st_dev, found.st_ino
 
 
 def receive_with_descriptors(descriptor: int) -> tuple[bytes, list[int]]:
