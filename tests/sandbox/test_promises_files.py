@@ -16,6 +16,7 @@ import pytest
 
 from rlm.sandbox.guest import hardening
 from rlm.sandbox.launchers import Launcher
+from rlm.sandbox.scratch import Scratch, remove_abandoned
 from rlm.sandbox.session import open_session
 from rlm.settings import SandboxSettings
 
@@ -281,3 +282,60 @@ async def test_entries_run_out_as_bytes_do(session):
         "except OSError: print('refused', i < 2100)"
     )
     assert (await session.run(code, serve=serve)).stdout == "refused True\n"
+
+
+async def ends_for_too_much(session, code):
+    """The cell is ended, its folder empty if that was it, and the next cell goes on."""
+    result = await session.run(code + "\nimport time; time.sleep(3)", serve=serve)
+    assert (result.outcome, result.state) == ("memory", "rolled back"), result
+    plain = await session.run("print('on')", serve=serve)
+    assert plain.stdout == "on\n", plain
+    return result.error
+
+
+async def test_orphans_and_threads_are_counted_where_the_kernel_does_not(watched_session):
+    orphans = (
+        "import os, time\nfor i in range(40):\n  p = os.fork()\n  if p == 0:\n"
+        "    if os.fork() == 0: time.sleep(60)\n    os._exit(0)\n  os.waitpid(p, 0)"
+    )
+    threads = (
+        "import threading\nthreading.stack_size(32768)\nnever = threading.Event()\n"
+        "for i in range(40): threading.Thread(target=never.wait, daemon=True).start()"
+    )
+    if "process limit" not in watched_session.isolation.missing:
+        pytest.skip("the kernel counts here")
+    for code in (orphans, threads):
+        assert "processes and threads" in await ends_for_too_much(watched_session, code)
+    ended = "import os, time\nfor i in range(60):\n  p = os.fork()\n  if p == 0:\n    if os.fork() == 0: os._exit(0)\n    os._exit(0)\n  os.waitpid(p, 0); time.sleep(0.002)\nprint('all ended')"
+    assert (await watched_session.run(ended, serve=serve)).stdout == "all ended\n"
+
+
+async def test_what_a_folder_hides_is_too_much(watched_session):
+    for code in (
+        "import os\nfor i in range(3000): os.close(os.open(f'e{i}', os.O_CREAT))",
+        "import os\nos.mkdir('unread', 0o300)",
+        "import os\nhome = os.getcwd()\nfor i in range(200): os.mkdir('d'); os.chdir('d')\nos.chdir(home)",
+        "for i in range(4):\n  with open(f'f{i}', 'wb') as f: f.write(bytes(3 << 20))",
+    ):
+        assert "its folder" in await ends_for_too_much(watched_session, code)
+        assert (await watched_session.run("import os\nprint(os.listdir())", serve=serve)).stdout == "[]\n"
+
+
+async def test_a_guest_that_cannot_go_back_names_the_limits_it_lacks():
+    opened = await open_session(dataclasses.replace(SETTINGS, recovery=False))
+    await opened.aclose()
+    assert {"process limit", "scratch quota"} <= opened.isolation.missing.keys()
+
+
+async def test_the_folder_a_guest_made_itself_is_not_swept_by_another_host():
+    launcher = Launcher(name="own files", prefix=(), python=sys.executable, shares_files=False)
+    opened = await open_session(dataclasses.replace(SETTINGS, highest_tier="confined"), launcher=launcher)
+    try:
+        written = "import os\nopen('kept', 'w').close()\nprint(os.getcwd())"
+        home = (await opened.run(written, serve=serve)).stdout.strip()
+        remove_abandoned.cache_clear()
+        Scratch().remove()
+        assert (await opened.run("import os\nprint(os.listdir())", serve=serve)).stdout == "['kept']\n"
+    finally:
+        await opened.aclose()
+    assert not Path(home).exists()

@@ -27,10 +27,11 @@ __all__ = [
     "become_private_user",
     "confine",
     "confine_and_try",
+    "crowd",
     "descendants",
     "empty_folder",
     "enter_namespaces",
-    "folder_bytes",
+    "is_overfull",
     "is_zombie",
     "limited",
     "numbers_are_limited",
@@ -49,6 +50,7 @@ RESERVED_NUMBERS = 300
 SPARE_NUMBERS = 16
 EMPTYING_ROUNDS = 3
 OWN_ALL = 0o700
+DEEPEST = 100
 BYTES_PER_ENTRY, FEWEST_ENTRIES = 4096, 1024
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 4, 22
@@ -687,6 +689,22 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def crowd(pid: int, spared: set[int]) -> int:
+    """How many threads and processes descend from this one, besides those of some processes.
+
+    Its own children that have ended are taken note of first; others that have ended still take a number.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    count = 0
+    for descendant in descendants(pid):
+        if descendant not in spared:
+            with contextlib.suppress(OSError):
+                count += len(os.listdir(f"/proc/{descendant}/task"))  # noqa: PTH208 - no pathlib here
+    return count
+
+
 def is_zombie(pid: int) -> bool:
     """Whether a process has ended and only waits to be noticed."""
     try:
@@ -766,15 +784,41 @@ def _open_folder(name: str, parent: int | None = None) -> int:
     return descriptor
 
 
-def folder_bytes(folder: str, most: int) -> int:
-    """How much the files of a folder take on disk; counting stops beyond `most`."""
-    total = 0
-    waiting = [folder]
-    while waiting and total <= most:
-        with contextlib.suppress(OSError), os.scandir(waiting.pop()) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append(entry.path)
+def is_overfull(folder: str, most_bytes: int) -> bool:
+    """Whether what a folder holds takes more bytes on disk, or is more entries, than it may.
+
+    What cannot be counted is too much: a folder that cannot be read, and one too deep to go into.
+    """
+    waiting: list[tuple[int, list[str]]] = []
+    total = entries = 0
+    try:
+        waiting.append(_counted_folder(folder))
+        while waiting:
+            parent, names = waiting[-1]
+            if not names:
+                os.close(waiting.pop()[0])
+                continue
+            entries += 1
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it was there a moment ago
+                name = names.pop()
+                if _is_folder(name, parent):
+                    waiting.append(_counted_folder(name, parent))
                 else:
-                    total += 512 * entry.stat(follow_symlinks=False).st_blocks
-    return total
+                    total += 512 * os.stat(name, dir_fd=parent, follow_symlinks=False).st_blocks
+            if total > most_bytes or entries > most_entries(most_bytes) or len(waiting) > DEEPEST:
+                return True
+    except OSError:
+        return True
+    finally:
+        for descriptor, _ in waiting:
+            os.close(descriptor)
+    return False
+
+
+def _counted_folder(name: str, parent: int | None = None) -> tuple[int, list[str]]:
+    descriptor = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        return descriptor, os.listdir(descriptor)  # noqa: PTH208 - a descriptor
+    except OSError:
+        os.close(descriptor)
+        raise

@@ -124,7 +124,7 @@ def make_scratch(given: str) -> str:
     """The folder that cells may write to: the host's, where it could make one, or a new one."""
     import tempfile
 
-    scratch = given or tempfile.mkdtemp(prefix="rlm-guest-")
+    scratch = given or tempfile.mkdtemp(prefix="rlm-own-")  # hosts sweep their own prefix
     os.chdir(scratch)
     for name in ("HOME", "TMPDIR", "TEMP", "TMP"):
         os.environ[name] = scratch
@@ -792,19 +792,22 @@ class Cell:
         self._look_at = time.monotonic() + self._looks_every
         settings = self._supervisor.settings
         if not settings["counts_processes"]:
-            # Those of the machinery are the supervisor's, the ancestor and the cell's own.
-            count = len(hardening.descendants(self._process.pid))
+            ancestor = self._supervisor.ancestor
+            count = hardening.crowd(os.getpid(), set() if ancestor is None else {ancestor.pid}) - 1
             if count > settings["processes"]:
-                self._verdict = "memory", f"the cell had {count} processes, more than {settings['processes']}"
+                self._verdict = (
+                    "memory",
+                    f"the cell had {count} processes and threads, more than {settings['processes']}",
+                )
         if time.monotonic() < self._measure_at:
             return
         self._measure_at = time.monotonic() + LOOK_SECONDS
         most = settings["scratch_bytes"]
-        if not settings["quota"] and hardening.folder_bytes(settings["scratch"], most) > most:
+        if not settings["quota"] and hardening.is_overfull(settings["scratch"], most):
             self.overfilled = True
             self._verdict = (
                 "memory",
-                f"the cell wrote more than {most:,} bytes to its folder, which was emptied",
+                f"the cell filled its folder beyond {most:,} bytes, or with too many entries, and it was emptied",
             )
 
     def _poller(self) -> select.poll:
