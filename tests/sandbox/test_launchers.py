@@ -128,7 +128,7 @@ async def test_a_scratch_folder_of_the_guests_own_is_removed(tier):
     result = await session.run(
         "import os\nopen('file', 'w').close()\nprint(os.getcwd(), end='')", serve=nobody
     )
-    assert Path(result.stdout).name.startswith("rlm-guest-")
+    assert Path(result.stdout).name.startswith("rlm-own-")
     await session.aclose()
     assert not Path(result.stdout).exists()
 
