@@ -215,3 +215,16 @@ async def test_a_cell_cannot_pass_itself_off_as_the_next_process(session):
     )
     assert (result.outcome, result.state) == ("protocol", "rolled back"), result
     await goes_on(session)
+
+
+# --- the clock -----------------------------------------------------------------------------------------------
+
+
+async def test_children_that_compute_while_a_call_is_pending_use_up_the_time_of_their_cell(session):
+    with anyio.fail_after(10):
+        result = await session.run(
+            "import os\nfor _ in range(3):\n  if os.fork() == 0:\n    while True: pass\nllm_query('x')",
+            serve=slow,
+        )
+    assert (result.outcome, result.state) == ("timeout", "rolled back"), result
+    await goes_on(session)

@@ -343,11 +343,7 @@ class Process:
 
     def cpu_seconds(self) -> float:
         """How much processor time it has used, or 0 where nobody tells."""
-        try:
-            # The kernel's clock of another process: its number inverted, times eight, plus two (clock_getcpuclockid).
-            return time.clock_gettime((~self.pid << 3) | 2) if sys.platform == "linux" else 0.0
-        except OSError:
-            return 0.0
+        return cpu_seconds_of(self.pid)
 
     def send_signal(self, number: int) -> None:
         """Signal it, if it is still there."""
@@ -373,6 +369,7 @@ class Clock:
         self._counted = 0.0
         self._since = time.monotonic()
         self._cpu_since = 0.0
+        self._children: dict[int, float] | None = None
 
     @property
     def waits(self) -> bool:
@@ -388,6 +385,7 @@ class Clock:
         if not self._pending:
             self._counted += time.monotonic() - self._since
             self._cpu_since = self._process.cpu_seconds()
+            self._children = None
         self._pending.add(number)
         if len(self._pending) > PENDING_CALLS:
             raise Lost(f"more than {PENDING_CALLS:,} calls at once")
@@ -399,6 +397,15 @@ class Clock:
             if not self._pending:
                 self._counted += self._cpu()
                 self._since = time.monotonic()
+
+    def look_at_children(self, pids: list[int]) -> None:
+        """While a call is pending, add what other processes of the cell have used since the last look."""
+        used = {pid: cpu_seconds_of(pid) for pid in pids if pid != self._process.pid}
+        if self._children is not None:
+            self._counted += sum(
+                max(0.0, seconds - self._children.get(pid, 0.0)) for pid, seconds in used.items()
+            )
+        self._children = used
 
     def seconds(self) -> float:
         """Compute time so far."""
@@ -467,11 +474,10 @@ class Supervisor:
         cell = Cell(self, process, wire.decode(payload)["timeout"])
         outcome, error = cell.watch(payload)
         if outcome == "":
-            heir = self._prove(process)
-            if heir is None:
-                outcome, error = "protocol", "the cell left its process unable to go on"
-            else:
-                self._commit(process, heir)
+            try:
+                self._commit(process, self._prove(process))
+            except Lost as reason:
+                outcome, error = "protocol", f"the cell left its process unable to go on: {reason}"
         self._drain(process)
         if outcome == "":
             for data in cell.report:
@@ -492,14 +498,11 @@ class Supervisor:
         }
         self.host.say(wire.ENDED, verdict)
 
-    def _prove(self, process: Process) -> Process | None:
+    def _prove(self, process: Process) -> Process:
         """Have the process that ran the cell fork the one for the next; that is what it is there for."""
         self._kill_leftovers(process)
         process.outbox.forget()  # replies that the cell did not wait for
-        try:
-            return self._fork(process, PROOF_SECONDS)
-        except Lost:
-            return None
+        return self._fork(process, PROOF_SECONDS)
 
     def _commit(self, process: Process, heir: Process) -> None:
         """The cell's process becomes the ancestor; it waits, stopped, and with it whatever the cell left running."""
@@ -802,6 +805,8 @@ class Cell:
         if time.monotonic() < self._measure_at:
             return
         self._measure_at = time.monotonic() + LOOK_SECONDS
+        if self.clock.waits:
+            self.clock.look_at_children(hardening.descendants(os.getpid()))
         most = settings["scratch_bytes"]
         if not settings["quota"] and hardening.is_overfull(settings["scratch"], most):
             self.overfilled = True
@@ -928,6 +933,15 @@ def put_on_leash(descriptor: int, pid: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, pid)
     fcntl.fcntl(descriptor, set_signal, signal.SIGKILL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """How much processor time a process has used, or 0 where nobody tells."""
+    try:
+        # The kernel's clock of another process: its number inverted, times eight, plus two (clock_getcpuclockid).
+        return time.clock_gettime((~pid << 3) | 2) if sys.platform == "linux" else 0.0
+    except OSError:
+        return 0.0
 
 
 def is_child(pid: int, parent: int) -> bool:

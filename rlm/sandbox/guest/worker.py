@@ -91,7 +91,7 @@ class Worker:
             warnings.simplefilter(
                 "ignore", DeprecationWarning
             )  # a thread that a cell left is no reason to warn
-            pid = os.fork()
+            pid = fork_or_bury()
         if pid:
             self._last_child = pid
             for descriptor in descriptors:
@@ -171,6 +171,17 @@ def adopt(descriptors: list[int]) -> tuple[int, int, int]:
     os.close(stderr)
     channel = hardening.raise_descriptor(channel)
     return channel, channel, hardening.raise_descriptor(leash)
+
+
+def fork_or_bury() -> int:
+    """Fork; where there is no room for a process, take leave of a cell's dead children first, which take up room."""
+    try:
+        return os.fork()
+    except BlockingIOError:
+        with contextlib.suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        return os.fork()
 
 
 def close_all_of(*descriptors: int) -> None:
