@@ -930,7 +930,10 @@ def put_on_leash(descriptor: int, pid: int) -> None:
     set_signal = getattr(fcntl, "F_SETSIG", 10 if sys.platform == "linux" else None)
     if set_signal is None:
         return
-    fcntl.fcntl(descriptor, fcntl.F_SETOWN, pid)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, pid)
+    except OSError as error:
+        raise Lost(f"the worker is gone: {error}") from None
     fcntl.fcntl(descriptor, set_signal, signal.SIGKILL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
 
