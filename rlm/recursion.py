@@ -17,7 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import anyio
 
 from rlm import prompts
-from rlm.errors import CallError, DeadlineExceeded, HostCallRefused, LimitReached, RLMError, SchemaError
+from rlm.errors import (
+    AuthenticationFailed,
+    CallError,
+    DeadlineExceeded,
+    HostCallRefused,
+    LimitReached,
+    QuotaExhausted,
+    RLMError,
+    SchemaError,
+    UnknownModel,
+)
 from rlm.mapping import Mapped, MapSettings, PlainModels, ask_checked, map_items
 from rlm.scheduler.batch import first_error
 from rlm.schemas import Schema, schema_of
@@ -40,7 +50,8 @@ class HostCalls:
     """Serves the host calls of one cell of a run at `depth`; `await calls(host_call)` gives the value for the cell.
 
     A limit of the tree does not kill the cell: its call fails, as do all that follow, so that the cell can give
-    what it has, and `reached` says which limit it was. `deadline` is when the run has to end, on the event loop's
+    what it has, and `reached` says which limit it was. `misconfigured` is the error of a sub-model that no call can
+    reach: its name, the key or the account is wrong, which is the user's to mend. `deadline` is when the run has to end, on the event loop's
     clock.
     """
 
@@ -51,6 +62,7 @@ class HostCalls:
     start_child: StartChild
     deadline: float = math.inf
     reached: LimitReached | None = None
+    misconfigured: CallError | None = None
     plain_models: PlainModels = field(default_factory=PlainModels)
 
     async def __call__(self, host_call: HostCall) -> Any:
@@ -67,7 +79,15 @@ class HostCalls:
                 raise deadline_exceeded(self.settings.timeout_s)
             except LimitReached as limit:
                 self.reached = limit
+            except CallError as error:
+                self._judge(error)
+                raise
         raise HostCallRefused(f"{self.reached}; give the answer with what there is")
+
+    def _judge(self, error: CallError) -> None:
+        unreachable = isinstance(error, (UnknownModel, AuthenticationFailed, QuotaExhausted))
+        if unreachable and error.model in ("", self.settings.recursive_model):
+            self.misconfigured = error
 
     async def _perform(self, host_call: HostCall) -> Any:
         arguments = host_call.arguments
@@ -118,7 +138,11 @@ class HostCalls:
         self, texts: Sequence[str], max_concurrent: int, model: str | None
     ) -> list[dict[str, str]]:
         calls = [self._sub_call(text, model) for text in texts]
-        return [_slot(reply) for reply in await self.tree.complete_all(calls, max_concurrent=max_concurrent)]
+        replies = await self.tree.complete_all(calls, max_concurrent=max_concurrent)
+        for reply in replies:
+            if isinstance(reply, CallError):
+                self._judge(reply)
+        return [_slot(reply) for reply in replies]
 
     async def _child(self, question: str, context: Any, model: str | None) -> Any:
         if self._at_depth_limit:

@@ -23,13 +23,14 @@ import anyio
 import anyio.to_thread
 
 from rlm import prompts, sources
+from rlm.clients.offline import OfflineClient
 from rlm.clients.openai import AsyncOpenAIClient, is_like_a_key, warm_up
 from rlm.conversation import Conversation
 from rlm.errors import ContextError, SessionClosed, SettingsError
 from rlm.events import Warned, ignore
 from rlm.lifetimes import KeptGuest, Work
 from rlm.portal import Portal, lease, leave_to_parent
-from rlm.prices import missing_price, price
+from rlm.prices import Price, missing_price, price
 from rlm.rlm_session import RLMSession
 from rlm.runtime import Run, new_run_id
 from rlm.sandbox.session import open_session
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from rlm.display import Display
     from rlm.errors import CallError
     from rlm.events import Emit, Event
-    from rlm.prices import Price
     from rlm.sandbox.launchers import Launcher
     from rlm.sandbox.session import Session
     from rlm.values import Answer, Call, Reply
@@ -64,13 +64,14 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
 
     Args:
         model: the root model, which writes the cells.
-        recursive_model: the sub-model, which the cells call.
+        recursive_model: the sub-model, which the cells call; with `base_url` and a `model`, by default that model.
         max_iterations: turns of the root model per question.
         max_depth: 1 for sub-calls only; more allows child runs, that many levels deep.
         enable_logging: show turns, cells and calls on stderr as they happen.
         api_key: the provider's key; default is what the SDK reads, `OPENAI_API_KEY`.
         base_url: any OpenAI-compatible endpoint; default is what the SDK reads, `OPENAI_BASE_URL`.
-        client: asks the models instead of the OpenAI client; its methods run on the portal's loop.
+        client: asks the models instead of the OpenAI client; its methods run on the portal's loop. "offline" asks
+            none: rules that find, count and quote.
         budget: what one completion may spend, children included: dollars, or a `Budget`. Never exceeded; where the
             next call might, the answer is partial.
         prices: dollars per million tokens by model, ahead of the price list of the extra `[prices]`.
@@ -105,7 +106,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         *,
         api_key: str | None = None,
         base_url: str | None = None,
-        client: Client | None = None,
+        client: Client | Literal["offline"] | None = None,
         budget: Budget | float | None = None,
         prices: Mapping[str, Price] | None = None,
         cache: Literal["off", "read", "on"] | None = None,
@@ -121,6 +122,10 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         on_event: Emit | None = None,
     ) -> None:
         _require_no_key(model=model, recursive_model=recursive_model)
+        if client == "offline":
+            client = OfflineClient()
+        if base_url is not None and recursive_model == _DEFAULTS.recursive_model and model != _DEFAULTS.model:
+            recursive_model = model  # an endpoint of one's own, told one model, is meant for both roles
         only_model = getattr(client, "only_model", None)
         self.settings = RunSettings(
             model=only_model or model,
@@ -134,7 +139,8 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             sandbox=_sandbox_settings(sandbox, cell_timeout_s),
             scheduler=_scheduler_settings(scheduler, max_concurrent, cache),
         )
-        self.budget = Budget(dollars=budget) if isinstance(budget, (int, float)) else budget
+        self.budget = _budget(budget)
+        _require_prices_of_ours(prices)
         self.client = client or _openai_client(recursive_model, api_key, base_url)
         counter = Counter()
         self._price = partial(price, overrides=prices, endpoint=base_url)
@@ -473,6 +479,24 @@ def _sandbox_settings(
             return SandboxSettings(cell_timeout_s=seconds, minimum_tier="confined")
         case _:
             raise SettingsError(f"sandbox={sandbox!r}: must be 'auto', 'strict' or a SandboxSettings")
+
+
+def _budget(budget: Budget | float | None) -> Budget | None:
+    if budget is None or isinstance(budget, Budget):
+        return budget
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)):
+        raise SettingsError(
+            f"budget={budget!r}: must be a number of dollars or a Budget, such as Budget(calls=100)"
+        )
+    return Budget(dollars=budget)
+
+
+def _require_prices_of_ours(prices: Mapping[str, Price] | None) -> None:
+    for model, own in (prices or {}).items():
+        if not isinstance(own, Price):
+            raise SettingsError(
+                f"prices[{model!r}]={own!r}: must be a Price, such as Price(input=0.05, output=0.4)"
+            )
 
 
 def _openai_client(model: str, api_key: str | None, base_url: str | None) -> Client:

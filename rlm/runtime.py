@@ -175,6 +175,8 @@ class Run:
             case RunCell(turn, cell, code):
                 calls = self._host_calls()
                 result = await self._run_cell(guest, code, calls, turn=turn, cell=cell)
+                if calls.misconfigured is not None:
+                    raise calls.misconfigured
                 if calls.reached is not None:
                     calls.reached.partial = result
                     raise calls.reached

@@ -26,6 +26,13 @@ _BYTE_ORDER_MARKS = {
 }
 
 
+_OTHER_FORMATS = (
+    (b"%PDF-", "a PDF", "pdftotext"),
+    (b"PK\x03\x04", "a zip archive or an office document", "unzip, or pandoc -t plain"),
+    (b"\x1f\x8b", "compressed", "gunzip"),
+)
+
+
 def load(context: Any) -> Any:
     """A path, or a list of paths, as the text it stands for; any other context as it is.
 
@@ -65,6 +72,11 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
 def decode(data: bytes, name: str, encoding: str | None = None) -> str:
     """Bytes as text, or a ContextError that names where they came from and where they stop being text."""
+    for mark, kind, tool in _OTHER_FORMATS:
+        if data.startswith(mark):
+            raise ContextError(
+                f"{name}: is {kind}, and only plain text can be read: turn it into text with {tool}"
+            )
     encoding = encoding or _marked_encoding(data) or "utf-8"
     try:
         text = data.decode(encoding)
@@ -74,8 +86,8 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> str:
         ) from None
     except UnicodeDecodeError as error:
         raise ContextError(
-            f"{name}: not {encoding} text (byte {error.start:,}); if it is text, name its encoding, such as "
-            "--encoding latin-1"
+            f"{name}: not {encoding} text (byte {error.start:,}); if it is text, name its encoding, such as latin-1 "
+            "(rlm ask --encoding latin-1, or path.read_text(encoding='latin-1'))"
         ) from None
     if "\0" in text[:8_192]:
         raise ContextError(f"{name}: looks like a binary file (it holds NUL); turn it into text first")

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from rlm import RLM_REPL, ScriptedClient
+from rlm.errors import UnknownModel
 from rlm.events import AnswerGiven, RunFailed, RunStarted
 from rlm.scheduler.budget import Budget
 
@@ -177,3 +178,30 @@ def test_a_run_that_is_limited_ends_with_its_answer_in_events():
     with RLM_REPL(client=client, on_event=events.append, budget=Budget(calls=2)) as rlm:
         rlm.completion("x", "q")
     assert isinstance(events[-1], AnswerGiven)
+
+
+def test_a_sub_model_that_does_not_exist_fails_the_run_instead_of_its_answer():
+    def sub(call):
+        return UnknownModel("there is no such model", model=call.model)
+
+    client = ScriptedClient(root=[cell("FINAL(len(llm_batch(['a', 'b'])))")], sub=sub)
+    with RLM_REPL(client=client) as rlm, pytest.raises(UnknownModel):
+        rlm.completion("x", "q")
+
+
+def test_a_model_that_a_cell_named_wrongly_is_the_cells_affair():
+    def sub(call):
+        return UnknownModel("there is no such model", model=call.model)
+
+    code = "try:\n    llm_query('a', model='typo')\nexcept LLMError:\n    FINAL('told')"
+    assert complete(cell(code), sub=sub) == "told"
+
+
+def test_an_endpoint_of_ones_own_is_asked_for_the_one_model_it_was_told():
+    with RLM_REPL(model="llama", base_url="http://127.0.0.1:9/v1") as rlm:
+        assert rlm.settings.recursive_model == "llama"
+
+
+def test_the_offline_client_can_be_named():
+    with RLM_REPL(client="offline") as rlm:
+        assert "1 time" in rlm.completion("Chapter one. The ark.", "How many times does ark occur?")

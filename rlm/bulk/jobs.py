@@ -612,7 +612,7 @@ def _check_output(job: Job, source: Source) -> None:
         raise OutputError(f"{output} cannot be written: there is no folder {output.absolute().parent}")
     if output.exists() and not (job.overwrite or job.resume or job.retry):
         raise OutputError(
-            f"{output} exists: name another file, or say that it may be overwritten, or resume its job"
+            f"{output} exists: name another file, or overwrite it (--overwrite), or go on with its job (--resume)"
         )
 
 

@@ -70,6 +70,8 @@ _ALSO: dict[str, CommandName] = {"exit": "quit", "q": "quit", "h": "help", "?": 
 def parse(text: str) -> Input:
     """What the user wants: `!code`, `?name`, `/command`, or a question."""
     text = text.strip()
+    if text.lower() in {"quit", "exit"}:
+        return Command("quit")
     mark, rest = text[:1], text[1:].strip()
     match mark:
         case "":

@@ -85,8 +85,7 @@ def load_env_file(folder: Path) -> None:
     Only these, and only from this folder: a file that comes with somebody's data must not set `PATH`. For the same
     reason an endpoint from the file is never sent a key from elsewhere.
 
-    Raises:
-        click.UsageError: the file cannot be read.
+    What is taken is said, and so is a file that cannot be read.
     """
     path = folder / ".env"
     if not path.is_file():
@@ -96,15 +95,18 @@ def load_env_file(folder: Path) -> None:
     try:
         values = dict(dotenv_values(path, interpolate=False))
     except (OSError, UnicodeDecodeError) as error:
-        raise click.UsageError(f"{path}: cannot be read: {error}") from error
+        complain(f"{path}: is not used, because it cannot be read: {error}")
+        return
     foreign_key = "OPENAI_API_KEY" in os.environ and "OPENAI_API_KEY" not in values
     if foreign_key and values.pop("OPENAI_BASE_URL", None) and "OPENAI_BASE_URL" not in os.environ:
         complain(
             f"{path}: its OPENAI_BASE_URL is not used, because your OPENAI_API_KEY is not from there; use --base-url"
         )
-    for name, value in values.items():
-        if value and name.startswith("OPENAI_"):
-            os.environ.setdefault(name, value)
+    taken = {name: value for name, value in values.items() if value and name.startswith("OPENAI_")}
+    taken = {name: value for name, value in taken.items() if name not in os.environ}
+    os.environ.update(taken)
+    if taken:
+        complain(f"from {path}: {', '.join(sorted(taken))}")
 
 
 @contextmanager

@@ -530,12 +530,11 @@ def _json_object(content: bytes, call: Call, endpoint: str) -> dict[str, Any]:
     if isinstance(body, dict):
         return body
     head = redact(content[:80].decode("utf-8", "replace"))
-    hint = "; a web page: check the base URL" if head.lstrip().startswith("<") else ""
-    raise BadReply(
-        f"{endpoint} sent no chat completion for {call.model!r} but {head!r}{hint}",
-        model=call.model,
-        status=200,
-    )
+    message = f"{endpoint} sent no chat completion for {call.model!r} but {head!r}"
+    if head.lstrip().startswith("<"):
+        hint = "a web page: check the base URL, which most often ends in /v1"
+        raise BadRequest(f"{message}; {hint}", model=call.model, status=200)
+    raise BadReply(message, model=call.model, status=200)
 
 
 def _status_in(body: Mapping[str, Any]) -> int:

@@ -19,7 +19,7 @@ from rlm.sandbox.guest.hardening import empty_folder
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["Scratch"]
+__all__ = ["Scratch", "remove_abandoned", "remove_folder"]
 
 PREFIX = "rlm-guest-"
 

@@ -269,7 +269,7 @@ FAULTS = {
     "dropped in the body": Fault(dropped("body"), errors.ConnectionFailed, "no answer from 127.0.0.1"),
     "no HTTP at all": Fault(dropped("nonsense"), errors.ConnectionFailed, "no answer from 127.0.0.1"),
     "garbage": Fault(raw("{{{"), errors.BadReply, "'{{{'"),
-    "a web page with 200": Fault(raw("<html>login</html>", "text/html"), errors.BadReply, "base URL"),
+    "a web page with 200": Fault(raw("<html>login</html>", "text/html"), errors.BadRequest, "base URL"),
     "JSON of another kind": Fault(raw("[1, 2]"), errors.BadReply, "[1, 2]"),
     "a gzip that is none": Fault(
         Response(body=b"no gzip", headers={"Content-Encoding": "gzip"}), errors.BadReply, "decoded"
