@@ -452,8 +452,8 @@ class _CellRun:
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the run; `perform` raises it
             self._fail(error)
             return
+        self._calls.pop(number, None)  # the cell may use the number again as soon as it has the reply
         await self._send(wire.frames(wire.REPLY, number, parts))
-        self._calls.pop(number, None)
         self._set_deadline()
 
     async def _send_cell(self, cell: dict[str, Any]) -> None:
@@ -779,8 +779,7 @@ class _Guest:
             await self._process.stdin.aclose()
         with anyio.move_on_after(patience):
             await self._process.wait()
-        if self._process.returncode is None:
-            self.kill()
+        self.kill()  # also where the supervisor is gone: what it started is in its group
         await self._process.aclose()
         try:
             return await anyio.to_thread.run_sync(_clear_up, self._log, self._scratch)

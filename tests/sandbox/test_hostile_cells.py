@@ -162,7 +162,7 @@ MEMORY = [
     Attack("string", "x = 'a' * (1 << 40)", "memory"),
     Attack("caught", "try: x = bytearray(1 << 40)\nexcept MemoryError: print('caught')", "ok", "caught"),
     Attack("memory_of_children", "import os, time\nfor _ in range(100):\n  if os.fork() == 0:\n    x = bytearray(1 << 24); time.sleep(60)\n", "raised|timeout|memory|ok"),
-    Attack("threads", "import threading, time\nfor _ in range(10**6): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()", "raised|timeout|memory|ok"),
+    Attack("threads", "import threading, time\nfor _ in range(10**6): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()", "raised|timeout|memory|protocol|ok"),
     Attack("descriptors", "import os\nwhile True: os.dup(0)", "raised", "Too many open files"),
     Attack("memfd", "import os\ntry: os.memfd_create('x'); print('DONE')\nexcept PermissionError: print('refused')", "ok", REFUSED),
 ]  # fmt: skip
