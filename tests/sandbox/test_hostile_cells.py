@@ -248,6 +248,15 @@ async def serve(call):
     return "answered"
 
 
+async def plain_cell(session, code):
+    """Run a cell that a busy machine may make wait longer than the short limit of these sessions."""
+    for _ in range(5):
+        result = await session.run(code, serve=serve)
+        if result.outcome != "timeout":
+            break
+    return result
+
+
 async def check(session, attack):
     """Run the attack, then see that the session still answers and still has what it had."""
     result = await session.run(attack.code, serve=serve)
@@ -256,13 +265,13 @@ async def check(session, attack):
     state = attack.state or ("kept" if result.outcome in KEPT else "rolled back")
     assert result.state == state, (attack.name, result)
     assert SECRET not in result.stdout + result.stderr + result.error
-    plain = await session.run("print(1 + 1, len(context), llm_query('x'))", serve=serve)
+    plain = await plain_cell(session, "print(1 + 1, len(context), llm_query('x'))")
     assert (plain.stdout, plain.outcome, plain.state) == ("2 7 answered\n", "ok", "kept"), (
         attack.name,
         plain,
     )
     if "clear" not in attack.name:
-        mine = await session.run("mine", serve=serve)
+        mine = await plain_cell(session, "mine")
         assert "kept" in mine.stdout, (attack.name, mine)
     else:
         await session.run("mine = 'kept'", serve=serve)
