@@ -57,9 +57,9 @@ def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -
     from rlm.cli.inputs import read_context
     from rlm.cli.running import open_rlm
 
-    context = read_context(files, encoding, may_read_stdin=False)
     interactive = is_interactive()
     lines = lines_of_terminal() if interactive else lines_of_stdin()
+    context = read_context(files, encoding, may_read_stdin=False)
     with open_rlm(options) as rlm:
         if interactive:
             click.echo(

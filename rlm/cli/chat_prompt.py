@@ -32,9 +32,12 @@ def lines_of_terminal() -> Iterator[str]:
     """Every input, which may have several lines, until Ctrl-D. Ctrl-C drops what was typed.
 
     Raises:
-        MissingExtra: prompt_toolkit is not installed.
+        MissingExtra: prompt_toolkit is not installed; at once, not with the first line.
     """
-    session = _prompt_session()
+    return _inputs(_prompt_session())
+
+
+def _inputs(session: Any) -> Iterator[str]:
     while True:
         try:
             text: str = session.prompt()
