@@ -29,6 +29,7 @@ from rlm.errors import (
     UnknownModel,
 )
 from rlm.mapping import Mapped, MapSettings, PlainModels, ask_checked, map_items
+from rlm.outcomes import Outcomes
 from rlm.scheduler.batch import first_error
 from rlm.schemas import Schema, schema_of
 from rlm.values import Answer, Call, HostCall, Message, Reply
@@ -64,6 +65,7 @@ class HostCalls:
     reached: LimitReached | None = None
     misconfigured: CallError | None = None
     plain_models: PlainModels = field(default_factory=PlainModels)
+    outcomes: Outcomes = field(default_factory=Outcomes)
 
     async def __call__(self, host_call: HostCall) -> Any:
         """Perform one host call.
@@ -75,14 +77,23 @@ class HostCalls:
         if self.reached is None:
             try:
                 with anyio.CancelScope(deadline=self.deadline):
-                    return await self._perform(host_call)
+                    value = await self._perform(host_call)
+                    self._note(host_call, value)
+                    return value
                 raise deadline_exceeded(self.settings.timeout_s)
             except LimitReached as limit:
                 self.reached = limit
             except CallError as error:
+                self.outcomes.note_failure(error)
                 self._judge(error)
                 raise
         raise HostCallRefused(f"{self.reached}; give the answer with what there is")
+
+    def _note(self, host_call: HostCall, value: Any) -> None:
+        if host_call.name in ("llm_batch", "llm_map", "rlm_batch"):
+            self.outcomes.note_slots(value)
+        else:
+            self.outcomes.note_answer()
 
     def _judge(self, error: CallError) -> None:
         unreachable = isinstance(error, (UnknownModel, AuthenticationFailed, QuotaExhausted))

@@ -36,7 +36,9 @@ from rlm.events import (
     RunFailed,
     RunStarted,
     TurnStarted,
+    Warned,
 )
+from rlm.outcomes import Outcomes
 from rlm.recursion import HostCalls, deadline_exceeded
 from rlm.values import Answer, AnswerStatus, Call, CellResult, Message, Reply
 
@@ -78,6 +80,7 @@ class Run:
     depth: int = 0
     deadline: float = math.inf
     warnings: list[str] = field(default_factory=list)
+    outcomes: Outcomes = field(default_factory=Outcomes)
     child_places: dict[int, anyio.CapacityLimiter] = field(default_factory=dict)
 
     async def complete(self, question: str, context: Any) -> Answer:
@@ -141,6 +144,8 @@ class Run:
         except BaseException as error:
             self._tell_failure(error)
             raise
+        if not self.depth and (failed := self.outcomes.in_words()):
+            self.emit(Warned(**self._here(), message=failed))
         answer = self._answer(conclusion, time.monotonic() - started)
         self.emit(AnswerGiven(**self._here(), answer=answer))
         if reached is not None and self.settings.on_limit == "raise":
@@ -191,7 +196,15 @@ class Run:
         raise deadline_exceeded(self.settings.timeout_s)
 
     def _host_calls(self) -> HostCalls:
-        return HostCalls(self.settings, self.tree, self.run_id, self.depth, self._start_child, self.deadline)
+        return HostCalls(
+            self.settings,
+            self.tree,
+            self.run_id,
+            self.depth,
+            self._start_child,
+            self.deadline,
+            outcomes=self.outcomes,
+        )
 
     async def _start_child(self, question: str, context: Any, model: str | None) -> Answer:
         depth = self.depth + 1

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from rlm import RLM_REPL, ScriptedClient
-from rlm.errors import UnknownModel
+from rlm.errors import BadRequest, Refused, UnknownModel
 from rlm.events import AnswerGiven, RunFailed, RunStarted
 from rlm.scheduler.budget import Budget
 
@@ -178,6 +178,33 @@ def test_a_run_that_is_limited_ends_with_its_answer_in_events():
     with RLM_REPL(client=client, on_event=events.append, budget=Budget(calls=2)) as rlm:
         rlm.completion("x", "q")
     assert isinstance(events[-1], AnswerGiven)
+
+
+def some_fail(call):
+    text = call.messages[-1].content
+    return {"a": Refused("declined"), "b": BadRequest("no")}.get(text, text.upper())
+
+
+def test_prompts_that_failed_are_told_with_an_answer_that_does_not_show_it():
+    code = "found = llm_batch(['a', 'b', 'c', 'a'])\ntry: llm_query('a')\nexcept LLMError: pass\nFINAL(llm_query('d'))"
+    answer = complete(cell(code), sub=some_fail)
+    assert answer == "D"
+    assert answer.warnings == ("4 of 6 prompts to sub-models failed: Refused (3), BadRequest (1)",)
+
+
+def test_prompts_that_failed_in_a_child_run_are_told_once_and_by_the_root():
+    parent = cell("FINAL(rlm_query('q', 'c'))")
+    child = cell("FINAL(llm_batch(['a', 'c'])[1])")
+    answer = complete(root=by_depth(parent, child), sub=some_fail, max_depth=2)
+    assert (answer, answer.warnings) == ("C", ("1 of 3 prompts to sub-models failed: Refused (1)",))
+
+
+def test_a_value_that_looks_like_a_failed_slot_is_a_value():
+    def value(call):
+        return '{"error": "none", "kind": "fine"}'
+
+    answer = complete(cell("FINAL(llm_query('x', schema='error: str, kind: str')['kind'])"), sub=value)
+    assert (answer, answer.warnings) == ("fine", ())
 
 
 def test_a_sub_model_that_does_not_exist_fails_the_run_instead_of_its_answer():
