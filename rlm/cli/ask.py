@@ -52,4 +52,4 @@ def command(
     context = read_context(files, encoding)
     with open_rlm(options) as rlm:
         answer = rlm.completion(context, question)
-        return show_answer(answer, rlm, as_json=as_json)
+        return show_answer(answer, rlm, as_json=as_json, quiet=options.quiet)

@@ -65,16 +65,17 @@ def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -
             click.echo(
                 f"{_describe(context)} Asks {rlm.settings.model}. /help shows what you can type.", err=True
             )
-        return _Chat(rlm, context, interactive=interactive).follow(lines)
+        return _Chat(rlm, context, interactive=interactive, quiet=options.quiet).follow(lines)
 
 
 class _Chat:
     """One conversation; `reset` gives it a new session on the same context."""
 
-    def __init__(self, rlm: RLM_REPL, context: object, *, interactive: bool) -> None:
+    def __init__(self, rlm: RLM_REPL, context: object, *, interactive: bool, quiet: bool) -> None:
         self._rlm = rlm
         self._context = context
         self._interactive = interactive
+        self._quiet = quiet
         self._session: RLMSession = rlm.session(context)
 
     def follow(self, lines: Iterable[str]) -> int:
@@ -113,7 +114,7 @@ class _Chat:
 
         match wanted:
             case Question(text):
-                code = show_answer(self._session.ask(text), self._rlm)
+                code = show_answer(self._session.ask(text), self._rlm, quiet=self._quiet)
                 if self._interactive:
                     click.echo(err=True)
                 return code

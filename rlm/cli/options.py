@@ -186,5 +186,5 @@ _OPTIONS = (
     sandbox_option,
     cell_timeout_option,
     click.option("-v", "--verbose", count=True, help="Show whole cells and retries; -vv every call."),
-    click.option("--quiet", is_flag=True, help="Show no progress."),
+    click.option("--quiet", is_flag=True, help="Show no progress, only warnings."),
 )

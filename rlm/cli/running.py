@@ -241,8 +241,11 @@ def _amounts(amounts: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def show_answer(answer: Answer, rlm: RLM_REPL, *, as_json: bool = False) -> int:
-    """Print the answer on stdout, and on stderr why it is partial, if it is; gives the exit code."""
+def show_answer(answer: Answer, rlm: RLM_REPL, *, as_json: bool = False, quiet: bool = False) -> int:
+    """Print the answer on stdout, and on stderr why it is partial, if it is; gives the exit code.
+
+    Where nothing was shown before, because it was to be `quiet`, its warnings are told, too.
+    """
     code = 0 if answer.status == "ok" else PARTIAL
     context = click.get_current_context(silent=True)
     if context is not None and (state := context.find_object(State)) is not None:
@@ -250,6 +253,8 @@ def show_answer(answer: Answer, rlm: RLM_REPL, *, as_json: bool = False) -> int:
     if code:
         whole = "the answer is partial" if answer else "there is no partial answer"
         complain(f"stopped: {answer.limit or answer.status}; {whole}")
+    for warning in answer.warnings if quiet and not as_json else ():
+        complain(f"warning: {warning}")
     if as_json:
         click.echo(_as_json(answer, rlm))
     elif answer or not code:

@@ -10,7 +10,7 @@ import sys
 import time
 
 import pytest
-from openai_server import OpenAIServer
+from openai_server import OpenAIServer, failed
 
 RLM = [sys.executable, "-m", "rlm"]
 CELL = "```repl\nprint(len(context))\n```"
@@ -83,6 +83,19 @@ def test_quiet_means_nothing_on_stderr_and_json_is_one_object(folder, server):
     assert answer["usage"]["total_tokens"] == server.input_tokens + server.output_tokens
 
 
+@pytest.mark.parametrize("options", [[], ["--quiet"]])
+def test_prompts_that_failed_are_told_next_to_the_answer(folder, options):
+    def respond(request):
+        if request.prompt == "bad":
+            return failed(400, "no")
+        return "```repl\nFINAL(llm_batch(['good', 'bad'])[0])\n```" if request.number == 0 else "fine"
+
+    with OpenAIServer(respond) as server:
+        done = rlm("ask", "a.txt", "-q", "?", *options, "--base-url", server.base_url, folder=folder)
+    assert (done.returncode, done.stdout) == (0, b"fine\n")
+    assert b"warning: 1 of 2 prompts to sub-models failed: BadRequest (1)\n" in done.stderr
+
+
 def test_a_pipe_is_the_data(folder):
     done = rlm(
         "ask", "-q", "Which fee must a tenant pay who leaves early?", "--quiet", folder=folder,
@@ -134,8 +147,6 @@ def test_nobody_at_the_endpoint_is_code_5_at_once(folder):
 
 
 def test_an_unknown_model_is_code_5_and_lists_what_there_is(folder):
-    from openai_server import failed
-
     with OpenAIServer(
         lambda request: failed(404, "The model does not exist", code="model_not_found"),
         models=["llama", "qwen"],
