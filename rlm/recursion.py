@@ -38,12 +38,37 @@ if TYPE_CHECKING:
     from rlm.scheduler.scheduler import Tree
     from rlm.settings import RunSettings
 
-__all__ = ["HostCalls", "StartChild", "deadline_exceeded"]
+__all__ = ["NO_DEADLINE", "Deadline", "HostCalls", "StartChild"]
 
 StartChild: TypeAlias = Callable[[str, Any, str | None], Awaitable[Answer]]
 """Start a child run: question, context, root model or None for the run's own; gives its answer, whole or partial."""
 
 MOST_CONCURRENT = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class Deadline:
+    """When a run has to end, on the event loop's clock, and of how many `seconds` of wall clock that is the end."""
+
+    at: float = math.inf
+    seconds: float = math.inf
+
+    def within(self, seconds: float | None) -> Deadline:
+        """This deadline, or the one that comes after so many seconds from now, if that is sooner."""
+        at = math.inf if seconds is None else anyio.current_time() + seconds
+        return self if seconds is None or at >= self.at else Deadline(at, seconds)
+
+    def exceeded(self) -> DeadlineExceeded:
+        """The error of a run that did not end in time."""
+        return DeadlineExceeded(
+            f"the run took longer than {self.seconds:g} s",
+            name="seconds",
+            limit=self.seconds,
+            spent=self.seconds,
+        )
+
+
+NO_DEADLINE = Deadline()
 
 
 @dataclass(slots=True)
@@ -52,8 +77,7 @@ class HostCalls:
 
     A limit of the tree does not kill the cell: its call fails, as do all that follow, so that the cell can give
     what it has, and `reached` says which limit it was. `misconfigured` is the error of a sub-model that no call can
-    reach: its name, the key or the account is wrong, which is the user's to mend. `deadline` is when the run has to end, on the event loop's
-    clock.
+    reach: its name, the key or the account is wrong, which is the user's to mend.
     """
 
     settings: RunSettings
@@ -61,7 +85,7 @@ class HostCalls:
     run_id: str
     depth: int
     start_child: StartChild
-    deadline: float = math.inf
+    deadline: Deadline = NO_DEADLINE
     reached: LimitReached | None = None
     misconfigured: CallError | None = None
     plain_models: PlainModels = field(default_factory=PlainModels)
@@ -76,11 +100,11 @@ class HostCalls:
         """
         if self.reached is None:
             try:
-                with anyio.CancelScope(deadline=self.deadline):
+                with anyio.CancelScope(deadline=self.deadline.at):
                     value = await self._perform(host_call)
                     self._note(host_call, value)
                     return value
-                raise deadline_exceeded(self.settings.timeout_s)
+                raise self.deadline.exceeded()
             except LimitReached as limit:
                 self.reached = limit
             except CallError as error:
@@ -229,12 +253,6 @@ def _value_slot(reply: Reply | CallError) -> dict[str, Any]:
 
 def _mapped_slot(outcome: Mapped) -> dict[str, Any]:
     return {"error": outcome.reason, "kind": outcome.kind} if outcome.failed else {"value": outcome.value}
-
-
-def deadline_exceeded(seconds: float | None) -> DeadlineExceeded:
-    """The error of a run whose wall clock of `seconds` ran out."""
-    limit = seconds or 0.0
-    return DeadlineExceeded(f"the run took longer than {limit:g} s", name="seconds", limit=limit, spent=limit)
 
 
 def _whole(answer: Answer) -> Any:

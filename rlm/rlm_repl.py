@@ -82,6 +82,9 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         on_limit: a budget or the wall clock ends a completion with a "partial" answer, or it "raise"s
             `LimitReached`, which holds that answer in `.partial`.
         max_children: child runs with an open guest at once, at each depth.
+        child_models: root models of child runs, by depth, the last one for all below; by default, the parent's.
+        child_iterations: turns of a child run; by default `max_iterations`.
+        child_timeout_s: wall clock of each child run, in seconds; one that takes longer fails alone.
         sub_context_chars: how many characters of prompt a sub-model can take.
         cell_timeout_s: seconds of work a cell may take, by default 120; waiting for models does not count.
         sandbox: "auto" takes the best isolation this machine gives; "strict" refuses to start a guest that is not
@@ -114,6 +117,9 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         timeout_s: float | None = None,
         on_limit: Literal["partial", "raise"] = "partial",
         max_children: int = _DEFAULTS.max_children,
+        child_models: Sequence[str] = (),
+        child_iterations: int | None = None,
+        child_timeout_s: float | None = None,
         sub_context_chars: int = _DEFAULTS.sub_context_chars,
         cell_timeout_s: float | None = None,
         sandbox: SandboxSettings | Literal["auto", "strict"] = "auto",
@@ -135,6 +141,9 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             timeout_s=timeout_s,
             on_limit=on_limit,
             max_children=max_children,
+            child_models=() if only_model else _names("child_models", child_models),
+            child_iterations=child_iterations,
+            child_timeout_s=child_timeout_s,
             sub_context_chars=sub_context_chars,
             sandbox=_sandbox_settings(sandbox, cell_timeout_s),
             scheduler=_scheduler_settings(scheduler, max_concurrent, cache),
@@ -460,6 +469,12 @@ def _scheduler_settings(
                 f"{name}={value!r} and scheduler=: set it in the SchedulerSettings, or leave those out"
             )
     return scheduler
+
+
+def _names(name: str, values: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(values, str):
+        raise SettingsError(f"{name} is one str: give a list, such as {name}=[{values!r}]")
+    return tuple(values)
 
 
 def _sandbox_settings(

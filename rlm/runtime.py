@@ -6,7 +6,6 @@ child run is `complete` again, one level deeper, on the same tree.
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable
@@ -39,7 +38,7 @@ from rlm.events import (
     Warned,
 )
 from rlm.outcomes import Outcomes
-from rlm.recursion import HostCalls, deadline_exceeded
+from rlm.recursion import NO_DEADLINE, Deadline, HostCalls
 from rlm.values import Answer, AnswerStatus, Call, CellResult, Message, Reply
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ def new_run_id() -> str:
 class Run:
     """One run of a tree: where it stands in the tree, and what it works with.
 
-    `deadline` is when the tree has to end, on the event loop's clock. `child_places` holds, for each depth, how
+    `deadline` is when the run has to end; one above it may have set it. `child_places` holds, for each depth, how
     many guests of child runs may be open there: a parent only ever waits for the depth below its own, so this
     cannot deadlock.
     """
@@ -78,7 +77,7 @@ class Run:
     run_id: str
     parent_id: str = ""
     depth: int = 0
-    deadline: float = math.inf
+    deadline: Deadline = NO_DEADLINE
     warnings: list[str] = field(default_factory=list)
     outcomes: Outcomes = field(default_factory=Outcomes)
     child_places: dict[int, anyio.CapacityLimiter] = field(default_factory=dict)
@@ -136,7 +135,7 @@ class Run:
         try:
             conclusion = await conclude(self._with_deadline())
         except LimitReached as limit:
-            if self.depth:
+            if self.depth and not self._is_own(limit):
                 self._tell_failure(limit)
                 raise  # it is a limit of the whole tree, and the root's to report
             reached = limit
@@ -191,9 +190,9 @@ class Run:
         call = Call(
             model=self.settings.model, messages=messages, role="root", run_id=self.run_id, depth=self.depth
         )
-        with anyio.CancelScope(deadline=self.deadline):
+        with anyio.CancelScope(deadline=self.deadline.at):
             return await self.tree.complete(call)
-        raise deadline_exceeded(self.settings.timeout_s)
+        raise self.deadline.exceeded()
 
     def _host_calls(self) -> HostCalls:
         return HostCalls(
@@ -210,7 +209,7 @@ class Run:
         depth = self.depth + 1
         child = replace(
             self,
-            settings=replace(self.settings, model=model) if model else self.settings,
+            settings=self.settings.for_child(depth, model),
             run_id=new_run_id(),
             parent_id=self.run_id,
             depth=depth,
@@ -223,9 +222,13 @@ class Run:
                 raise HostCallRefused(f"the child run could not start: {error}") from error
 
     def _with_deadline(self) -> Run:
-        if self.depth or self.settings.timeout_s is None:
-            return self
-        return replace(self, deadline=anyio.current_time() + self.settings.timeout_s)
+        settings = self.settings
+        seconds = settings.child_timeout_s if self.depth else settings.timeout_s
+        return replace(self, deadline=self.deadline.within(seconds))
+
+    def _is_own(self, limit: LimitReached) -> bool:
+        """Whether it is this run's own wall clock that ran out, and not that of a run above it."""
+        return isinstance(limit, DeadlineExceeded) and anyio.current_time() < self.deadline.at
 
     def _tell_start(self, question: str, conversation: Conversation) -> None:
         budget = self.tree.ledger.budget
@@ -283,7 +286,7 @@ async def _converse(
     await guest.clear_answer()
     steps = conversation.ask(question, note=note)
     outcome: Reply | CellResult | None = None
-    with anyio.CancelScope(deadline=run.deadline + LAST_WORDS_S):
+    with anyio.CancelScope(deadline=run.deadline.at + LAST_WORDS_S):
         while True:
             try:
                 step = steps.send(outcome)
@@ -296,7 +299,7 @@ async def _converse(
                 if isinstance(limit.partial, CellResult):
                     conversation.keep_draft(limit.partial)
                 raise
-    raise deadline_exceeded(run.settings.timeout_s)
+    raise run.deadline.exceeded()
 
 
 def _status_of(limit: LimitReached) -> AnswerStatus:

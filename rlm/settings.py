@@ -7,7 +7,7 @@ one `SchedulerSettings` for the calls, so that a room is handed only what concer
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 from rlm.errors import SettingsError
@@ -149,6 +149,11 @@ class RunSettings:
         recursive_model: the sub-model, which the cells call.
         max_iterations: turns, that is, how often the root model may be asked.
         max_children: child runs with an open guest at once, at each depth of the tree.
+        child_models: root models of child runs, by depth: the first of those that the root run starts, the last
+            of all below it, too. Without any, a child run has the root model of its parent. A cell may name another.
+        child_iterations: turns of a child run, or None for as many as the root run has.
+        child_timeout_s: wall clock of each child run in seconds, or None. One that takes longer fails alone; its
+            own children are within its time.
         max_depth: levels of runs below which `rlm_query` is a plain call; 1 means that the root run has
             sub-calls but no child runs.
         timeout_s: wall clock of the whole run in seconds, or None.
@@ -163,6 +168,9 @@ class RunSettings:
     max_iterations: int = 20
     max_depth: int = 1
     max_children: int = 64
+    child_models: tuple[str, ...] = ()
+    child_iterations: int | None = None
+    child_timeout_s: float | None = None
     timeout_s: float | None = None
     on_limit: Literal["partial", "raise"] = "partial"
     sub_context_chars: int = 400_000
@@ -179,18 +187,31 @@ class RunSettings:
             "shown_output_chars",
         ):
             _require_count(name, getattr(self, name))
-        if self.timeout_s is not None:
-            _require_positive("timeout_s", self.timeout_s)
+        for name in ("timeout_s", "child_timeout_s"):
+            if getattr(self, name) is not None:
+                _require_positive(name, getattr(self, name))
+        if self.child_iterations is not None:
+            _require_count("child_iterations", self.child_iterations)
         if self.on_limit not in {"partial", "raise"}:
             raise SettingsError(f"on_limit={self.on_limit!r}: must be 'partial' or 'raise'")
         for name in ("model", "recursive_model"):
-            value: object = getattr(self, name)
-            if not isinstance(value, str):
-                raise SettingsError(
-                    f"{name} is a {type(value).__name__}: name a model, such as {name}='gpt-5-nano'"
-                )
-            if not value:
-                raise SettingsError(f"{name} is empty: name a model, such as {name}='gpt-5-nano'")
+            _require_model(name, getattr(self, name))
+        for index, model in enumerate(self.child_models):
+            _require_model(f"child_models[{index}]", model)
+
+    def for_child(self, depth: int, model: str | None = None) -> RunSettings:
+        """The settings of a child run at this depth, with the root model that its parent's cell named, if any."""
+        of_depth = self.child_models[:depth][-1] if self.child_models else self.model
+        return replace(
+            self, model=model or of_depth, max_iterations=self.child_iterations or self.max_iterations
+        )
+
+
+def _require_model(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise SettingsError(f"{name} is a {type(value).__name__}: name a model, such as {name}='gpt-5-nano'")
+    if not value:
+        raise SettingsError(f"{name} is empty: name a model, such as {name}='gpt-5-nano'")
 
 
 def _require_positive(name: str, value: object) -> None:

@@ -101,6 +101,75 @@ def test_children_of_children_get_their_guests_without_a_deadlock():
         assert rlm.completion("x", "q").value == [[0, 1, 2, 3]] * 4
 
 
+def test_each_depth_has_the_root_model_it_was_given_and_the_last_one_holds_below():
+    deeper = cell("FINAL(rlm_query('q', 'c'))")
+    client = ScriptedClient(root=by_depth(deeper, deeper, deeper, cell("FINAL(context)")))
+    with RLM_REPL("big", client=client, max_depth=4, child_models=["middle", "small"]) as rlm:
+        rlm.completion("x", "q")
+    assert [call.model for call in client.calls] == ["big", "middle", "small", "small"]
+
+
+def test_a_model_that_a_cell_names_for_a_child_run_comes_before_that_of_its_depth():
+    parent, child = cell("FINAL(rlm_query('q', 'c', model='chosen'))"), cell("FINAL(context)")
+    client = ScriptedClient(root=by_depth(parent, child))
+    with RLM_REPL(client=client, max_depth=2, child_models=["middle"]) as rlm:
+        rlm.completion("x", "q")
+    assert client.calls[-1].model == "chosen"
+
+
+def test_a_child_run_has_as_many_turns_as_children_may_have():
+    parent = cell("FINAL([bool(slot) for slot in rlm_batch(['q'])])")
+    client = ScriptedClient(root=by_depth(parent, cell("pass")))
+    with RLM_REPL(client=client, max_depth=2, max_iterations=5, child_iterations=3) as rlm:
+        assert rlm.completion("x", "q").value == [False]
+    assert [call.depth for call in client.calls] == [0, 1, 1, 1]
+
+
+def test_a_child_run_that_takes_too_long_fails_alone():
+    parent = cell("FINAL([slot or slot.error for slot in rlm_batch([('q', 'slow'), ('q', 'quick')])])")
+    child = cell("FINAL(llm_query('a') if context == 'slow' else context)")
+
+    async def slow(call):
+        import anyio
+
+        await anyio.sleep(60)
+
+    answer = complete(root=by_depth(parent, child), sub=slow, max_depth=2, child_timeout_s=1.0)
+    assert answer.status == "ok"
+    assert "longer than 1 s" in answer.value[0]
+    assert answer.value[1] == "quick"
+
+
+def test_children_of_a_child_run_are_within_its_time_and_it_fails_for_them():
+    parent = cell("FINAL([slot or slot.error for slot in rlm_batch([('q', 'slow'), ('q', 'quick')])])")
+    child = cell("answer['content'] = 'half'\nFINAL(rlm_query('q', 'd') if context == 'slow' else context)")
+
+    async def slow(call):
+        import anyio
+
+        await anyio.sleep(60)
+
+    roots = by_depth(parent, child, cell("llm_query('a')"))
+    answer = complete(root=roots, sub=slow, max_depth=3, child_timeout_s=1.5)
+    assert answer.status == "ok"
+    assert "longer than 1.5 s" in answer.value[0]
+    assert "half" in answer.value[0]
+    assert answer.value[1] == "quick"
+
+
+def test_the_wall_clock_of_the_whole_ends_child_runs_that_have_a_longer_one():
+    parent = cell("answer['content'] = 'so far'\nrlm_query('q', 'c')")
+
+    async def slow(call):
+        import anyio
+
+        await anyio.sleep(60)
+
+    roots = by_depth(parent, cell("llm_query('a')"))
+    answer = complete(root=roots, sub=slow, max_depth=2, timeout_s=1.0, child_timeout_s=50.0)
+    assert (answer, answer.status) == ("so far", "timeout")
+
+
 # --- Answers ----------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ COUNTS = [
     (SchedulerSettings, "max_concurrent"),
 ]
 DURATIONS = [(SandboxSettings, "cell_timeout_s"), (SandboxSettings, "start_timeout_s")]
+OPTIONAL = [(RunSettings, "child_timeout_s"), (RunSettings, "timeout_s"), (RunSettings, "child_iterations")]
 MODELS = [(RunSettings, "model"), (RunSettings, "recursive_model")]
 
 
@@ -59,3 +60,26 @@ def test_a_guest_that_could_never_start_is_refused():
 def test_the_wall_clock_is_a_number_above_0(value):
     with pytest.raises(SettingsError, match="timeout_s="):
         RunSettings(timeout_s=value)
+
+
+@pytest.mark.parametrize("value", [0, -1, True, "3"])
+@pytest.mark.parametrize(("kind", "name"), OPTIONAL)
+def test_a_limit_that_may_be_absent_is_above_0_where_it_is_there(kind, name, value):
+    with pytest.raises(SettingsError, match=f"{name}="):
+        kind(**{name: value})
+
+
+@pytest.mark.parametrize("models", [("",), ("gpt-5", None)])
+def test_the_models_of_child_runs_are_names(models):
+    with pytest.raises(SettingsError, match=r"child_models\["):
+        RunSettings(child_models=models)
+
+
+def test_the_settings_of_a_child_run_are_those_of_its_depth():
+    settings = RunSettings(
+        model="big", child_models=("middle", "small"), max_iterations=9, child_iterations=4
+    )
+    assert [settings.for_child(depth).model for depth in (1, 2, 3)] == ["middle", "small", "small"]
+    assert settings.for_child(1, "chosen").model == "chosen"
+    assert settings.for_child(1).max_iterations == 4
+    assert RunSettings(model="big").for_child(2) == RunSettings(model="big")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from rlm.bulk.counting import Count, count_rows, split_rows
 from rlm.bulk.report import Estimate, Progress, Report
 from rlm.bulk.rows import MappedRows, amap_rows, aretry_rows, map_rows, retry_rows
+from rlm.bulk.templates import escape
 
 __all__ = [
     "Count",
@@ -19,6 +20,7 @@ __all__ = [
     "amap_rows",
     "aretry_rows",
     "count_rows",
+    "escape",
     "map_rows",
     "retry_rows",
     "split_rows",

@@ -1,4 +1,7 @@
-"""Prompt templates: `Label {{text}} for {{tone}}`, with the fields of a row in double braces."""
+"""Prompt templates: `Label {{text}} for {{tone}}`, with the fields of a row in double braces.
+
+Braces in double quotes stand for themselves: `{{"{{"}}` is `{{`. `escape` writes any text so.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from rlm.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-__all__ = ["Template", "read_template"]
+__all__ = ["Template", "escape", "read_template"]
 
-_FIELD: Final = re.compile(r"\{\{\s*([^{}]+?)\s*\}\}")
+_PLACE: Final = re.compile(r'\{\{"(?P<braces>[{}]+)"\}\}|\{\{\s*(?P<field>[^{}]+?)\s*\}\}')
+_BRACES: Final = re.compile(r"[{}]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +56,23 @@ class Template:
     def render(self, content: Mapping[str, Any]) -> str:
         """The prompt about one row."""
         if not self.fields:
-            return f"{self.text}\n\n{_text(content)}"
-        return _FIELD.sub(lambda found: _text(content[found[1]]), self.text)
+            return f"{self._with_braces()}\n\n{_text(content)}"
+        return _PLACE.sub(lambda found: found["braces"] or _text(content[found["field"]]), self.text)
 
     @property
     def instruction(self) -> str:
         """What to do with each of several rows, each of which comes as JSON with the fields of the template."""
+        text = self._with_braces()
         if not self.fields:
-            return self.text
-        return f"{self.text}\n\nEach field in double braces stands for the item's field of that name."
+            return text
+        if text == self.text:
+            return f"{text}\n\nEach field in double braces stands for the item's field of that name."
+        names = " and ".join(f"{{{{{name}}}}} stands for the item's field {name!r}" for name in self.fields)
+        return f"{text}\n\n{names}; no other braces stand for anything."
+
+    def _with_braces(self) -> str:
+        """The text with its fields as they are, and the braces that stand for themselves."""
+        return _PLACE.sub(lambda found: found["braces"] or found[0], self.text)
 
 
 def read_template(text: str) -> Template:
@@ -71,10 +83,19 @@ def read_template(text: str) -> Template:
     """
     if not text.strip():
         raise InputError("the prompt is empty: write for example 'Label {{text}}'")
-    rest = _FIELD.sub("", text)
+    rest = _PLACE.sub(" ", text)
     if "{{" in rest or "}}" in rest:
-        raise InputError(f"the prompt {text!r} has double braces that hold no field: write {{{{field}}}}")
-    return Template(text, tuple(dict.fromkeys(_FIELD.findall(text))))
+        raise InputError(
+            f"the prompt {text!r} has double braces that hold no field: write {{{{field}}}}, or for braces as such "
+            '{{"{{"}}' + ' and {{"}}"}}'
+        )
+    fields = (found["field"] for found in _PLACE.finditer(text))
+    return Template(text, tuple(dict.fromkeys(field for field in fields if field)))
+
+
+def escape(text: str) -> str:
+    """The text as a piece of a template that stands for just this text, whatever stands before and after it."""
+    return _BRACES.sub(r'{{"\g<0>"}}', text)
 
 
 def _text(value: Any) -> str:

@@ -38,6 +38,7 @@ class RunOptions:
     max_iterations: int | None = None
     max_concurrent: int | None = None
     max_depth: int | None = None
+    child_model: tuple[str, ...] = ()
     timeout: float | None = None
     budget: float | None = None
     budget_tokens: int | None = None
@@ -148,6 +149,12 @@ _OPTIONS = (
     ),
     click.option(
         "--max-depth", type=_POSITIVE, metavar="N", help="Levels of child runs.  [default: 1, none]"
+    ),
+    click.option(
+        "--child-model",
+        multiple=True,
+        metavar="NAME",
+        help="The root model of child runs; repeated, of those one level further down.  [default: the root model]",
     ),
     click.option(
         "--timeout",

@@ -150,6 +150,7 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
             recursive_model=choice.recursive_model,
             max_iterations=options.max_iterations or defaults.max_iterations,
             max_depth=options.max_depth or defaults.max_depth,
+            child_models=options.child_model,
             max_concurrent=options.max_concurrent,
             timeout_s=options.timeout,
             budget=Budget(dollars=options.budget, tokens=options.budget_tokens, calls=options.budget_calls),

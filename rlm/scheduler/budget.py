@@ -23,7 +23,7 @@ from rlm.scheduler.line import Line
 from rlm.values import Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Hashable, Mapping
 
     from rlm.values import Call
 
@@ -64,6 +64,14 @@ class Budget:
     def limits_calls(self) -> bool:
         """Whether calls have to be reserved: there is a limit other than time."""
         return self.dollars is not None or self.tokens is not None or self.calls is not None
+
+    def within(self, other: Budget) -> Budget:
+        """The lower limit of both, for each of them."""
+        limits = {}
+        for name in ("dollars", "tokens", "calls", "seconds"):
+            set_limits = [limit for limit in (getattr(self, name), getattr(other, name)) if limit is not None]
+            limits[name] = min(set_limits, default=None)
+        return Budget(**limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +166,21 @@ class Ledger:
     of both never passes the budget, as long as the worst case is one. Where a request was cancelled, timed out or
     lost its connection, nobody knows whether it will be billed: its worst case stays set aside for good
     (`possibly_billed` in the summary), and is not counted as spent.
+
+    Several ledgers may lie within another one: what is reserved and spent in them is so in that one too, so they
+    share its budget, and each still knows its own share. When one of them has been refused by it, all are refused
+    from then on: those that share a budget stop together, and none starves the others with ever smaller requests.
+
+    Attributes:
+        budget: the most that may be spent, that of the ledger around it included.
     """
 
-    def __init__(self, budget: Budget | None = None) -> None:
-        self.budget = budget or Budget()
+    def __init__(self, budget: Budget | None = None, *, within: Ledger | None = None) -> None:
+        own = budget or Budget()
+        self.budget = own if within is None else own.within(within.budget)
+        self._within = within
+        self._deadline: float | None = None
+        self._refusal: BudgetExceeded | None = None
         self._total = Spent()
         self._by_model: dict[str, Spent] = {}
         self._by_depth: dict[int, Spent] = {}
@@ -191,24 +210,37 @@ class Ledger:
         """The same, per depth of the run tree."""
         return self._by_depth
 
-    async def reserve(self, call: Call, worst: Amount) -> Reservation:
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether nothing more is granted to the ledgers within this one."""
+        return self._refusal is not None
+
+    async def reserve(self, call: Call, worst: Amount, *, of: Ledger | None = None) -> Reservation:
         """Set the worst case of a request aside, waiting for those in flight to settle where it does not fit yet.
+
+        Args:
+            call: the request.
+            worst: the most it can cost.
+            of: the ledger within this one that asks, if one does; they take turns.
 
         Raises:
             BudgetExceeded: it cannot fit, however little those in flight will cost.
         """
         if not self.budget.limits_calls:
-            return Reservation(call, Amount())
-        await self._line.enter(None)
-        try:
-            while self._exceeds(self._settled + self._set_aside + self._reserved + worst):
-                self._refuse_impossible(call, worst)
-                self._freed = anyio.Event()
-                await self._freed.wait()
-        finally:
-            self._line.leave()
+            worst = Amount()
+        elif of is None:
+            await self._until_it_fits(call, worst, group=None)
+        else:
+            await self._until_it_fits_all(call, worst, of)
         self._reserved += worst
-        return Reservation(call, worst)
+        reservation = Reservation(call, worst)
+        if self._within is not None:
+            try:
+                await self._within.reserve(call, worst, of=self)
+            except BaseException:
+                self._free(reservation)
+                raise
+        return reservation
 
     def settle(
         self, reservation: Reservation, usage: Usage | None, cost_usd: float | None, latency_s: float = 0.0
@@ -219,16 +251,30 @@ class Ledger:
             for spent in self._accounts(reservation.call):
                 spent.add(usage, cost_usd, latency_s)
         self._free(reservation)
+        if self._within is not None:
+            self._within.settle(reservation, usage, cost_usd, latency_s)
 
     def settle_unknown(self, reservation: Reservation) -> None:
         """A request ended and nobody knows what it cost."""
         self._set_aside += reservation.worst
         self._free(reservation)
+        if self._within is not None:
+            self._within.settle_unknown(reservation)
 
     def note_stored(self, call: Call) -> None:
         """A reply came from the cache."""
         for spent in self._accounts(call):
             spent.stored += 1
+        if self._within is not None:
+            self._within.note_stored(call)
+
+    def deadline(self, now: float) -> float:
+        """When its time is up; the first to ask starts its clock."""
+        if self._deadline is None:
+            seconds = self.budget.seconds
+            around = math.inf if self._within is None else self._within.deadline(now)
+            self._deadline = min(around, math.inf if seconds is None else now + seconds)
+        return self._deadline
 
     def absorb(self, other: Ledger) -> None:
         """Add what another tree has spent, for the sum over all trees of an owner."""
@@ -263,6 +309,28 @@ class Ledger:
             by_depth = self._by_depth[call.depth] = Spent()
         return self._total, by_model, by_depth
 
+    async def _until_it_fits(self, call: Call, worst: Amount, group: Hashable) -> None:
+        await self._line.enter(group)
+        try:
+            while self._exceeds(self._settled + self._set_aside + self._reserved + worst):
+                self._refuse_impossible(call, worst)
+                self._freed = anyio.Event()
+                await self._freed.wait()
+        finally:
+            self._line.leave()
+
+    async def _until_it_fits_all(self, call: Call, worst: Amount, of: Ledger) -> None:
+        """The same for a ledger within this one; the first refusal is for all of them."""
+        try:
+            await self._until_it_fits(call, worst, group=of)
+        except BudgetExceeded as refusal:
+            self._refusal = self._refusal or refusal
+            raise
+        if (refusal := self._refusal) is not None:
+            raise BudgetExceeded(
+                str(refusal), name=refusal.name, limit=refusal.limit, spent=refusal.spent
+            ) from refusal
+
     def _free(self, reservation: Reservation) -> None:
         self._reserved -= reservation.worst
         if self._freed is not None:
@@ -280,11 +348,7 @@ class Ledger:
             "calls": (self.budget.calls, gone.calls, worst.calls),
         }[name]
         raise BudgetExceeded(
-            f"the budget of {limit:g} {name} is used up: {spent:g} are gone, and the next call to {call.model} "
-            f"could take {needed:g}",
-            name=name,
-            limit=limit or 0,
-            spent=spent,
+            _why(name, limit or 0, spent, needed, call), name=name, limit=limit or 0, spent=spent
         )
 
     def _exceeds(self, amount: Amount) -> str:
@@ -296,6 +360,32 @@ class Ledger:
         if budget.calls is not None and amount.calls > budget.calls:
             return "calls"
         return ""
+
+
+def _why(name: str, limit: float, spent: float, needed: float, call: Call) -> str:
+    """Why the next call cannot be made, and where the budget never sufficed for it, what to set."""
+    budget = f"the budget of {_in_words(limit, name)}"
+    if name == "calls":
+        return f"{budget} is used up"
+    could = f"could take {_in_words(needed, name)}"
+    cap = call.max_output_tokens
+    if cap:
+        could += f" (its output is capped at {cap:,} tokens)"
+    if needed <= limit:
+        return f"{budget} is too far gone: {_in_words(spent, name)} are used, and the next call to {call.model} {could}"
+    option = {"tokens": "--budget-tokens", "dollars": "--budget"}[name]
+    return (
+        f"{budget} is too small for a single call to {call.model}, which {could}: allow more than that "
+        f"({option}, Budget({name}=…)), or cap the output lower (SchedulerSettings(default_max_output_tokens=…))"
+    )
+
+
+def _in_words(amount: float, name: str) -> str:
+    if name != "dollars":
+        return f"{amount:,.0f} {name.removesuffix('s') if amount == 1 else name}"
+    whole, _, decimals = f"{amount:,.8f}".partition(".")
+    shown = decimals[:2] if amount >= 1 else decimals.rstrip("0").ljust(2, "0")
+    return f"${whole}.{shown}"
 
 
 def surely_unbilled(error: BaseException) -> bool:

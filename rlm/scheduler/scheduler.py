@@ -98,6 +98,7 @@ class Scheduler:
         emit: Emit = ignore,
         models: Sequence[str] = (),
         stream: bool = False,
+        within: Ledger | None = None,
     ) -> Tree:
         """The calls of one run and its children, with a ledger of their own.
 
@@ -107,11 +108,12 @@ class Scheduler:
             emit: is told what happens.
             models: models the tree will use, where they are known.
             stream: tell the root models' replies as they are written (`CallWrote`), where the client can.
+            within: a ledger that several trees spend from.
 
         Raises:
             SettingsError: there is a budget in dollars and one of the models has no known price.
         """
-        ledger = Ledger(budget)
+        ledger = Ledger(budget, within=within)
         for model in models:
             self.endpoint.require_price(model, ledger.budget)
         return Tree(self, run_id=run_id, ledger=ledger, emit=emit, stream=stream)
@@ -144,7 +146,6 @@ class Tree:
         self._retries = Retries(scheduler.settings)
         self._call_numbers = count(1)
         self._batch_numbers = count(1)
-        self._deadline: float | None = None
         self._cache_problem_told = False
 
     async def complete(self, call: Call) -> Reply:
@@ -235,10 +236,9 @@ class Tree:
         if seconds is None:
             return await self._cached(question)
         now = anyio.current_time()
-        if self._deadline is None:
-            self._deadline = now + seconds
-        if now < self._deadline:
-            with anyio.CancelScope(deadline=self._deadline):
+        deadline = self.ledger.deadline(now)
+        if now < deadline:
+            with anyio.CancelScope(deadline=deadline):
                 return await self._cached(question)
         raise DeadlineExceeded(
             f"the run's {seconds:g} seconds are over", name="seconds", limit=seconds, spent=seconds

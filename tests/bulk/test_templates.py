@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from rlm.bulk.templates import read_template
+from rlm.bulk.templates import escape, read_template
 from rlm.errors import InputError
 
 
@@ -41,3 +43,30 @@ def test_a_missing_field_is_named():
         template.content({"txt": 1})
     with pytest.raises(InputError, match=r"asks for \{\{text\}\}, and in.csv has the fields 'txt'"):
         template.check(["txt"], "in.csv")
+
+
+BRACES = st.text(alphabet='{}" ab', max_size=12)
+
+
+@given(before=BRACES, after=BRACES, value=BRACES)
+def test_an_escaped_text_stands_for_itself_wherever_it_stands(before, after, value):
+    template = read_template(f"{escape(before)}{escape(after)}{{{{a}}}}{escape(before)}{{{escape(after)}}}.")
+    assert template.fields == ("a",)
+    assert template.render({"a": value}) == f"{before}{after}{value}{before}{{{after}}}."
+
+
+@given(st.text())
+def test_any_text_can_be_escaped(text):
+    assert read_template(f"{escape(text)}:{{{{a}}}}").render({"a": 1}) == f"{text}:1"
+
+
+def test_braces_in_quotes_are_braces_and_the_model_is_told_which_are_fields():
+    template = read_template('Fill {{"{{"}}name{{"}}"}} into {{letter}}')
+    assert template.render({"letter": "x"}) == "Fill {{name}} into x"
+    assert template.instruction.startswith("Fill {{name}} into {{letter}}\n\n{{letter}} stands for")
+    assert read_template(escape('{"a": {"b": 1}}')).fields == ()
+
+
+def test_who_forgets_to_escape_is_told_how():
+    with pytest.raises(InputError, match=r'for braces as such \{\{"\{\{"\}\}'):
+        read_template("Fill {{name} into {{letter}}")
