@@ -82,12 +82,16 @@ def test_a_budget_in_calls_ends_the_run_with_its_draft_and_code_3(ask, server):
 
 
 @pytest.mark.parametrize(
-    "limit", [("--budget", "0.000001", "--price", "made-up=1,1"), ("--budget-tokens", "10")]
+    ("limit", "could"),
+    [(("--budget", "0.000001", "--price", "made-up=1,1"), "$0.0"), (("--budget-tokens", "10"), "1")],
 )
-def test_a_budget_that_is_too_small_for_one_call_makes_none(ask, server, limit):
+def test_a_budget_that_is_too_small_for_one_call_says_what_one_could_take(ask, server, limit, could):
     done = ask(*limit, "--quiet")
     assert (done.returncode, done.stdout, server.requests) == (3, b"", 0)
-    assert "there is no partial answer" in complaint(done)
+    said = complaint(done)
+    assert "there is no partial answer" in said
+    assert f"too small for a single call to made-up, which could take {could}" in said
+    assert f"allow more than that ({limit[0]}, " in said
 
 
 def test_a_budget_in_dollars_tells_what_is_spent_of_it(ask):

@@ -147,7 +147,7 @@ def test_a_budget_that_is_used_up_says_what_is_gone(virtual_time):
     assert isinstance(error, BudgetExceeded)
     assert (error.name, error.limit) == ("dollars", 0.001)
     assert error.spent == pytest.approx(ledger.cost_usd)
-    assert "the budget of 0.001 dollars" in str(error)
+    assert "the budget of $0.001 is too far gone: $0.000848 are used, and the next call to m" in str(error)
 
 
 def test_calls_in_flight_are_finished_when_the_budget_ends_a_batch(virtual_time):
