@@ -74,9 +74,9 @@ def rank(question: str, weights: Mapping[str, float], passage: str) -> list[Quot
         here = sum(weights[word] * share for word, share in shares[index].items())
         covers = (here + _NEIGHBOUR * sum(weights[word] for word in near)) / total
         quote = passage[start:end]
-        bonus = _BONUS * bool(cue and cue.search(quote)) + _BONUS * (
-            is_definition and _opens_with(quote, terms)
-        )
+        bonus = _BONUS * bool(cue and cue.search(quote))
+        if is_definition:
+            bonus += 2 * _BONUS * _names(quote, terms) or _BONUS * _opens_with(quote, terms)
         penalty = min(_BONUS, len(quote) / 4_000) + 2 * _BONUS * (_is_table(quote) or _is_heading(quote))
         quotes.append(Quote(start, end, (*shares[index], *near), covers, covers + bonus - penalty))
     return sorted(quotes, key=lambda quote: -quote.rank)
@@ -167,6 +167,15 @@ def _opens_with(quote: str, terms: Sequence[KeyTerm]) -> bool:
     return opening is not None and any(lowered(opening[1]) == lowered(term.word) for term in terms)
 
 
+def _names(quote: str, terms: Sequence[KeyTerm]) -> bool:
+    """Whether a sentence gives one of the terms its meaning, as contracts do: `Ms Novak ("the Tenant")`."""
+    return any(
+        lowered(named[1] or named[2]) == lowered(term.word)
+        for named in _NAMED.finditer(quote)
+        for term in terms
+    )
+
+
 def _is_table(quote: str) -> bool:
     return len(_WIDE_GAP.findall(quote)) * 6 > len(quote.split())
 
@@ -204,8 +213,11 @@ _QUESTION_LABEL = re.compile(
 )
 
 _DEFINES = re.compile(
-    r"\b(?:what (?:is|are|was|were|does|do|did|happens?)|define|definition|meaning|was ist|qu.est-ce)\b",
+    r"\b(?:what (?:is|are|was|were|does|do|did|happens?)|who (?:is|are)|define|definition|meaning|was ist|qu.est-ce)\b",
     re.IGNORECASE,
+)
+_NAMED = re.compile(
+    r"\((?:[^()\"“]{0,40}[\s])?[\"“](?:the\s+)?(\w+)[\"”]\)|[\"“](\w+)[\"”]\s+means\b", re.IGNORECASE
 )
 _OPENING = re.compile(r"[\W_]*(?:(?:the|a|an)\s+)?[\W_]*(\w+)", re.IGNORECASE)
 _WIDE_GAP = re.compile(r"\S[ \t]{2,}\S")

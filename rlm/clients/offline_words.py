@@ -41,8 +41,9 @@ def key_terms(question: str) -> list[KeyTerm]:
     Where all are small words (`Who is it?`) those are returned, because something has to be searched for.
     """
     words = list(_words(question))
+    small_words = _small_words(question)
     quoted = {word.lower() for words_quoted in _QUOTED.findall(question) for word in words_quoted.split()}
-    terms = [term for term in words if term.word.lower() not in _SMALL_WORDS - quoted]
+    terms = [term for term in words if term.word.lower() not in small_words - quoted]
     seen: dict[str, KeyTerm] = {}
     for term in terms or words:
         if term.stem not in seen or seen[term.stem].is_kind:
@@ -71,8 +72,10 @@ def stem_of(word: str) -> str:
             return word.removesuffix(ending) + "y"
     for ending in _STRIPPED:
         rest = word.removesuffix(ending)
-        if rest != word and len(rest) >= _SHORT_STEM:
-            return rest[:-1] if rest[-1] == rest[-2] and rest[-1] not in "aeiouls" else rest
+        keeps_its_y = rest[-1:] == "y" and rest[-2:-1] not in "aeiou" and ending not in _AFTER_Y  # goodbyes
+        if rest != word and len(rest) >= _SHORT_STEM and not keeps_its_y:
+            doubled = ending in _DOUBLING and rest[-1] == rest[-2] and rest[-1] not in "aeiouls"
+            return rest[:-1] if doubled else rest
     return word
 
 
@@ -103,12 +106,17 @@ def sentence_spans(text: str) -> list[tuple[int, int]]:
 _SHORT_STEM = 4
 _LONG_STEM = 4
 _STRIPPED = ("ing", "ed", "es", "ly", "s", "e")
+_DOUBLING = ("ing", "ed")
+_AFTER_Y = ("ing", "s")
 _HAS_WORD = re.compile(r"\w")
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
 _ASKING = re.compile("[哪谁何吗呢几么啥]|多少|什么|怎|誰|嗎|幾")
 _UNSPACED = re.compile("[\u2e80-\ud7ff\uf900-\ufaff]+")
 _QUOTED = re.compile(r"[\"“„«`]([^\"”“»`]+)[\"”“»`]")
-_KIND = re.compile(r"\b(?:which|what|how|welche[rs]?|quel(?:le)?s?)\s+(?P<kind>\w+)", re.IGNORECASE)
+_KIND = re.compile(
+    r"\b(?:which|what|how|welche[mnrs]?|quel(?:le)?s?|qué|cuál|quale|qual|welke?)\s+(?P<kind>\w+)",
+    re.IGNORECASE,
+)
 _BORDER = re.compile(
     r"(?<=[.!?…])[\"”’')\]]*(?P<border>\s+)(?=[\"“‘'(\[]*[^\Wa-z_])"  # a full stop, then a capital or a digit
     r"|(?<=[。！？])(?P<stop>)"
@@ -117,24 +125,64 @@ _BORDER = re.compile(
     r"|(?P<ruler>\n(?=[*=~^#-]{3,})|(?<=[*=~-]{4})\n)"
 )
 _LONGEST_SENTENCE = 600
-_SMALL_WORDS = frozenset(
-    """
-    a about above after again all also am an and any are aren't as at be because been before being below between
-    both but by can cannot could did do does doing done down during each either else every few for from further get
-    gets give given gives had has have having he her here hers him his how i if in into is isn't it its itself just
-    let like made make makes many may me might more most much must my no nor not of off often on once one only or
-    other our out over own please say says said shall she should so some such tell text than that the their them then
-    there these they this those through thus to too under until up upon us use used uses using very was we were what
-    when where whether which while who whom whose why will with within without would yes you your
-    answer context contain contains document find happen happened happens kind mention mentioned mentions name named
-    names occur occurs appear appears passage question quote show sort come came take took
-    der die das den dem des ein eine einen einem einer und oder ist sind war waren wird werden wurde wie was wer wo
-    wann warum wem wen welche welcher welches im in an am auf aus bei mit nach von vor zu zum zur für über nicht auch
-    es er sie ich wir ihr hat haben hatte
-    le la les un une des du de et ou est sont était qui que quoi quel quelle quels quelles où quand comment pourquoi
-    combien dans en sur par pour avec sans ne pas il elle ils elles ce cette ces son sa ses au aux été a-t-il a-t-elle est-ce
-    """.split()  # noqa: SIM905 - words read better as text
-)
+_SMALL_WORDS = {
+    language: frozenset(words.split())
+    for language, words in {
+        "English": """
+            a about above according after again all also am an and any anybody anyone anything are aren't as at be
+            because been before being below between both but by can can't cannot could couldn't did didn't do does
+            doesn't doing don't done down during each either else ever every everybody everyone everything few for
+            from further get gets give given gives had has hasn't have haven't having he her here hers him his how i
+            if in into is isn't it it's its itself just let like made make makes many may me might more most much
+            must my need needed needs no nobody nor not nothing of off often on once one only or other our out over
+            own per please said say says shall she should shouldn't since so some somebody someone something such
+            tell than that that's the their them then there there's these they this those through thus to too under
+            until up upon us use used uses using very was wasn't we were weren't what what's when where where's
+            whether which while who who's whom whose why will with within without won't would wouldn't yes you your
+            answer came come context contain contains document find happen happened happens kind mention mentioned
+            mentions name named names occur occurs appear appears passage question quote show sort took take
+        """,
+        "German": """
+            aber alle als am an auch auf aus bei bis das dass dem den der des die dies diese dieser durch ein eine
+            einem einen einer eines er es für gegen gibt hat hatte hatten habe haben ich ihr im in ist kann keine
+            man mit muss nach nicht noch nur ob oder ohne sein seine sich sie sind soll über um und uns unter vom
+            von vor wann war waren warum was wem wen wer werden wessen wie wieviel wieviele viele viel wir wird wo
+            wurde wurden welche welchem welchen welcher welches zu zum zur zwischen
+        """,
+        "French": """
+            a à a-t-elle a-t-il au aux avec ce ces cette combien comment dans de des du elle elles en est est-ce et
+            été étaient était il ils je la le les leur mais ne nous on ou où par pas pour pourquoi quand que quel
+            quelle quelles quels qui quoi sa sans se sera ses son sont sur un une vous y
+        """,
+        "Spanish": """
+            a al como cómo con cuál cuáles cuándo cuánta cuántas cuánto cuántos de del dónde el ella en entre era es
+            esta este está fue fueron ha hay la las le lo los más no o para pero por qué que quién quiénes se sin
+            sobre son su sus un una y
+        """,
+        "Italian": """
+            a al alla che chi ci come con cosa cui da dal dalla dei del della delle di dove è e era gli ha hanno i il
+            in la le lo ma nel nella non o per perché più quale quali quando quanta quante quanti quanto se si sono
+            stato su sul sulla tra un una uno
+        """,
+        "Portuguese": """
+            a ao aos as com como da das de do dos e ela ele em entre era é foi foram há mas na não nas no nos o onde
+            os ou para pela pelo por porque qual quais quando quanta quantas quanto quantos que quem se sem seu são
+            sobre sua um uma
+        """,
+        "Dutch": """
+            aan als bij dat de deze die door een en er heeft hebben het hij hoe hoeveel hun in is kan maar met naar
+            niet of om onder ook op over te tot uit van voor waar waarom wanneer waren wat welk welke werd wie
+            worden wordt zij zijn
+        """,
+    }.items()
+}
+"""The words that hold a question together, by language: `die` and `war` say little in one and much in another."""
+
+
+def _small_words(question: str) -> frozenset[str]:
+    """Those of the question's language: the one that has most of its words; English where that is not clear."""
+    words = [word.lower() for word in _WORD.findall(question)]
+    return max(_SMALL_WORDS.values(), key=lambda small: sum(word in small for word in words))
 
 
 def _words(question: str) -> Iterator[KeyTerm]:

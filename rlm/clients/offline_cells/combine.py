@@ -22,7 +22,10 @@ import re
 
 # A line of a reply reads `[120:187] has ark, mountain; covers 0.83, rank 0.91`.
 LINE = re.compile(r"^\[(\d+):(\d+)\] has (.+); covers ([\d.]+), rank ([\d.]+)$", re.MULTILINE)
+unused = sorted(missing, key=lambda word: word in KINDS)  # “long” of “how long” says the least
+wanted = {word for word in TERMS if word not in KINDS and word not in missing}
 quotes: dict[str, tuple[bool, float, str]] = {}
+near = set()  # quotes with every word of the question that the text uses at all
 for i, reply in zip(chosen, replies, strict=True):
     where = pieces[i][0]
     for start, end, has, covers, rank in LINE.findall(reply):
@@ -32,6 +35,8 @@ for i, reply in zip(chosen, replies, strict=True):
         is_backed = len(words) >= min(2, len(TERMS) - len(KINDS)) or any(
             frequency[word] <= 2 for word in words
         )
+        if len(wanted) > 1 and wanted <= set(words):
+            near.add(quote)
         fits = float(covers) >= 0.6 and is_backed
         quotes.setdefault(quote, (fits, float(rank), f"{where}[{start}:{end}]"))
 
@@ -43,17 +48,21 @@ if shown:
 else:
     shown = [(quote, source) for quote, (_, _, source) in best[:2]]
     reason = "no passage has enough of the question's words together" if pieces else "there is no text"
-    if missing:
-        reason = "the text never uses " + ", ".join(f"“{word}”" for word in missing[:10])
+    if unused:
+        reason = "the text never uses " + ", ".join(f"“{word}”" for word in unused[:10])
     if 0 < failed == len(replies):
         reason = "nothing could be read"
     lines = [f"NOT FOUND: {reason}."]
-    lines += ["The nearest passages, which may have nothing to do with it:"] if shown else []
+    nearest = "The nearest passages, which may have nothing to do with it:"
+    if unused and any(quote in near for quote, _ in shown):
+        nearest = "These passages have all the other words, and may answer it in other words:"
+    lines += [nearest] if shown else []
 
 lines += [f"\n“{quote}”\n— {source}" for quote, source in shown]
 if missing and not lines[0].startswith("NOT FOUND"):
     lines.append("\nThe text never uses: " + ", ".join(missing[:10]) + ".")
 if failed:
     lines.append(f"\n{failed} of {len(replies)} sub-calls failed, so something may have been missed.")
-lines.append(f"\nNo language model was used: {len(pieces):,} pieces searched, {len(chosen)} read, by rules.")
+searched = f"{len(pieces):,} piece{'s' * (len(pieces) != 1)}"
+lines.append(f"\nNo language model was used: {searched} searched, {len(chosen)} read, by rules.")
 FINAL("\n".join(lines) + f" {CAVEAT}".rstrip())
