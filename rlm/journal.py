@@ -11,16 +11,19 @@ What is safe when: `append` returns when the operating system has the record, so
 `kill -9` included. It survives a power failure once `sync` has returned. A line that was torn in the middle is
 dropped by the next reader or writer; as the last one only: anything else in a journal that is no record is an error.
 
-One process writes at a time, which a lock on the file itself sees to; it goes with the process that holds it. The
-file is readable by its owner alone. A key of a provider is never part of a record: records are built of rows,
-answers and settings, none of which holds one.
+One journal writes at a time, which a lock on the file itself sees to; the lock goes with the process that holds it,
+or with the `Journal`, where that is dropped. A forked child does not inherit it: there, it is closed. The file is
+readable by its owner alone. A key of a provider is never part of a record: records are built of rows, answers,
+settings and events, none of which holds one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -38,6 +41,8 @@ TAIL_BYTES: Final = 1 << 16
 LOCKED_BYTE: Final = 0x7FFF_FFFF
 """Windows locks ranges of bytes, also against reading: one that no journal reaches is taken."""
 
+_open_here: weakref.WeakSet[Journal] = weakref.WeakSet()
+
 
 class Journal:
     """A journal that is open for writing; a context manager. Made by `Journal.open`.
@@ -52,14 +57,16 @@ class Journal:
         self.torn_bytes = torn_bytes
         self._descriptor = descriptor
         self._size = size
-        self._closed = False
+        self._let_go = weakref.finalize(self, os.close, descriptor)
+        self._let_go.atexit = False  # until its very end, the process may have something to add
+        _open_here.add(self)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, kind: str) -> Journal:
         """Open a journal of this kind for appending, or begin one.
 
         Raises:
-            JournalLocked: another process has it open for writing.
+            JournalLocked: it is open for writing elsewhere.
             JournalError: it cannot be opened, is no journal of this kind, or is of a newer version.
         """
         path = Path(path)
@@ -68,6 +75,7 @@ class Journal:
         except OSError as error:
             raise JournalError(f"the journal {path} cannot be opened: {error.strerror}") from error
         try:
+            _require_file(descriptor, path)
             _lock(descriptor, path)
             size = os.fstat(descriptor).st_size
             whole = _whole_bytes(descriptor, size)
@@ -77,12 +85,16 @@ class Journal:
             if whole < size:
                 os.ftruncate(descriptor, whole)
             os.lseek(descriptor, whole, os.SEEK_SET)
-            journal = cls(path, descriptor, whole, size - whole)
-            if not whole:
-                journal._write({"journal": kind, "v": VERSION})
         except BaseException:
             os.close(descriptor)
             raise
+        journal = cls(path, descriptor, whole, size - whole)
+        if not whole:
+            try:
+                journal._write({"journal": kind, "v": VERSION})
+            except BaseException:
+                journal.close()
+                raise
         return journal
 
     @property
@@ -111,9 +123,7 @@ class Journal:
 
     def close(self) -> None:
         """Let others write. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            os.close(self._descriptor)
+        self._let_go()
 
     def __enter__(self) -> Self:
         return self
@@ -124,7 +134,7 @@ class Journal:
         self.close()
 
     def _write(self, record: Mapping[str, Any]) -> int:
-        if self._closed:
+        if not self._let_go.alive:
             raise JournalError(f"the journal {self.path} is closed")
         offset = self._size
         data = _encoded(record)
@@ -254,6 +264,11 @@ def _read_line(descriptor: int, start: int) -> bytes:
     return line.partition(b"\n")[0]
 
 
+def _require_file(descriptor: int, path: Path) -> None:
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        raise JournalError(f"{path} is no file that a journal can be kept in")
+
+
 def _lock(descriptor: int, path: Path) -> None:
     try:
         if sys.platform == "win32":
@@ -267,5 +282,16 @@ def _lock(descriptor: int, path: Path) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise JournalLocked(
-            f"another process is writing to the journal {path}: wait until it has ended, or end it"
+            f"another process, or something else in this one, is writing to the journal {path}: wait until it has "
+            "ended, or close it"
         ) from error
+
+
+def _leave_to_parent() -> None:
+    """In a forked child, which would hold the parent's lock for as long as it lives."""
+    for journal in list(_open_here):
+        journal.close()
+
+
+if sys.platform != "win32":
+    os.register_at_fork(after_in_child=_leave_to_parent)
