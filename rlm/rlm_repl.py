@@ -13,6 +13,8 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import time
+import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence, Sized
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -291,11 +293,14 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
 
     async def _complete(self, context: Any, query: str | None, listener: Emit = ignore) -> Answer:
         with self._new_run(listener) as run:
+            if doubt := await _doubt(context):
+                run.emit(Warned(run_id=run.run_id, depth=0, at=time.time(), message=doubt))
             context = await _load(context)
             return await run.complete(query or prompts.DEFAULT_QUESTION, context)
 
     async def _open_session(self, context: Any) -> RLMSession:
         with self._in_this_process().work.under_way():
+            await _doubt(context)
             context = await _load(context)
         return await self._open_bare_session(context)
 
@@ -519,6 +524,14 @@ def _openai_client(model: str, api_key: str | None, base_url: str | None) -> Cli
     client = AsyncOpenAIClient(model, api_key=api_key, base_url=base_url)
     warm_up()
     return client
+
+
+async def _doubt(context: Any) -> str:
+    """What looks like a mistake about the context, as a Python warning, too: `print(answer)` shows none of its own."""
+    doubt = await anyio.to_thread.run_sync(sources.name_of_a_file, context)
+    if doubt:
+        warnings.warn(doubt, stacklevel=2)
+    return doubt
 
 
 async def _load(context: Any) -> Any:

@@ -15,7 +15,7 @@ from rlm.errors import ContextError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["decode", "load", "read_files", "read_text"]
+__all__ = ["decode", "load", "name_of_a_file", "read_files", "read_text"]
 
 _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
@@ -25,6 +25,7 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 
+_LONGEST_PATH = 1_000
 
 _OTHER_FORMATS = (
     (b"%PDF-", "a PDF", "pdftotext"),
@@ -46,6 +47,17 @@ def load(context: Any) -> Any:
     if isinstance(context, (list, tuple)) and context and all(isinstance(item, Path) for item in context):
         return read_files(context)
     return context
+
+
+def name_of_a_file(context: Any) -> str:
+    """What to say of a context that is only the name of a file, or a list of such names; '' of any other."""
+    names = context if isinstance(context, (list, tuple)) else [context]
+    if not names or not all(map(_names_a_file, names)):
+        return ""
+    paths = f"pathlib.Path({names[0]!r})"
+    if names is context:
+        return f"the context is {len(names):,} names of files, and not what is in them: pass [{paths}, …] to read them"
+    return f"the context is the text {context!r}, and not what is in the file of that name: pass {paths} to read it"
 
 
 def read_files(paths: Sequence[Path], encoding: str | None = None) -> str | dict[str, str]:
@@ -92,6 +104,15 @@ def decode(data: bytes, name: str, encoding: str | None = None) -> str:
     if "\0" in text[:8_192]:
         raise ContextError(f"{name}: looks like a binary file (it holds NUL); turn it into text first")
     return text
+
+
+def _names_a_file(name: object) -> bool:
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_PATH:
+        return False
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # no name that a file could have
+        return False
 
 
 def _marked_encoding(data: bytes) -> str | None:

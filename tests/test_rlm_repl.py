@@ -417,3 +417,16 @@ def test_no_thread_is_left_after_close():
     for thread in left:
         thread.join(timeout=10)  # anyio's idle workers end a moment after their loop
     assert not any(thread.is_alive() for thread in left)
+
+
+def test_the_name_of_a_file_instead_of_the_file_is_told(tmp_path, monkeypatch):
+    (tmp_path / "contract.txt").write_text("the contract")
+    monkeypatch.chdir(tmp_path)
+    with RLM_REPL(client=ScriptedClient(lambda call: "FINAL(done)")) as rlm:
+        with pytest.warns(UserWarning, match="is the text 'contract.txt'"):
+            answer = rlm.completion("contract.txt", "Who may terminate?")
+        (warning,) = answer.warnings
+        assert warning.endswith("pass pathlib.Path('contract.txt') to read it")
+        with pytest.warns(UserWarning, match="is the text 'contract.txt'"):
+            rlm.session("contract.txt").close()
+        assert rlm.completion(tmp_path / "contract.txt", "Who may terminate?").warnings == ()

@@ -81,3 +81,18 @@ def test_a_path_may_be_relative(file, monkeypatch):
     path = file(b"x")
     monkeypatch.chdir(path.parent)
     assert sources.load(Path("a.txt")) == "x"
+
+
+def test_the_name_of_a_file_is_text_that_looks_like_a_mistake(file, monkeypatch):
+    monkeypatch.chdir(file(b"1", "contract.txt").parent)
+    assert "pass pathlib.Path('contract.txt') to read it" in sources.name_of_a_file("contract.txt")
+    assert "[pathlib.Path('contract.txt'), …]" in sources.name_of_a_file(["contract.txt", "contract.txt"])
+
+
+@pytest.mark.parametrize(
+    "context",
+    ["", "missing.txt", "a\0b", "x" * 5_000, ".", [], ["contract.txt", "more"], {}, None, 7, b"a", [7]],
+)
+def test_other_contexts_are_no_mistake(file, monkeypatch, context):
+    monkeypatch.chdir(file(b"1", "contract.txt").parent)
+    assert sources.name_of_a_file(context) == ""
