@@ -1,19 +1,21 @@
 """Whole data sets: rows in, packed calls, rows out.
 
 `map_rows` asks the same of every row of a file, a list or a data frame (`rows.py`); `jobs.py` is how. `retry_rows`
-asks the rows that failed again.
+asks the rows that failed again. Jobs of a `JobGroup` share one gate, one budget and one cache (`groups.py`).
 """
 
 from __future__ import annotations
 
 from rlm.bulk.counting import Count, count_rows, split_rows
+from rlm.bulk.groups import JobGroup, MappedRows
 from rlm.bulk.report import Estimate, Progress, Report
-from rlm.bulk.rows import MappedRows, amap_rows, aretry_rows, map_rows, retry_rows
+from rlm.bulk.rows import amap_rows, aretry_rows, map_rows, retry_rows
 from rlm.bulk.templates import escape
 
 __all__ = [
     "Count",
     "Estimate",
+    "JobGroup",
     "MappedRows",
     "Progress",
     "Report",

@@ -12,6 +12,7 @@ so a resumed job asks only what is missing, and writes everything.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -47,7 +48,7 @@ from rlm.packing import Task
 from rlm.schemas import Schema, schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 
     from rlm.scheduler.scheduler import Tree
     from rlm.values import Reply
@@ -78,8 +79,8 @@ class Job:
         models: the models; several give as many opinions on each row.
         samples: how often each model is asked; more than once needs a temperature.
         rows_per_call: rows in one call, or "auto" for as many as their length suggests.
-        max_concurrency: calls at once.
-        temperature: passed to the models.
+        max_concurrency: calls at once, or "auto" for as many as the scheduler lets through.
+        temperature: passed to the models, or one for each of them, by name.
         max_output_tokens: output cap of each call, or None for the model's own.
         window_chars: the longest prompt, in characters.
         column: the column of an answer that is no object.
@@ -98,8 +99,8 @@ class Job:
     models: tuple[str, ...] = ("gpt-5-nano",)
     samples: int = 1
     rows_per_call: int | Literal["auto"] = "auto"
-    max_concurrency: int = 50
-    temperature: float | None = None
+    max_concurrency: int | Literal["auto"] = "auto"
+    temperature: float | Mapping[str, float] | None = None
     max_output_tokens: int | None = None
     window_chars: int = 400_000
     column: str = "answer"
@@ -117,8 +118,19 @@ class Job:
             raise SettingsError("models is empty: name a model, such as 'gpt-5-nano'")
         for name, least in (("samples", 1), ("max_concurrency", 1), ("pilot", 0), ("limit", 1)):
             value = getattr(self, name)
+            if (name, value) == ("max_concurrency", "auto"):
+                continue
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise SettingsError(f"{name}={value!r}: must be a whole number of at least {least}")
+
+        if isinstance(self.temperature, Mapping) and (foreign := self.temperature.keys() - set(self.models)):
+            raise SettingsError(
+                f"temperature names {min(foreign)!r}, which is none of the models {', '.join(self.models)}"
+            )
+
+    def temperature_of(self, model: str) -> float | None:
+        """The temperature that a model is asked with, or None for its own."""
+        return self.temperature.get(model) if isinstance(self.temperature, Mapping) else self.temperature
 
     @property
     def opinions(self) -> tuple[str, ...]:
@@ -393,10 +405,10 @@ class _Run:
         settings = MapSettings(
             model=model,
             per_call=per_call,
-            max_concurrent=job.max_concurrency,
+            max_concurrent=self._widest(),
             window_chars=job.window_chars,
             max_output_tokens=job.max_output_tokens,
-            temperature=job.temperature,
+            temperature=job.temperature_of(model),
             stops_at=STOPS,
         )
         task = Task(self._template.instruction, self._schema, single=self._template.render)
@@ -410,6 +422,15 @@ class _Run:
         ):
             memory = self.checkpoint.memory(opinion)
             return await ask_packs(self._tree, packs, task, keep, settings, memory=memory)
+
+    def _widest(self) -> int:
+        """How many calls may ever be in flight at once."""
+        widest, wanted = self._tree.widest, self._job.max_concurrency
+        return widest if wanted == "auto" else min(wanted, widest)
+
+    def _width(self) -> int:
+        """How many calls may be in flight now."""
+        return min(self._widest(), *(self._tree.width(model) for model in self._job.models))
 
     async def _items(self, opinion: int, limit: int | None) -> AsyncGenerator[list[Item], None]:
         """What is to be asked; rows are read a few hundred at a time, in a thread."""
@@ -502,7 +523,7 @@ class _Run:
             pilot_usd=cost_usd,
             rows_left=left,
             usd=None if cost_usd is None else cost_usd * share,
-            seconds=counts.latency_s * share / self._job.max_concurrency,
+            seconds=counts.latency_s * share / self._width(),
         )
         if not await anyio.to_thread.run_sync(confirm, estimate):
             raise JobStopped(f"stopped after the pilot: {estimate}; {self._how_to_go_on()}")

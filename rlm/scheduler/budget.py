@@ -177,7 +177,7 @@ class Ledger:
 
     def __init__(self, budget: Budget | None = None, *, within: Ledger | None = None) -> None:
         own = budget or Budget()
-        self.budget = own if within is None else own.within(within.budget)
+        self.budget: Budget = own if within is None else own.within(within.budget)
         self._within = within
         self._deadline: float | None = None
         self._refusal: BudgetExceeded | None = None
@@ -323,8 +323,8 @@ class Ledger:
         """The same for a ledger within this one; the first refusal is for all of them."""
         try:
             await self._until_it_fits(call, worst, group=of)
-        except BudgetExceeded as refusal:
-            self._refusal = self._refusal or refusal
+        except BudgetExceeded as error:
+            self._refusal = self._refusal or error
             raise
         if (refusal := self._refusal) is not None:
             raise BudgetExceeded(

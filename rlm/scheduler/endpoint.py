@@ -112,6 +112,15 @@ class Endpoint:
         self._learn(attempt, reply)
         return replace(reply, latency_s=seconds)
 
+    @property
+    def widest(self) -> int:
+        """How many requests, for one model, may ever be in flight."""
+        return self._gate.widest
+
+    def width(self, model: str) -> int:
+        """How many requests for this model may be in flight now."""
+        return self._gate.width(model)
+
     def ever_answered(self, model: str) -> bool:
         """Whether this model was ever heard of."""
         return self._breaker.ever_answered(model)

@@ -53,6 +53,11 @@ class Gate:
         """How many requests for this model may be in flight now."""
         return self._line(model).size
 
+    @property
+    def widest(self) -> int:
+        """How many requests, for one model, may ever be in flight."""
+        return WIDEST if self._shared is None else self._shared.size
+
     def _line(self, model: str) -> Line:
         if self._shared is not None:
             return self._shared

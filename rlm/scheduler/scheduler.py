@@ -148,15 +148,28 @@ class Tree:
         self._batch_numbers = count(1)
         self._cache_problem_told = False
 
-    async def complete(self, call: Call) -> Reply:
+    @property
+    def widest(self) -> int:
+        """How many calls of one model may ever be in flight at once, over all trees of the scheduler."""
+        return self._scheduler.endpoint.widest
+
+    def width(self, model: str) -> int:
+        """How many calls of this model may be in flight now, over all trees of the scheduler."""
+        return self._scheduler.endpoint.width(model)
+
+    async def complete(self, call: Call, *, place: Place | None = None) -> Reply:
         """Ask once and get the answer.
+
+        Args:
+            call: what to ask.
+            place: one among many callers, held; it is given back while the call waits to be asked again.
 
         Raises:
             CallError: the call failed for good.
             LimitReached: the tree may not spend what the call could cost, or its time is up.
             SettingsError: there is a budget in dollars and the model has no known price.
         """
-        return await self._complete(call, 0, Place(Line(1)))
+        return await self._complete(call, 0, place or Place(Line(1)))
 
     async def complete_all(
         self, calls: Sequence[Call], *, max_concurrent: int, dedupe: bool = True

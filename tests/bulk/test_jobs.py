@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -8,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from labelling import answer, items_in
+from labelling import SCHEMA, answer, items_in, label, parity, read_csv, write_csv
 from openai_server import OpenAIServer
 
 from rlm.bulk import amap_rows, map_rows, retry_rows
@@ -30,30 +29,7 @@ from rlm.prices import Price
 from rlm.scheduler.budget import Budget
 from rlm.settings import SchedulerSettings
 
-SCHEMA = "label: 'odd'|'even'"
 PRICES = {"m": Price(input=1.0, output=1.0)}
-
-
-def parity(item):
-    text = item["text"] if isinstance(item, dict) else item.split("\n")[0]
-    return {"label": "odd" if int(text.split()[-1]) % 2 else "even"}
-
-
-def label(call):
-    return answer(call.messages[0].content, parity)
-
-
-def write_csv(path, texts):
-    with path.open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file)
-        lines.writerow(["n", "text"])
-        lines.writerows(enumerate(texts))
-    return path
-
-
-def read_csv(path):
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 @pytest.fixture

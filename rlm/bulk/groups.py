@@ -1,0 +1,352 @@
+"""`JobGroup`: several jobs over rows at once, on one gate, one budget, one cache and one pool of connections.
+
+    async with JobGroup(budget=5.0) as jobs, anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(jobs.amap_rows, "a.csv", "Label {{text}}", output="a-out.csv"))
+        tasks.start_soon(partial(jobs.amap_rows, "b.csv", "Rate {{text}}", output="b-out.csv"))
+
+    with JobGroup(max_concurrency=20) as jobs:
+        jobs.map_rows("a.csv", "Label {{text}}", output="a-out.csv")
+
+Whatever the jobs do, there are never more calls at once than the group allows, and their sum never passes its budget.
+When it is used up, all jobs of the group stop, with what they have paid for in their journals. A job by itself, as
+`rlm.bulk.map_rows` makes it, is a group of one.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, Unpack
+
+import anyio
+import anyio.to_thread
+
+from rlm.bulk.checkpoint import read_job
+from rlm.bulk.formats import Row, Source, as_source
+from rlm.bulk.jobs import AskPacks, Job, run_job
+from rlm.clients.openai import AsyncOpenAIClient
+from rlm.errors import InputError, JobStopped, SettingsError
+from rlm.portal import lease
+from rlm.prices import Price, has_price_list
+from rlm.prices import price as price_of
+from rlm.scheduler.budget import Budget, Ledger
+from rlm.scheduler.scheduler import Scheduler
+from rlm.schemas import SchemaSource, schema_of
+from rlm.settings import SchedulerSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from types import TracebackType
+
+    from rlm.bulk.report import Estimate, Progress, Report
+    from rlm.clients.base import Client
+    from rlm.portal import Portal
+
+__all__ = ["JobGroup", "JobOptions", "MappedRows", "RetryOptions", "failed_job"]
+
+T = TypeVar("T")
+
+DEAD_LETTERS_END: Final = ".failed.jsonl"
+NOT_OF_THE_JOB: Final = frozenset({"ask_packs", "budget", "confirm", "encoding", "on_progress", "rule"})
+"""Options that say how a job is run, and not what it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class MappedRows:
+    """What came of a job: its report, and its rows where no output was named for them."""
+
+    report: Report
+    rows: Sequence[Row] = ()
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+class RetryOptions(TypedDict, total=False):
+    """What may be said of any job of a group; `rlm.bulk.amap_rows` tells what each is."""
+
+    rule: Callable[[Row], Any] | None
+    budget: Budget | float | None
+    on_progress: Callable[[Progress], None] | None
+    ask_packs: AskPacks | None
+
+
+class JobOptions(RetryOptions, total=False):
+    """What may be said of a job over rows; `rlm.bulk.amap_rows` tells what each is."""
+
+    schema: SchemaSource | None
+    output: str | Path | None
+    model: str | Sequence[str]
+    samples: int
+    rows_per_call: int | Literal["auto"]
+    max_concurrency: int | Literal["auto"]
+    temperature: float | Mapping[str, float] | None
+    max_output_tokens: int | None
+    window_chars: int
+    column: str
+    limit: int | None
+    pilot: int
+    confirm: Callable[[Estimate], bool] | None
+    skip_when: str | None
+    checkpoint: str | Path | None
+    resume: bool
+    overwrite: bool
+    encoding: str
+
+
+class JobGroup:
+    """Jobs that share everything they spend; a context manager, with `async with` for callers with an event loop.
+
+    Opened with `with`, it may be used from many threads at once. An `ask_packs`, such as `BatchAPI`, shares the
+    budget, and has its own way to the provider.
+
+    Args:
+        client: asks the models, instead of one for `base_url` and `api_key`; it is left open.
+        base_url: any OpenAI-compatible endpoint.
+        api_key: its key.
+        budget: dollars, or a `Budget`; never exceeded by all jobs together.
+        prices: of models that the price list does not have, or has otherwise; a budget in dollars needs one.
+        max_concurrency: calls at once over all jobs, or "auto" for as many as the endpoint turns out to take.
+        scheduler: all settings of the calls; its `max_concurrent` then goes before `max_concurrency`.
+
+    Raises:
+        SettingsError: a setting has a value that cannot work.
+        AuthenticationFailed: there is neither a client, nor a key, nor an endpoint of one's own.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: Client | None = None,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        budget: Budget | float | None = None,
+        prices: Mapping[str, Price] | None = None,
+        max_concurrency: int | Literal["auto"] = "auto",
+        scheduler: SchedulerSettings | None = None,
+    ) -> None:
+        self._own_client = None
+        if client is None:
+            client = self._own_client = AsyncOpenAIClient(base_url=base_url, api_key=api_key)
+        self._client = client
+        self._ledger = Ledger(_budget(budget))
+        self._prices = dict(prices or {})
+        self._settings = scheduler or SchedulerSettings(max_concurrent=max_concurrency)
+        self._scheduler: Scheduler | None = None
+        self._portal: Portal | None = None
+        self._running = 0
+        self._all_ended = anyio.Event()
+
+    def map_rows(self, rows: Any, prompt: str, **options: Unpack[JobOptions]) -> MappedRows:
+        """`rlm.bulk.map_rows` as a job of this group; its `budget` is a part of the group's.
+
+        Raises:
+            RuntimeError: the group is not open, or was opened with `async with`: use `amap_rows`.
+            Exception: as `rlm.bulk.map_rows`.
+        """
+        return self._blocking(partial(self.amap_rows, rows, prompt, **options))
+
+    async def amap_rows(self, rows: Any, prompt: str, **options: Unpack[JobOptions]) -> MappedRows:
+        """The same for callers with an event loop.
+
+        Raises:
+            RuntimeError: the group is not open.
+            Exception: as `rlm.bulk.amap_rows`.
+        """
+        return await self._on_own_loop(partial(self._map, rows, prompt, options))
+
+    def retry_rows(self, dead_letters: str | Path, **options: Unpack[RetryOptions]) -> MappedRows:
+        """`rlm.bulk.retry_rows` as a job of this group.
+
+        Raises:
+            RuntimeError: as `map_rows`.
+            Exception: as `rlm.bulk.retry_rows`.
+        """
+        return self._blocking(partial(self.aretry_rows, dead_letters, **options))
+
+    async def aretry_rows(self, dead_letters: str | Path, **options: Unpack[RetryOptions]) -> MappedRows:
+        """The same for callers with an event loop.
+
+        Raises:
+            RuntimeError: the group is not open.
+            Exception: as `rlm.bulk.aretry_rows`.
+        """
+        return await self._on_own_loop(partial(self._retry, dead_letters, options))
+
+    def cost_summary(self) -> dict[str, Any]:
+        """What all jobs have spent so far, as a plain dict; without what earlier sessions of them did."""
+        return self._ledger.cost_summary()
+
+    def __enter__(self) -> Self:
+        self._portal = lease()
+        try:
+            self._portal.call(self.__aenter__)
+        except BaseException:
+            self._portal.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        portal, self._portal = self._portal, None
+        assert portal is not None, "left without having been entered"  # noqa: S101 - tells mypy
+        with portal:
+            portal.call(self.__aexit__, kind, error, traceback)
+
+    async def __aenter__(self) -> Self:
+        await anyio.to_thread.run_sync(has_price_list)  # loading it takes half a second
+        endpoint = getattr(self._client, "endpoint", None)
+        price = partial(price_of, overrides=self._prices, endpoint=endpoint)
+        self._scheduler = Scheduler(self._client, self._settings, price=price)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        scheduler, self._scheduler = self._scheduler, None
+        with anyio.CancelScope(shield=True):
+            if scheduler is not None and scheduler.cache is not None:
+                await scheduler.cache.aclose()
+            if self._own_client is not None:
+                await self._own_client.aclose()
+
+    def _blocking(self, function: Callable[[], Awaitable[T]]) -> T:
+        if self._portal is None:
+            raise RuntimeError(
+                "open the group with `with JobGroup(...) as jobs` before its jobs; "
+                "one that was opened with `async with` has `amap_rows` and its like"
+            )
+        return self._portal.call(function)
+
+    async def _on_own_loop(self, function: Callable[[], Awaitable[T]]) -> T:
+        if self._portal is not None:
+            return await self._portal.acall(function)
+        return await function()
+
+    async def _map(self, rows: Any, prompt: str, options: JobOptions) -> MappedRows:
+        job = _job(prompt, options)
+        if job.samples > 1 and self._settings.cache != "off":
+            raise SettingsError(
+                f"samples={job.samples} asks the same again, and cache={self._settings.cache!r} would answer it with "
+                "the first sample"
+            )
+        source = as_source(rows, encoding=options.get("encoding", "utf-8-sig"))
+        return await self._run(job, source, options, confirm=options.get("confirm"))
+
+    async def _retry(self, dead_letters: str | Path, options: RetryOptions) -> MappedRows:
+        job, source = failed_job(dead_letters)
+        return await self._run(job, source, options)
+
+    async def _run(
+        self,
+        job: Job,
+        source: Source,
+        options: RetryOptions,
+        *,
+        confirm: Callable[[Estimate], bool] | None = None,
+    ) -> MappedRows:
+        if self._scheduler is None:
+            raise RuntimeError(
+                "this group is not open: its jobs belong into `async with JobGroup(...) as jobs`"
+            )
+        tree = self._scheduler.tree(
+            run_id="bulk", budget=_budget(options.get("budget")), models=job.models, within=self._ledger
+        )
+        kept: list[Row] = []
+        try:
+            with self._one_more_job(), tempfile.TemporaryDirectory(prefix="rlm-bulk-") as scratch:
+                report = await run_job(
+                    job,
+                    source,
+                    tree,
+                    journal=job.journal or Path(scratch) / "journal",
+                    rule=options.get("rule"),
+                    confirm=confirm,
+                    on_progress=options.get("on_progress"),
+                    keep_row=kept.append if job.output is None else None,
+                    ask_packs=options.get("ask_packs"),
+                )
+        except JobStopped:
+            if self._ledger.is_exhausted:
+                await (
+                    self._all_ended.wait()
+                )  # raised at once, it may cancel the others, whose calls are paid for
+            raise
+        return MappedRows(report, kept)
+
+    @contextmanager
+    def _one_more_job(self) -> Iterator[None]:
+        if not self._running:
+            self._all_ended = anyio.Event()
+        self._running += 1
+        try:
+            yield
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._all_ended.set()
+
+
+def failed_job(dead_letters: str | Path) -> tuple[Job, Source]:
+    """The job that asks the failed rows of an earlier one again, and its rows.
+
+    Raises:
+        InputError: the file is not the dead letters of a job over a file.
+        JournalError: the journal of that job cannot be read.
+    """
+    path = Path(dead_letters)
+    if not path.name.endswith(DEAD_LETTERS_END):
+        raise InputError(f"{path} is not named like the failed rows of a job: OUTPUT{DEAD_LETTERS_END}")
+    output = path.with_name(path.name.removesuffix(DEAD_LETTERS_END))
+    journal = output.with_name(f"{output.name}.journal")
+    record = read_job(journal)
+    if "input" not in record.options:
+        raise InputError(
+            f"{journal}: the rows of this job came from a program: run that again with resume=True"
+        )
+    names = {field.name for field in fields(Job)}
+    options = {name: value for name, value in record.options.items() if name in names}
+    job = Job(
+        **{
+            **options,
+            "models": tuple(options["models"]),
+            "schema": record.task["schema"],
+            "output": str(output),
+            "checkpoint": str(journal),
+            "pilot": 0,
+            "retry": True,
+        }
+    )
+    return job, as_source(record.options["input"], encoding=record.options["encoding"])
+
+
+def _job(prompt: str, options: JobOptions) -> Job:
+    """The job that was asked for.
+
+    Raises:
+        SettingsError: an option has a value that cannot work.
+        SchemaError: the schema is not understood.
+        TypeError: there is no such option.
+    """
+    own: dict[str, Any] = {name: value for name, value in options.items() if name not in NOT_OF_THE_JOB}
+    model, schema = own.pop("model", None), own.pop("schema", None)
+    if model is not None:
+        own["models"] = (model,) if isinstance(model, str) else tuple(model)
+    for name in ("output", "checkpoint"):
+        if own.get(name) is not None:
+            own[name] = str(own[name])
+    if isinstance(temperatures := own.get("temperature"), Mapping):
+        own["temperature"] = dict(temperatures)
+    return Job(prompt=prompt, schema=None if schema is None else dict(schema_of(schema).json), **own)
+
+
+def _budget(budget: Budget | float | None) -> Budget | None:
+    return budget if budget is None or isinstance(budget, Budget) else Budget(dollars=budget)
