@@ -126,14 +126,18 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
     prices = _prices(options, choice)
 
     from rlm.display import show_on_stderr
+    from rlm.events import CallFailed
     from rlm.portal import lease
     from rlm.rlm_repl import RLM_REPL
     from rlm.scheduler.budget import Budget
     from rlm.settings import RunSettings
 
     display = None if options.quiet else show_on_stderr(verbosity=options.verbose)
+    stopped_calls = 0
 
     def tell(event: Event) -> None:
+        nonlocal stopped_calls
+        stopped_calls += isinstance(event, CallFailed) and event.kind == "Cancelled"
         if display is not None:
             display(event)
         if also is not None:
@@ -167,7 +171,7 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
         except KeyboardInterrupt:
             if display is not None:
                 display.close()
-            complain(f"interrupted; spent: {spent(rlm)}")
+            complain(f"interrupted; spent: {spent(rlm, stopped_calls)}")
             raise
         finally:
             if display is not None:
@@ -212,16 +216,19 @@ async def _knock(available_models: Any) -> None:
         return  # not every endpoint lists its models, nor every key may ask
 
 
-def spent(rlm: RLM_REPL) -> str:
-    """What was spent so far, in words."""
+def spent(rlm: RLM_REPL, stopped_calls: int = 0) -> str:
+    """What was spent so far, in words; with the calls that were stopped, which are not among those that were made."""
     summary = rlm.cost_summary()
     parts = [count(summary["calls"], "call"), count(summary["total_tokens"], "token")]
     if summary["cost_usd"] is not None:
         parts.append(money(summary["cost_usd"]))
     if summary["stored_replies"]:
         parts.append(f"{count(summary['stored_replies'], 'answer')} from the cache")
+    words = ", ".join(parts)
+    if stopped_calls:
+        words += f"; stopped: {count(stopped_calls, 'more call')}"
     unsure = _amounts(summary["possibly_billed"])
-    return ", ".join(parts) + (f"; stopped calls may be billed up to {unsure} more" if unsure else "")
+    return words + (f"; stopped calls may be billed up to {unsure} more" if unsure else "")
 
 
 def budget_of(rlm: RLM_REPL) -> str:

@@ -164,9 +164,11 @@ def cell_in_words(result: CellResult, calls: str, *, shown: bool) -> str:
     """How a cell ended and what it did, as one line; where its output is `shown` anyway, not what it printed."""
     ending = "ok" if result.outcome == "ok" else _failure_of(result)
     parts = [ending, calls] if calls else [ending]
-    if not shown:
+    if not shown and result.outcome != "cancelled":  # nobody waited for what it printed, nor for its time
         parts.append(_printed(result))
-    return ", ".join([*parts, seconds(result.execution_time)])
+    if result.outcome != "cancelled":
+        parts.append(seconds(result.execution_time))
+    return ", ".join(parts)
 
 
 def calls_in_words(progress: Progress) -> str:

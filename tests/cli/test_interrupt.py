@@ -74,6 +74,16 @@ def test_what_is_in_flight_is_cancelled_within_a_second_and_the_cost_is_told(sta
     assert b"Traceback" not in stderr
 
 
+def test_the_calls_that_were_stopped_are_told_apart_from_those_that_were_made(start):
+    with OpenAIServer(lambda request: reply("late", latency_s=60), plan=[reply(BATCH)]) as server:
+        process = start("ask", "a.txt", "-q", "?", "--max-concurrent", "50", "--base-url", server.base_url)
+        until(lambda: server.at_once == 50)
+        stderr = interrupted(process)
+    assert b"cell 1 stopped (variables rolled back), 50 calls\n" in stderr
+    assert b"interrupted; spent: 1 call, " in stderr
+    assert b"; stopped: 50 more calls\n" in stderr
+
+
 def test_a_cell_that_never_ends_is_no_obstacle(start):
     with OpenAIServer(lambda request: LOOP) as server:
         process = start("ask", "a.txt", "-q", "?", "-v", "--base-url", server.base_url)
@@ -89,7 +99,10 @@ def test_calls_that_were_stopped_and_may_be_billed_are_told_where_a_budget_count
         process = start("ask", "a.txt", "-q", "?", "-m", "made-up", *limits, "--base-url", server.base_url)
         until(lambda: server.at_once == 1)
         stderr = interrupted(process)
-    assert b"spent: 0 calls, 0 tokens, $0.00; stopped calls may be billed up to $0." in stderr
+    assert (
+        b"spent: 0 calls, 0 tokens, $0.00; stopped: 1 more call; stopped calls may be billed up to $0."
+        in stderr
+    )
 
 
 INTERRUPTED_IMPORT = """
