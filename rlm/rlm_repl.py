@@ -15,8 +15,8 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence, Sized
-from contextlib import AsyncExitStack, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -29,11 +29,12 @@ from rlm.clients.offline import OfflineClient
 from rlm.clients.openai import AsyncOpenAIClient, is_like_a_key, warm_up
 from rlm.conversation import Conversation
 from rlm.errors import ContextError, SessionClosed, SettingsError
-from rlm.events import Warned, ignore
+from rlm.events import AnswerGiven, Warned, ignore
 from rlm.lifetimes import KeptGuest, Work
 from rlm.portal import Portal, lease, leave_to_parent
 from rlm.prices import Price, missing_price, price
 from rlm.rlm_session import RLMSession
+from rlm.run_journal import RunJournal
 from rlm.runtime import Run, new_run_id
 from rlm.sandbox.session import open_session
 from rlm.scheduler.budget import Budget, Ledger
@@ -96,9 +97,13 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         scheduler: all settings of the calls, instead of `max_concurrent` and `cache`.
         on_event: a plain function, called with every event, on the portal's thread: return soon. Where it raises,
             it hears no more, and `Answer.warnings` says so.
+        journal: a file to which every event of every run is appended as it happens; see `rlm.run_journal`. Where
+            the disk does not take it, the runs go on, and `Answer.warnings` says so.
 
     Raises:
         SettingsError: a value cannot work.
+        JournalLocked: another process, or an object in this one that is not closed, writes to the journal.
+        JournalError: the journal cannot be opened, or is a file of another kind.
     """
 
     def __init__(
@@ -128,6 +133,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         launcher: Launcher | None = None,
         scheduler: SchedulerSettings | None = None,
         on_event: Emit | None = None,
+        journal: str | os.PathLike[str] | None = None,
     ) -> None:
         _require_no_key(model=model, recursive_model=recursive_model)
         if client == "offline":
@@ -168,6 +174,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         self._launcher = launcher
         self._ledger = Ledger(self.budget)
         self._listeners = [] if on_event is None else [_listener(on_event)]
+        self._journal = None if journal is None else RunJournal(journal)
         self._display: Display | None = None
         if enable_logging:
             from rlm.display import show_on_stderr
@@ -292,7 +299,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         await self.aclose()
 
     async def _complete(self, context: Any, query: str | None, listener: Emit = ignore) -> Answer:
-        with self._new_run(listener) as run:
+        async with self._new_run(listener) as run:
             if doubt := await _doubt(context):
                 run.emit(Warned(run_id=run.run_id, depth=0, at=time.time(), message=doubt))
             context = await _load(context)
@@ -347,6 +354,8 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         here = self._here
         with anyio.CancelScope(shield=True):
             async with AsyncExitStack() as last_first:
+                if self._journal is not None:
+                    last_first.callback(self._journal.close)
                 if self._display is not None:
                     last_first.push_async_callback(anyio.to_thread.run_sync, self._display.close)
                 last_first.push_async_callback(here.scheduler.aclose)
@@ -357,33 +366,25 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         return await open_session(self.settings.sandbox, launcher=self._launcher)
 
     async def _ask_model(self, call: Call) -> Reply:
-        with self._new_run() as run:
+        async with self._new_run() as run:
             return await run.tree.complete(call)
 
     async def _ask_models(self, calls: Sequence[Call], max_concurrent: int) -> list[Reply | CallError]:
-        with self._new_run() as run:
+        async with self._new_run() as run:
             return await run.tree.complete_all(calls, max_concurrent=max_concurrent)
 
-    @contextmanager
-    def _new_run(self, listener: Emit = ignore) -> Iterator[Run]:
+    @asynccontextmanager
+    async def _new_run(self, listener: Emit = ignore) -> AsyncIterator[Run]:
         """A new tree with its first run; what it spent is added to this object's sum at the end."""
         self._require_prices()
         here = self._in_this_process()
         run_id = new_run_id()
-        warned: list[str] = []
-
-        def emit(event: Event) -> None:
-            if isinstance(event, Warned):
-                warned.append(event.message)
-            listener(event)
-            for problem in self._emit(event):
-                emit(Warned(run_id=event.run_id, depth=event.depth, at=event.at, message=problem))
-
+        telling = _Telling(self._journal, listener, self._emit)
         with here.work.under_way():
             tree = here.scheduler.tree(
                 run_id=run_id,
                 budget=self.budget,
-                emit=emit,
+                emit=telling,
                 models=self._models,
                 stream=bool(self._listeners) or listener is not ignore,
             )
@@ -392,12 +393,13 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
                     settings=self.settings,
                     tree=tree,
                     open_guest=self._open_guest,
-                    emit=emit,
+                    emit=telling,
                     run_id=run_id,
-                    warnings=warned,
+                    warnings=telling.warnings,
                 )
             finally:
                 self._ledger.absorb(tree.ledger)
+                await telling.finish()
 
     def _require_prices(self) -> None:
         if self.budget is None or self.budget.dollars is None:
@@ -423,6 +425,57 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
                 problems.append(f"{listener!r} hears no more events: {error!r}")
                 logger.warning("%s", problems[-1], exc_info=error)
         return problems
+
+
+class _Telling:
+    """The `Emit` of one tree: the journal first, so that what was paid for is kept before anybody acts on it.
+
+    Attributes:
+        warnings: what the user should know.
+    """
+
+    def __init__(
+        self, journal: RunJournal | None, listener: Emit, tell: Callable[[Event], list[str]]
+    ) -> None:
+        self.warnings: list[str] = []
+        self._journal = journal
+        self._listener = listener
+        self._tell = tell
+        self._answer: Answer | None = None
+        self._problem_told = False
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, Warned):
+            self.warnings.append(event.message)
+        if isinstance(event, AnswerGiven) and not event.depth:
+            self._answer = event.answer
+        problems = self._record(event)
+        self._listener(event)
+        for problem in problems + self._tell(event):
+            self(Warned(run_id=event.run_id, depth=event.depth, at=event.at, message=problem))
+
+    async def finish(self) -> None:
+        """Wait until the journal is on the disk itself."""
+        if self._journal is not None:
+            await self._journal.sync()
+            self._journal_problems(self._journal)
+
+    def _record(self, event: Event) -> list[str]:
+        """Write it into the journal, if there is one; gives what is to be said of that."""
+        if self._journal is None:
+            return []
+        self._journal.write(event)
+        return self._journal_problems(self._journal)
+
+    def _journal_problems(self, journal: RunJournal) -> list[str]:
+        """What is wrong with the journal, once. An answer that is there already says it itself."""
+        if not journal.problem or self._problem_told:
+            return []
+        self._problem_told = True
+        if self._answer is None:
+            return [journal.problem]
+        self._answer.warnings += (journal.problem,)
+        return []
 
 
 @dataclass(slots=True)

@@ -25,7 +25,7 @@ from rlm.prompts import user_cells_note
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-    from contextlib import AbstractContextManager
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
 
     from rlm.conversation import Conversation
@@ -55,7 +55,7 @@ class RLMSession:
         portal: Portal,
         kept: KeptGuest,
         conversation: Conversation,
-        new_run: Callable[[], AbstractContextManager[Run]],
+        new_run: Callable[[], AbstractAsyncContextManager[Run]],
     ) -> None:
         self.answers: list[Answer] = []
         self._portal = portal
@@ -136,7 +136,7 @@ class RLMSession:
     async def _ask(self, question: str) -> Answer:
         async with self._one_at_a_time():
             note = self._take_note()
-            with self._new_run() as run:
+            async with self._new_run() as run:
                 answer = await run.ask(question, self._conversation, self._kept.guest, note=note)
             self.answers.append(answer)
             return answer
@@ -144,7 +144,7 @@ class RLMSession:
     async def _run(self, code: str) -> CellResult:
         async with self._one_at_a_time():
             self._conversation.cells += 1
-            with self._new_run() as run:
+            async with self._new_run() as run:
                 result = await run.run_cell(self._kept.guest, code, turn=0, cell=self._conversation.cells)
             if result.state == "kept":
                 self._user_cells.append(code)
