@@ -40,18 +40,18 @@ class State:
 
 
 def report(error: BaseException, state: State) -> int:
-    """Say in one line what went wrong, with its traceback where `-v` was given; gives the exit code."""
+    """Say in one line what went wrong; gives the exit code.
+
+    With `-v` its causes and the place of each follow. What is not one of our errors, and anything with `-vv`, is
+    told with its whole traceback.
+    """
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
     if isinstance(error, (KeyboardInterrupt, click.Abort)):
         return INTERRUPTED
-    if state.verbose and not isinstance(error, click.ClickException):
-        import traceback
-
-        from rlm.display.text import visible
-
-        click.echo(visible("".join(traceback.format_exception(error))), err=True, nl=False)
     complain(_words_of(error))
+    if state.verbose and not isinstance(error, click.ClickException):
+        _show_causes(error, whole=state.verbose > 1 or not _is_expected(error))
     return exit_code_of(error)
 
 
@@ -96,6 +96,40 @@ def broken_pipe(state: State) -> int:
     with suppress(OSError, ValueError):  # stdout is no file, such as in a test
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return state.code
+
+
+def _show_causes(error: BaseException, *, whole: bool) -> None:
+    import traceback
+
+    from rlm.display.text import one_line, visible
+
+    for cause in _causes_of(error):
+        what = one_line(f"{type(cause).__name__}: {cause}", LONGEST_COMPLAINT)
+        click.echo(f"  because of {what}", err=True)
+    if whole:
+        click.echo(visible("".join(traceback.format_exception(error))), err=True, nl=False)
+        return
+    for raised in (error, *_causes_of(error)):
+        if frames := traceback.extract_tb(raised.__traceback__):
+            last = frames[-1]
+            where = one_line(f"{last.filename}:{last.lineno} in {last.name}", LONGEST_COMPLAINT)
+            click.echo(f"  {type(raised).__name__} at {where}", err=True)
+    click.echo("  -vv shows the whole traceback", err=True)
+
+
+def _causes_of(error: BaseException) -> list[BaseException]:
+    """What an error says it was raised from, down to the first of it."""
+    causes: list[BaseException] = []
+    while (cause := error.__cause__) is not None and cause not in causes:
+        causes.append(cause)
+        error = cause
+    return causes
+
+
+def _is_expected(error: BaseException) -> bool:
+    from rlm.errors import RLMError
+
+    return isinstance(error, (RLMError, OSError))
 
 
 def _words_of(error: BaseException) -> str:

@@ -176,10 +176,27 @@ def test_a_limit_is_code_3_with_the_partial_answer_on_stdout(folder):
     assert "stopped: no answer within 2 turns; the answer is partial" in complaint(done)
 
 
-def test_verbose_shows_where_an_error_came_from(folder):
-    done = rlm("ask", "missing", "-q", "?", "-v", folder=folder)
+def test_verbose_tells_the_error_then_its_causes_and_then_where(folder):
+    done = rlm("ask", "a.txt", "-q", "?", "-v", "--base-url", "http://127.0.0.1:9/v1", folder=folder)
+    message, *causes, hint = done.stderr.decode().splitlines()
+    assert message.startswith("rlm: no answer from 127.0.0.1:9")
+    assert any(line.startswith("  because of ConnectionRefusedError: ") for line in causes)
+    assert any(line.startswith("  ConnectionFailed at ") for line in causes)
+    assert len(causes) < 12
+    assert "-vv" in hint
+
+
+def test_twice_verbose_shows_the_whole_traceback(folder):
+    done = rlm("ask", "missing", "-q", "?", "-vv", folder=folder)
     assert done.returncode == 2
-    assert b"missing: there is no such file" in done.stderr
+    assert done.stderr.startswith(b"rlm: missing: there is no such file")
+    assert b"Traceback" in done.stderr
+
+
+def test_a_host_that_is_not_there_is_told_without_an_errno(folder):
+    done = rlm("ask", "a.txt", "-q", "?", "--base-url", "http://nowhere.invalid/v1", folder=folder)
+    assert done.returncode == 5
+    assert "the host nowhere.invalid was not found: check base_url (--base-url)" in complaint(done)
 
 
 def test_a_reader_that_leaves_is_no_trouble(folder, server):
