@@ -458,7 +458,8 @@ class _Telling:
         """Wait until the journal is on the disk itself."""
         if self._journal is not None:
             await self._journal.sync()
-            self._journal_problems(self._journal)
+            for problem in self._journal_problems(self._journal):
+                logger.warning("%s", problem)
 
     def _record(self, event: Event) -> list[str]:
         """Write it into the journal, if there is one; gives what is to be said of that."""
@@ -468,13 +469,14 @@ class _Telling:
         return self._journal_problems(self._journal)
 
     def _journal_problems(self, journal: RunJournal) -> list[str]:
-        """What is wrong with the journal, once. An answer that is there already says it itself."""
+        """What is wrong with the journal, once; an answer that is there already is told itself, after its events."""
         if not journal.problem or self._problem_told:
             return []
         self._problem_told = True
         if self._answer is None:
             return [journal.problem]
         self._answer.warnings += (journal.problem,)
+        logger.warning("%s", journal.problem)
         return []
 
 

@@ -97,8 +97,7 @@ class RunJournal:
         self._journal.close()
 
     def _end(self, error: Exception) -> None:
-        self._problem = f"the journal ends early, and this run is not whole in it: {error}"
-        logger.warning("%s", self._problem)
+        self._problem = f"this run is not whole in its journal: {error}"
 
 
 def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:

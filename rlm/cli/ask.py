@@ -40,6 +40,13 @@ def command(
       rlm ask book.txt -q "Who is Ann?" -m llama3.1 --base-url http://localhost:11434/v1
       rlm ask book.txt -q "Who is Ann?" --budget 0.50 --cache on
 
+    \b
+    A journal keeps every question, reply, cell and failure, such as what each depth cost, and which calls failed:
+      rlm ask book.txt -q "Who is Ann?" --journal runs.journal
+      jq -n '[inputs | select(.type | IN("CallFinished", "CallFailed"))] | group_by(.depth)[]
+        | {depth: .[0].depth, calls: length, usd: map((.reply // .).cost_usd // 0) | add}' runs.journal
+      jq 'select(.type == "CallFailed") | {run_id, call, kind, error}' runs.journal
+
     Exit codes: 0 answered, 1 the run failed, 2 wrong usage or input, 3 a limit was reached and the answer is
     partial or empty, 5 the provider failed or refused, 130 interrupted.
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks

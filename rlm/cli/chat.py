@@ -47,6 +47,8 @@ def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -
       rlm chat contract.txt
       rlm chat minutes/*.md -m llama3.1 --base-url http://localhost:11434/v1
       printf 'Who are the parties?\\n!len(context)\\n/cost\\n' | rlm chat contract.txt --client offline
+      rlm chat contract.txt --journal runs.journal
+      jq -r 'select(.type == "AnswerGiven" and .depth == 0) | .answer.text' runs.journal
 
     \b
     In the chat:

@@ -47,6 +47,7 @@ class RunOptions:
     cache: Literal["on", "read", "off"] = "off"
     sandbox: Literal["auto", "strict"] = "auto"
     cell_timeout: float | None = None
+    journal: str | None = None
     verbose: int = 0
     quiet: bool = False
 
@@ -192,6 +193,12 @@ _OPTIONS = (
     ),
     sandbox_option,
     cell_timeout_option,
+    click.option(
+        "--journal",
+        type=click.Path(dir_okay=False),
+        metavar="FILE",
+        help="Append all that happens to this file as it happens, one JSON object a line; it survives a crash.",
+    ),
     click.option("-v", "--verbose", count=True, help="Show whole cells and retries; -vv every call."),
     click.option("--quiet", is_flag=True, help="Show no progress, only warnings."),
 )

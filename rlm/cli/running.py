@@ -165,6 +165,7 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
             base_url=choice.base_url,
             client=client,
             on_event=tell if display is not None or also is not None else None,
+            journal=options.journal,
         )
         try:
             yield rlm
