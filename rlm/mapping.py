@@ -10,6 +10,7 @@ Workers pull packs, so memory does not grow with their number. What a reply leav
     a pack that fails again, or wholly   →  its two halves
     a single item                        →  once more, with what was wrong; then it has failed
     a prompt that is refused, too long, or answered too long  →  halves as well, so that one bad item costs only itself
+    an item whose answer alone passes the output cap          →  has failed: a cap is a limit, and never raised by us
 
 Each item ends as a value that met the schema or as a failure with its reason. Structured output is asked of the
 provider where it takes that; one that refuses is remembered and done without. We check every value in any case.
@@ -58,10 +59,13 @@ from rlm.packing import (
     read_json,
 )
 from rlm.scheduler.batch import first_error
+from rlm.scheduler.line import Line, Place
 from rlm.schemas import Schema, SchemaSource, schema_of
 from rlm.values import Call, Message, Reply
 
 if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
     from rlm.scheduler.scheduler import Tree
 
 __all__ = [
@@ -154,6 +158,7 @@ class MapSettings:
         temperature: passed to the model.
         run_id: the run that asks.
         depth: its depth.
+        batch: number of the batch that the first call of each pack belongs to, or None.
         stops_at: failures of one call that end the whole mapping.
     """
 
@@ -166,6 +171,7 @@ class MapSettings:
     temperature: float | None = None
     run_id: str = ""
     depth: int = 0
+    batch: int | None = None
     stops_at: tuple[type[CallError], ...] = ()
 
     def __post_init__(self) -> None:
@@ -211,9 +217,22 @@ async def map_items(
     async def keep(settled: Settled) -> None:
         outcomes.update((item.key, mapped) for item, mapped in settled.items)
 
+    if not packs:
+        return []
     lists = _as_they_are([waiting[index] for index in pack] for pack in packs)
-    async with aclosing(lists):
-        await map_packs(tree, lists, task, keep, settings, plain_models=plain_models)
+    with tree.batch(
+        len(packs),
+        distinct=len(packs),
+        max_concurrent=settings.max_concurrent,
+        run_id=settings.run_id,
+        depth=settings.depth,
+    ) as batch:
+        settings = replace(settings, batch=batch.number)
+        try:
+            async with aclosing(lists):
+                await map_packs(tree, lists, task, keep, settings, plain_models=plain_models)
+        finally:
+            batch.failed = sum(outcomes[key].failed for key in keys if key in outcomes)
     return [outcomes[key] for key in keys]
 
 
@@ -351,7 +370,9 @@ class _Mapping:
     """The state that the workers of one mapping share.
 
     Packs are read, and their prompts written, ahead of need, so that a worker which has an answer can ask again at
-    once: with many calls in flight that is what keeps them in flight.
+    once: with many calls in flight that is what keeps them in flight. A worker whose call waits to be asked again
+    gives its place to another, so there may be twice as many workers as places; each is started when there is a
+    pack that nobody is free for.
     """
 
     def __init__(
@@ -373,6 +394,10 @@ class _Mapping:
         self._plain_models = plain_models
         self._again: deque[_Pack] = deque()
         self._ready: deque[_Pack] = deque()
+        self._line = Line(settings.max_concurrent)
+        self._workers: TaskGroup
+        self._reading = anyio.CancelScope()
+        self._started = 0
         self._ended = False
         self._busy = 0
         self._idle: deque[anyio.Event] = deque()
@@ -381,12 +406,11 @@ class _Mapping:
 
     async def run(self) -> None:
         """Settle all packs, or stop."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._read_ahead)
-            async with anyio.create_task_group() as workers:
-                for _ in range(self._settings.max_concurrent):
-                    workers.start_soon(self._work)
-            group.cancel_scope.cancel()
+        async with anyio.create_task_group() as self._workers:
+            with self._reading:
+                await self._read_ahead()
+            self._ended = True
+            self._wake_all()
 
     async def _read_ahead(self) -> None:
         async for items in self._packs:
@@ -394,22 +418,29 @@ class _Mapping:
                 self._taken = anyio.Event()
                 await self._taken.wait()
             pack = _Pack(items)
-            self._ready.append(replace(pack, call=self._call(pack)))
+            self._ready.append(replace(pack, call=replace(self._call(pack), batch=self._settings.batch)))
             self._wake(1)
             await checkpoint()  # the first call goes out before the last pack is read
-        self._ended = True
-        self._wake()
 
     async def _work(self) -> None:
         """Settle pack after pack until there are none, and none can come back from another worker."""
-        while self.stopped_by is None:
-            if (pack := self._take()) is not None:
-                await self._settle(pack)
-            elif self._ended and not self._busy:
-                return
-            else:
-                self._idle.append(anyio.Event())
-                await self._idle[-1].wait()
+        place = Place(self._line)
+        try:
+            await place.take()
+            while self.stopped_by is None:
+                if (pack := self._take()) is not None:
+                    await self._settle(pack, place)
+                elif self._ended and not self._busy:
+                    return
+                else:
+                    place.give_back()
+                    self._idle.append(anyio.Event())
+                    await self._idle[-1].wait()
+                if self._line.is_full:
+                    place.give_back()  # to a call that comes back to be asked again, if there is one
+                await place.take()
+        finally:
+            place.give_back()
 
     def _take(self) -> _Pack | None:
         """The next pack, counted as busy from here on."""
@@ -425,21 +456,36 @@ class _Mapping:
         contents = [item.content for item in pack.items]
         return pack_call(self._task, contents, self._settings, self._plain_models, notes=pack.notes)
 
-    def _wake(self, most: int | None = None) -> None:
-        """Let idle workers look again: all of them, or as many as there is something for."""
-        number = len(self._idle) if most is None else min(most, len(self._idle))
-        for _ in range(number):
+    def _wake(self, packs: int) -> None:
+        """There is something to do for so many."""
+        for _ in range(packs):
+            if self._idle:
+                self._idle.popleft().set()
+            elif self._started < 2 * self._settings.max_concurrent:
+                self._started += 1
+                self._workers.start_soon(self._work)
+
+    def _wake_all(self) -> None:
+        """Let all who are idle look whether they are still needed."""
+        while self._idle:
             self._idle.popleft().set()
 
-    async def _settle(self, pack: _Pack) -> None:
+    def _stop(self, reason: CallError | LimitReached) -> None:
+        self.stopped_by = self.stopped_by or reason
+        self._reading.cancel()
+
+    async def _settle(self, pack: _Pack, place: Place) -> None:
         try:
             if self.stopped_by is None:
-                await self._ask(pack)
+                await self._ask(pack, place)
         finally:
             self._busy -= 1
-            self._wake(None if not self._busy or self.stopped_by is not None else len(self._again))
+            if self.stopped_by is not None or not (self._busy or self._again):
+                self._wake_all()
+            else:
+                self._wake(len(self._again))
 
-    async def _ask(self, pack: _Pack) -> None:
+    async def _ask(self, pack: _Pack, place: Place) -> None:
         call = pack.call or self._call(pack)
         if call.model in self._plain_models.refusing:
             call = replace(call, schema=None)
@@ -448,9 +494,9 @@ class _Mapping:
             await self._too_long(pack, chars)
             return
         try:
-            reply = await self._tree.complete(call)
+            reply = await self._tree.complete(call, place=place)
         except LimitReached as limit:
-            self.stopped_by = self.stopped_by or limit
+            self._stop(limit)
         except CallError as error:
             await self._take_failure(pack, call, error)
         else:
@@ -479,7 +525,7 @@ class _Mapping:
 
     async def _take_failure(self, pack: _Pack, call: Call, error: CallError) -> None:
         if isinstance(error, self._settings.stops_at):
-            self.stopped_by = self.stopped_by or error
+            self._stop(error)
         elif self._plain_models.note_refusal(call, error):
             self._again.append(pack)
         elif len(pack.items) > 1 and isinstance(error, OutputTruncated) and error.text:

@@ -14,10 +14,12 @@ from rlm.errors import (
     ContextTooLong,
     InvalidAnswer,
     OutputTruncated,
+    RateLimited,
     Refused,
     ServerError,
     SettingsError,
 )
+from rlm.events import CallStarted
 from rlm.mapping import Item, MapSettings, PlainModels, ask_checked, fill_packs, map_items, map_packs
 from rlm.packing import Task
 from rlm.scheduler.budget import Budget
@@ -184,6 +186,55 @@ def test_no_more_calls_are_made_at_once_than_allowed(virtual_time):
 
     assert anyio.run(main, **virtual_time) == pytest.approx(7, abs=0.1)
     assert client.most_in_flight == 3
+
+
+def test_a_call_that_waits_to_be_asked_again_gives_its_place_to_another(virtual_time):
+    """A tenth of the first calls are told to come back after ten times the time that an answer takes."""
+    refused = set()
+
+    def sometimes(call):
+        text = call.messages[0].content.split()[-1]
+        if int(text) % 10 == 3 and int(text) < 100 and text not in refused:
+            refused.add(text)
+            return RateLimited("later", status=429, retry_after=10)
+        return text
+
+    client = ScriptedClient(sometimes, latency_s=1.0)
+    tree = Scheduler(client, SchedulerSettings(max_concurrent=10)).tree(run_id="r")
+    settings = MapSettings(model="m", per_call=1, max_concurrent=10)
+
+    async def main():
+        started = anyio.current_time()
+        outcomes = await map_items(tree, [f"n {number}" for number in range(200)], "Say.", settings)
+        assert not any(outcome.failed for outcome in outcomes)
+        return anyio.current_time() - started
+
+    assert anyio.run(main, **virtual_time) < 25  # 22 where places are given back, 31 where they are kept
+    assert client.most_in_flight == 10
+
+
+async def test_few_items_need_few_workers():
+    """As many as may be at once are allowed, not started."""
+    client = ScriptedClient(upper)
+    settings = MapSettings(model="m", per_call=1, max_concurrent=100_000)
+    assert [m.value for m in await map_items(tree_of(client), ["a", "b"], "Say.", settings)] == ["A", "B"]
+
+
+async def test_a_map_is_told_of_as_a_batch_of_its_first_calls():
+    events = []
+
+    def sometimes(call):
+        if len(items_in(call)) > 1:
+            return Refused("not together")
+        return upper(call)
+
+    tree = Scheduler(ScriptedClient(sometimes), ONE_TRY).tree(run_id="r", emit=events.append)
+    settings = MapSettings(model="m", per_call=2, depth=1)
+    await map_items(tree, ["a", "b", "c", "d"], "Say.", settings)
+    started, *calls, finished = events
+    assert (started.batch, started.size, started.distinct, started.depth) == (1, 2, 2, 1)
+    assert (finished.batch, finished.failed) == (1, 0)
+    assert [call.batch for call in calls if isinstance(call, CallStarted)].count(1) == 2
 
 
 async def test_a_budget_ends_the_mapping_after_the_calls_in_flight():

@@ -261,7 +261,8 @@ class Progress:
         self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
         key = (event.run_id, number or 0)
         if batch := self.batches.get(key):
-            self.batches[key] = replace(batch, done=batch.done + 1, failed=batch.failed + failed)
+            done = min(batch.done + 1, batch.size)  # a call that was asked anew in another form ends twice
+            self.batches[key] = replace(batch, done=done, failed=batch.failed + failed)
 
 
 def summary_of(

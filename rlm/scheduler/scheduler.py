@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import TYPE_CHECKING
@@ -48,12 +49,12 @@ from rlm.scheduler.telling import CallEvents
 from rlm.settings import SchedulerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from rlm.clients.base import Client
     from rlm.values import Call, Reply
 
-__all__ = ["Scheduler", "Tree"]
+__all__ = ["Batch", "Scheduler", "Tree"]
 
 
 class Scheduler:
@@ -191,35 +192,59 @@ class Tree:
             return []
         first = first_of_each(calls) if dedupe else range(len(calls))
         slots = Counter(first)  # how many share the answer of each call that is made
-        batch = next(self._batch_numbers)
-        run_id, depth = calls[0].run_id or self.run_id, calls[0].depth
+        samples = occurrences(calls) if self._scheduler.cache is not None else None
+
+        async def ask(index: int, place: Place) -> Reply:
+            occurrence = samples[index] if samples is not None else 0
+            try:
+                return await self._complete(replace(calls[index], batch=batch.number), occurrence, place)
+            except CallError:
+                batch.failed += slots[index]
+                raise
+
+        with self.batch(
+            len(calls),
+            distinct=len(slots),
+            max_concurrent=max_concurrent,
+            run_id=calls[0].run_id,
+            depth=calls[0].depth,
+        ) as batch:
+            return await run_batch(ask, first, max_concurrent=max_concurrent)
+
+    @contextmanager
+    def batch(
+        self, size: int, *, distinct: int, max_concurrent: int, run_id: str = "", depth: int = 0
+    ) -> Iterator[Batch]:
+        """Tell of calls that belong together: that they begin, and when they have ended how many slots failed.
+
+        Args:
+            size: calls that were asked for.
+            distinct: calls of them that are made; each should have the batch's number.
+            max_concurrent: how many at once.
+            run_id: the run they belong to; by default the tree's own.
+            depth: its depth.
+        """
+        batch = Batch(next(self._batch_numbers))
+        run_id = run_id or self.run_id
         self._emit(
             BatchStarted(
                 run_id=run_id,
                 depth=depth,
                 at=time.time(),
-                batch=batch,
-                size=len(calls),
-                distinct=len(slots),
+                batch=batch.number,
+                size=size,
+                distinct=distinct,
                 max_concurrent=max_concurrent,
             )
         )
-        samples = occurrences(calls) if self._scheduler.cache is not None else None
-        failed = 0
-
-        async def ask(index: int, place: Place) -> Reply:
-            nonlocal failed
-            occurrence = samples[index] if samples is not None else 0
-            try:
-                return await self._complete(replace(calls[index], batch=batch), occurrence, place)
-            except CallError:
-                failed += slots[index]
-                raise
-
         try:
-            return await run_batch(ask, first, max_concurrent=max_concurrent)
+            yield batch
         finally:
-            self._emit(BatchFinished(run_id=run_id, depth=depth, at=time.time(), batch=batch, failed=failed))
+            self._emit(
+                BatchFinished(
+                    run_id=run_id, depth=depth, at=time.time(), batch=batch.number, failed=batch.failed
+                )
+            )
 
     async def _complete(self, call: Call, occurrence: int, place: Place) -> Reply:
         await checkpoint()  # a client that never waits, such as a scripted one, must not starve the loop
@@ -300,6 +325,14 @@ class Tree:
             waited_s += wait_s
             question.place.give_back()
             await anyio.sleep(wait_s)
+
+
+@dataclass(slots=True)
+class Batch:
+    """Calls that belong together: their number within the tree, and how many of their slots hold an error."""
+
+    number: int
+    failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

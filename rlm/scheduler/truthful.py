@@ -104,7 +104,10 @@ def _examined_cut(call: Call, reply: Reply) -> Reply:
     message = f"an answer of {call.model} was cut at its output cap{_cap(call)}"
     if call.schema is not None:
         raise OutputTruncated(
-            f"{message}, so its JSON is not whole", text=reply.text, model=call.model, usage=reply.usage
+            f"{message}, so its JSON is not whole: raise max_output_tokens",
+            text=reply.text,
+            model=call.model,
+            usage=reply.usage,
         )
     return _warned(reply, message)
 
