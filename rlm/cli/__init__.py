@@ -7,8 +7,10 @@ Exit codes: 0 answered · 1 the run failed · 2 wrong usage or input · 3 a limi
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -29,6 +31,9 @@ _SUMMARIES = {
     "split": "Cut a table into parts that are each small enough.",
     "doctor": "Say what works here: isolation, keys, packages.",
 }
+
+_OF_A_QUESTION = frozenset({"-q", "--question"})
+_SHOWN_CHARS = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,6 +60,27 @@ def _prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _as_question(arguments: Sequence[str]) -> str:
+    """The command line as it was perhaps meant; a long question is cut."""
+    words = [word if len(word) <= _SHOWN_CHARS else f"{word[:_SHOWN_CHARS]}…" for word in arguments]
+    return f"rlm ask {shlex.join(words)}"
+
+
+def _not_a_command(arguments: Sequence[str]) -> str:
+    """What to say where the first argument is none of the commands."""
+    import difflib
+
+    name = arguments[0]
+    close = difflib.get_close_matches(name, _SUMMARIES, n=1)
+    if close:
+        return f"there is no command {name!r}; did you mean rlm {close[0]}?"
+    if Path(name).exists() or _OF_A_QUESTION & set(arguments[1:]):
+        return f"{name!r} is no command; did you mean {_as_question(arguments)}?"
+    if " " in name:
+        return f"{name!r} is no command; did you mean {_as_question(['FILE', '-q', name])}?"
+    return f"there is no command {name!r}"
+
+
 class _Commands(click.Group):
     """The commands, each imported when it is used: `rlm --help` loads none of them."""
 
@@ -66,6 +92,22 @@ class _Commands(click.Group):
             return None
         found: click.Command = import_module(f"rlm.cli.{cmd_name}").command
         return found
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.NoSuchOption as error:
+            if error.option_name not in _OF_A_QUESTION:
+                raise
+            ctx.fail(f"the command is missing; did you mean {_as_question(given)}?")
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in _SUMMARIES:
+            raise click.UsageError(_not_a_command(args), ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
