@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from rlm import sources
+from rlm.cli.failures import complain
 from rlm.errors import ContextError
 
 __all__ = ["STDIN_NAME", "read_context"]
@@ -34,11 +35,34 @@ def read_context(
         )
     if files.count("-") > 1:
         raise click.UsageError("`-` is named twice: stdin can be read once")
+    files = _each_once(files)
     context = _read(files, encoding)
     if not any(context.values() if isinstance(context, dict) else [context]):
         names = ", ".join(STDIN_NAME if name == "-" else name for name in files)
         raise ContextError(f"{names}: empty, so there is nothing to ask about")
     return context
+
+
+def _each_once(files: tuple[str, ...]) -> tuple[str, ...]:
+    """The files without those that are named again, by whatever path, which are told."""
+    first: dict[object, str] = {}
+    for name in files:
+        identity = name if name == "-" else _identity(Path(name))
+        if identity not in first:
+            first[identity] = name
+            continue
+        again = name if name == first[identity] else f"{name} is {first[identity]}, which"
+        complain(f"note: {again} is named more than once, and read once")
+    return tuple(first.values())
+
+
+def _identity(path: Path) -> object:
+    """What is the same of two paths to one file; the path itself where there is no such file."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return path
+    return found.st_dev, found.st_ino
 
 
 def _read(files: tuple[str, ...], encoding: str | None) -> str | dict[str, str]:

@@ -126,7 +126,12 @@ def test_a_pipe_is_the_data(folder):
         (["ask", "\x1b[2J", "-q", "?"], b"", "\\x1b[2J: there is no such file"),
         (["chat", "-"], b"", "questions are read from stdin"),
         (["chat"], b"", "no data"),
-        (["aks"], b"", "aks"),
+        (["aks", "a.txt", "-q", "?"], b"", "there is no command 'aks'; did you mean rlm ask?"),
+        (["zzz"], b"", "there is no command 'zzz'"),
+        (["a.txt", "-q", "What fee?"], b"", "did you mean rlm ask a.txt -q 'What fee?'?"),
+        (["-q", "What fee?", "a.txt"], b"", "did you mean rlm ask -q 'What fee?' a.txt?"),
+        (["What fee?"], b"", "did you mean rlm ask FILE -q 'What fee?'?"),
+        (["-x"], b"", "No such option '-x'"),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(folder, arguments, stdin, words):
@@ -136,6 +141,20 @@ def test_bad_input_is_one_line_and_code_2(folder, arguments, stdin, words):
     done = rlm(*arguments, folder=folder, stdin=stdin)
     assert (done.returncode, done.stdout) == (2, b"")
     assert words in complaint(done)
+
+
+def test_a_file_that_is_named_twice_is_read_once_and_told(folder, server):
+    (folder / "same.txt").symlink_to("a.txt")
+    (folder / "copy.txt").write_bytes((folder / "a.txt").read_bytes())
+    ask = ["-q", "?", "--base-url", server.base_url]
+    done = rlm("ask", "a.txt", "./a.txt", "same.txt", *ask, folder=folder)
+    assert done.returncode == 0
+    assert b"note: ./a.txt is a.txt, which is named more than once, and read once\n" in done.stderr
+    assert b"note: same.txt is a.txt, which" in done.stderr
+    assert b"is a str of 2,850 characters" in done.stderr
+    done = rlm("ask", "a.txt", "copy.txt", *ask, folder=folder)
+    assert b"note:" not in done.stderr
+    assert b"is a dict" in done.stderr
 
 
 def test_nobody_at_the_endpoint_is_code_5_at_once(folder):

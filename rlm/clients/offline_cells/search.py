@@ -69,5 +69,6 @@ replies = llm_batch(
 )
 answered = sum(bool(reply) and reply != "NOT FOUND" for reply in replies)
 print(
-    f"{len(chosen)} sub-calls read the most promising pieces; {answered} of them found a sentence worth quoting"
+    f"{len(chosen)} sub-call{'s' * (len(chosen) != 1)} read the most promising pieces; "
+    f"{answered} of them found a sentence worth quoting"
 )
