@@ -50,9 +50,13 @@ EXIT_GRACE_S = 5.0
 """How long the interpreter waits at exit for cancelled tasks to clean up, in seconds."""
 
 
-def lease() -> Portal:
-    """A new lease on the process's loop thread, which starts with the first call. Close it, or use `with`."""
-    return Portal()
+def lease(when_closed: str = "this portal is closed") -> Portal:
+    """A new lease on the process's loop thread, which starts with the first call. Close it, or use `with`.
+
+    Args:
+        when_closed: what to say to whoever uses it after `close`, in words of the one who holds it.
+    """
+    return Portal(when_closed)
 
 
 def leave_to_parent(*things: object) -> None:
@@ -70,8 +74,9 @@ class Portal:
     It may be used from any number of threads and loops at once, and as a context manager.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, when_closed: str) -> None:
         self._thread: _LoopThread | None = None
+        self._when_closed = when_closed
         self._closed = False
 
     def call(self, function: Callable[[Unpack[Arguments]], Awaitable[T]], *arguments: *Arguments) -> T:
@@ -259,7 +264,7 @@ class Portal:
     def _running_thread(self) -> _LoopThread:
         with _lock:
             if self._closed:
-                raise RuntimeError("this portal is closed")
+                raise RuntimeError(self._when_closed)
             if self._thread is None or not self._thread.is_usable():
                 self._thread = _take()
             return self._thread

@@ -60,6 +60,7 @@ __all__ = ["RLM_REPL"]
 logger = logging.getLogger("rlm")
 
 _DEFAULTS = RunSettings()
+_WHEN_CLOSED = "this RLM_REPL was closed: make a new one, or keep it open with `with RLM_REPL(...) as rlm:`"
 
 
 class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
@@ -181,7 +182,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
 
             self._display = show_on_stderr()
             self._listeners.append(self._display)
-        self._portal: Portal = lease()
+        self._portal: Portal = lease(_WHEN_CLOSED)
         self._closed = False
 
     def completion(self, context: Any, query: str | None = None) -> Answer:

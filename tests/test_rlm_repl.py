@@ -430,3 +430,17 @@ def test_the_name_of_a_file_instead_of_the_file_is_told(tmp_path, monkeypatch):
         with pytest.warns(UserWarning, match="is the text 'contract.txt'"):
             rlm.session("contract.txt").close()
         assert rlm.completion(tmp_path / "contract.txt", "Who may terminate?").warnings == ()
+
+
+def test_after_close_it_says_what_was_closed_and_what_to_do():
+    rlm = RLM_REPL(client=ScriptedClient(lambda call: "FINAL(done)"))
+    rlm.close()
+    for use in (
+        lambda: rlm.completion("x", "?"),
+        lambda: rlm.session("x"),
+        lambda: list(rlm.stream("x", "?")),
+    ):
+        with pytest.raises(
+            RuntimeError, match="this RLM_REPL was closed: make a new one, or keep it open with"
+        ):
+            use()

@@ -406,7 +406,7 @@ class OpenAIClient:
             timeout_s=timeout_s,
             max_connections=max_connections,
         )
-        self._portal = lease()
+        self._portal = lease("this OpenAIClient was closed: make a new one")
         self.model = model
 
     def __repr__(self) -> str:
