@@ -57,7 +57,7 @@ class Journal:
         self.torn_bytes = torn_bytes
         self._descriptor = descriptor
         self._size = size
-        self._let_go = weakref.finalize(self, os.close, descriptor)
+        self._let_go = weakref.finalize(self, _release, descriptor, os.getpid())
         self._let_go.atexit = False  # until its very end, the process may have something to add
         _open_here.add(self)
 
@@ -285,6 +285,15 @@ def _lock(descriptor: int, path: Path) -> None:
             f"another process, or something else in this one, is writing to the journal {path}: wait until it has "
             "ended, or close it"
         ) from error
+
+
+def _release(descriptor: int, process: int) -> None:
+    if sys.platform != "win32" and process == os.getpid():
+        import fcntl
+
+        # A child that is just being forked has the same lock, until it starts something else.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    os.close(descriptor)
 
 
 def _leave_to_parent() -> None:

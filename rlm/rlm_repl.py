@@ -175,7 +175,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         self._launcher = launcher
         self._ledger = Ledger(self.budget)
         self._listeners = [] if on_event is None else [_listener(on_event)]
-        self._journal = None if journal is None else RunJournal(journal)
+        self._journal = _journal(journal)
         self._display: Display | None = None
         if enable_logging:
             from rlm.display import show_on_stderr
@@ -512,6 +512,14 @@ def _listener(on_event: Emit) -> Emit:
             f"on_event={on_event!r}: must be a plain function of one event, not a coroutine function"
         )
     return on_event
+
+
+def _journal(path: str | os.PathLike[str] | None) -> RunJournal | None:
+    if path is None:
+        return None
+    if not isinstance(path, (str, os.PathLike)):
+        raise SettingsError(f"journal={path!r}: must be the path of a file, such as 'runs.journal'")
+    return RunJournal(path)
 
 
 def _scheduler_settings(
