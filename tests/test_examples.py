@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
+
 from rlm import ScriptedClient
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +54,7 @@ def test_the_interactive_example_answers_and_runs_the_users_code():
     printed = run("examples/interactive.py")
     assert "Your own cell says:" in printed
     assert "mentions" in printed
+    assert re.search(r"^Spent: \d+ calls, 0 tokens, \$0.0000\.$", printed, re.MULTILINE)
 
 
 class WithClient(ast.NodeTransformer):
@@ -74,15 +77,16 @@ def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch,
     client = ScriptedClient(lambda call: "```repl\nFINAL(context.split(',')[0])\n```")
     namespace = {"client": client}
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         with_client = WithClient()
         tree = ast.fix_missing_locations(with_client.visit(ast.parse(block)))
         assert with_client.changed == 1
         exec(compile(tree, "README.md", "exec"), namespace)
     assert capsys.readouterr().out.startswith("Ada lets a house to Bob\nok 1 Usage(")
+    assert anyio.run(namespace["parties"]) == "Ada lets a house to Bob"
     assert namespace["session"].answers == ["Ada lets a house to Bob"] * 2
-    assert len(client.calls) == 3
+    assert len(client.calls) == 4
 
 
 def test_the_readme_is_short_enough_to_read_standing():
