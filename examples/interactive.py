@@ -23,7 +23,9 @@ def main() -> None:
 
         print(session.ask("How many times does the text mention 'generator'?"))
         print("\nVariables:", ", ".join(variable.name for variable in session.variables()))
-        print("Spent:", rlm.cost_summary())
+        spent = rlm.cost_summary()
+        dollars = "at no known price" if spent["cost_usd"] is None else f"${spent['cost_usd']:.4f}"
+        print(f"Spent: {spent['calls']} calls, {spent['total_tokens']:,} tokens, {dollars}.")
 
 
 if __name__ == "__main__":
