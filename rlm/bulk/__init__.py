@@ -7,23 +7,27 @@ asks the rows that failed again. Jobs of a `JobGroup` share one gate, one budget
 from __future__ import annotations
 
 from rlm.bulk.counting import Count, count_rows, split_rows
+from rlm.bulk.finishing import FinishedRow
 from rlm.bulk.groups import JobGroup, MappedRows
 from rlm.bulk.report import Estimate, Progress, Report
-from rlm.bulk.rows import amap_rows, aretry_rows, map_rows, retry_rows
+from rlm.bulk.rows import amap_rows, aretry_rows, astream_rows, map_rows, retry_rows, stream_rows
 from rlm.bulk.templates import escape
 
 __all__ = [
     "Count",
     "Estimate",
+    "FinishedRow",
     "JobGroup",
     "MappedRows",
     "Progress",
     "Report",
     "amap_rows",
     "aretry_rows",
+    "astream_rows",
     "count_rows",
     "escape",
     "map_rows",
     "retry_rows",
     "split_rows",
+    "stream_rows",
 ]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Checkpoint", "JobRecord", "Memory", "forget", "key_of", "read_job"]
+__all__ = ["PASSING", "Checkpoint", "JobRecord", "Memory", "forget", "key_of", "read_job"]
 
 KIND: Final = "bulk"
 PENDING: Final = -1

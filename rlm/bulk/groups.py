@@ -16,16 +16,17 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar, Unpack, cast
 
 import anyio
 import anyio.to_thread
 
 from rlm.bulk.checkpoint import read_job
+from rlm.bulk.finishing import FinishedRow, TellRow
 from rlm.bulk.formats import Row, Source, as_source
 from rlm.bulk.jobs import AskPacks, Job, run_job
 from rlm.clients.openai import AsyncOpenAIClient
@@ -39,18 +40,20 @@ from rlm.schemas import SchemaSource, schema_of
 from rlm.settings import SchedulerSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Sequence
     from types import TracebackType
 
     from rlm.bulk.report import Estimate, Progress, Report
     from rlm.clients.base import Client
     from rlm.portal import Portal
 
-__all__ = ["JobGroup", "JobOptions", "MappedRows", "RetryOptions", "failed_job"]
+__all__ = ["JobGroup", "JobOptions", "MappedRows", "RetryOptions", "RowStream", "failed_job"]
 
 T = TypeVar("T")
 
 DEAD_LETTERS_END: Final = ".failed.jsonl"
+ROWS_AHEAD: Final = 100
+"""Finished rows that wait for whoever takes them, before the job waits, too."""
 NOT_OF_THE_JOB: Final = frozenset({"ask_packs", "budget", "confirm", "encoding", "on_progress", "rule"})
 """Options that say how a job is run, and not what it is."""
 
@@ -69,11 +72,53 @@ class MappedRows:
         return len(self.rows)
 
 
+class RowStream:
+    """The rows of one job as they finish; an async iterator.
+
+    Attributes:
+        report: how the job ended, or None while it runs.
+    """
+
+    def __init__(self) -> None:
+        self.report: Report | None = None
+        self._failure: Exception | None = None
+        self._send, self._receive = anyio.create_memory_object_stream[FinishedRow](ROWS_AHEAD)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> FinishedRow:
+        try:
+            return await self._receive.receive()
+        except anyio.EndOfStream:
+            if self._failure is not None:
+                raise self._failure from None
+            raise StopAsyncIteration from None
+
+    async def tell(self, row: FinishedRow) -> None:
+        """Hand a row on, when there is room for it."""
+        await self._send.send(row)
+
+    def close(self) -> None:
+        """Take no more rows."""
+        self._send.close()
+        self._receive.close()
+
+    async def run(self, job: Callable[[], Awaitable[MappedRows]]) -> None:
+        """Do the job that tells its rows; what it fails with is raised after them."""
+        with self._send:
+            try:
+                self.report = (await job()).report
+            except Exception as error:  # noqa: BLE001 - it belongs to whoever takes the rows
+                self._failure = error
+
+
 class RetryOptions(TypedDict, total=False):
     """What may be said of any job of a group; `rlm.bulk.amap_rows` tells what each is."""
 
     rule: Callable[[Row], Any] | None
     budget: Budget | float | None
+    max_output_tokens: int | None
     on_progress: Callable[[Progress], None] | None
     ask_packs: AskPacks | None
 
@@ -88,7 +133,6 @@ class JobOptions(RetryOptions, total=False):
     rows_per_call: int | Literal["auto"]
     max_concurrency: int | Literal["auto"]
     temperature: float | Mapping[str, float] | None
-    max_output_tokens: int | None
     window_chars: int
     column: str
     limit: int | None
@@ -162,6 +206,54 @@ class JobGroup:
         """
         return await self._on_own_loop(partial(self._map, rows, prompt, options))
 
+    def stream_rows(self, rows: Any, prompt: str, **options: Unpack[JobOptions]) -> Iterator[FinishedRow]:
+        """`rlm.bulk.stream_rows` as a job of this group; it starts with the first row that is asked for.
+
+        Raises:
+            RuntimeError: as `map_rows`.
+            Exception: as `rlm.bulk.map_rows`.
+        """
+        portal = self._require_portal()
+        room = anyio.Semaphore(ROWS_AHEAD)
+
+        async def produce(put: Callable[[FinishedRow], None]) -> None:
+            async def tell(row: FinishedRow) -> None:
+                await room.acquire()
+                put(row)
+
+            await self._map(rows, prompt, options, tell_row=tell)
+
+        finished = cast("Generator[FinishedRow]", portal.iterate(produce))
+        with closing(finished):
+            for row in finished:
+                portal.post(room.release)
+                yield row
+
+    @asynccontextmanager
+    async def astream_rows(
+        self, rows: Any, prompt: str, **options: Unpack[JobOptions]
+    ) -> AsyncIterator[RowStream]:
+        """`rlm.bulk.astream_rows` as a job of this group.
+
+        Raises:
+            RuntimeError: the group is not open, or was opened with `with`: use `stream_rows`.
+            Exception: as `rlm.bulk.amap_rows`, in the loop over the rows.
+        """
+        if self._portal is not None:
+            raise RuntimeError(
+                "this group was opened with `with`: use stream_rows, or open it with `async with`"
+            )
+        with closing(RowStream()) as stream:
+            try:
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(
+                        stream.run, partial(self._map, rows, prompt, options, tell_row=stream.tell)
+                    )
+                    yield stream
+                    tasks.cancel_scope.cancel()
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None  # the job fails in the loop: this is the caller's own
+
     def retry_rows(self, dead_letters: str | Path, **options: Unpack[RetryOptions]) -> MappedRows:
         """`rlm.bulk.retry_rows` as a job of this group.
 
@@ -219,19 +311,24 @@ class JobGroup:
                 await self._own_client.aclose()
 
     def _blocking(self, function: Callable[[], Awaitable[T]]) -> T:
+        return self._require_portal().call(function)
+
+    def _require_portal(self) -> Portal:
         if self._portal is None:
             raise RuntimeError(
                 "open the group with `with JobGroup(...) as jobs` before its jobs; "
                 "one that was opened with `async with` has `amap_rows` and its like"
             )
-        return self._portal.call(function)
+        return self._portal
 
     async def _on_own_loop(self, function: Callable[[], Awaitable[T]]) -> T:
         if self._portal is not None:
             return await self._portal.acall(function)
         return await function()
 
-    async def _map(self, rows: Any, prompt: str, options: JobOptions) -> MappedRows:
+    async def _map(
+        self, rows: Any, prompt: str, options: JobOptions, *, tell_row: TellRow | None = None
+    ) -> MappedRows:
         job = _job(prompt, options)
         if job.samples > 1 and self._settings.cache != "off":
             raise SettingsError(
@@ -239,10 +336,12 @@ class JobGroup:
                 "the first sample"
             )
         source = as_source(rows, encoding=options.get("encoding", "utf-8-sig"))
-        return await self._run(job, source, options, confirm=options.get("confirm"))
+        return await self._run(job, source, options, confirm=options.get("confirm"), tell_row=tell_row)
 
     async def _retry(self, dead_letters: str | Path, options: RetryOptions) -> MappedRows:
         job, source = failed_job(dead_letters)
+        if (cap := options.get("max_output_tokens")) is not None:
+            job = replace(job, max_output_tokens=cap)
         return await self._run(job, source, options)
 
     async def _run(
@@ -252,6 +351,7 @@ class JobGroup:
         options: RetryOptions,
         *,
         confirm: Callable[[Estimate], bool] | None = None,
+        tell_row: TellRow | None = None,
     ) -> MappedRows:
         if self._scheduler is None:
             raise RuntimeError(
@@ -271,7 +371,8 @@ class JobGroup:
                     rule=options.get("rule"),
                     confirm=confirm,
                     on_progress=options.get("on_progress"),
-                    keep_row=kept.append if job.output is None else None,
+                    keep_row=kept.append if job.output is None and tell_row is None else None,
+                    tell_row=tell_row,
                     ask_packs=options.get("ask_packs"),
                 )
         except JobStopped:

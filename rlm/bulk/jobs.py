@@ -23,8 +23,10 @@ import anyio
 import anyio.to_thread
 from anyio import lowlevel
 
-from rlm.bulk.checkpoint import Checkpoint, JobRecord, Memory, forget, key_of
+from rlm import errors
+from rlm.bulk.checkpoint import PASSING, Checkpoint, JobRecord, Memory, forget, key_of
 from rlm.bulk.expressions import read_expression
+from rlm.bulk.finishing import Finishing, TellRow
 from rlm.bulk.formats import FileSource, Row, Source, require
 from rlm.bulk.opinions import vote
 from rlm.bulk.report import Estimate, Progress, Report
@@ -200,6 +202,7 @@ async def run_job(
     confirm: Callable[[Estimate], bool] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     keep_row: Callable[[Row], None] | None = None,
+    tell_row: TellRow | None = None,
     ask_packs: AskPacks | None = None,
 ) -> Report:
     """Do a job.
@@ -213,6 +216,7 @@ async def run_job(
         confirm: is shown the estimate after the pilot, in a thread; False ends the job.
         on_progress: is told how far it is, at most ten times a second.
         keep_row: is given each finished row, in order.
+        tell_row: is given each finished row as it finishes.
         ask_packs: asks the packs, instead of calls at once.
 
     Raises:
@@ -221,7 +225,7 @@ async def run_job(
         JobStopped: a limit, or a failure that concerns every row; the answers so far are in the journal.
         JournalError: the journal cannot be used, or the disk is full.
     """
-    run = _Run(job, source, tree, rule=rule, on_progress=on_progress)
+    run = _Run(job, source, tree, rule=rule, on_progress=on_progress, tell_row=tell_row)
     _check_output(job, source)
     survey = await anyio.to_thread.run_sync(run.survey)
     record = JobRecord(job.task(), _options(job, source))
@@ -269,7 +273,7 @@ class _Decided:
 
 @dataclass(slots=True)
 class _Counts:
-    """What this session has settled; `free` rows of a pass needed no asking."""
+    """What this session has settled; `free` rows of a pass needed no asking, `passing` failures say nothing of rows."""
 
     settled: int = 0
     settled_before: int = 0
@@ -277,6 +281,7 @@ class _Counts:
     free: int = 0
     latency_s: float = 0.0
     last_failure: tuple[str, str] = ("", "")
+    passing: bool = True
 
     def add(self, settled: Sequence[tuple[int, Mapped]], reply: Reply | None) -> None:
         self.settled += len(settled)
@@ -285,6 +290,7 @@ class _Counts:
             if mapped.failed:
                 self.failed += 1
                 self.last_failure = (mapped.kind, mapped.reason)
+                self.passing = self.passing and mapped.kind in PASSING
 
 
 class _Run:
@@ -298,6 +304,7 @@ class _Run:
         *,
         rule: Callable[[Row], Any] | None,
         on_progress: Callable[[Progress], None] | None,
+        tell_row: TellRow | None,
     ) -> None:
         self.checkpoint: Checkpoint
         self.writing: Writing
@@ -306,6 +313,7 @@ class _Run:
         self._tree = tree
         self._rule = rule
         self._on_progress = on_progress
+        self._finishing = None if tell_row is None else Finishing(tell_row)
         self._template: Template = read_template(job.prompt)
         self._schema: Schema | None = None if job.schema is None else schema_of(job.schema)
         self._opinions = job.opinions
@@ -370,7 +378,7 @@ class _Run:
             tasks.cancel_scope.cancel()
         await self._sync()
         self._tell(at_once=True)
-        failure = failure or self._write_failure
+        failure = failure or self._write_failure or self._unreached()
         if isinstance(failure, (LimitReached, CallError)):
             raise JobStopped(f"stopped: {failure}; {self._how_to_go_on()}", cause=failure) from failure
         if failure is not None:
@@ -383,6 +391,7 @@ class _Run:
             await self._ask_rows(self._job.pilot, ask_packs)
             await self._confirm(survey, confirm)
         await self._ask_rows(self._job.limit, ask_packs)
+        await self._tell_the_rest()
 
     async def _ask_rows(self, limit: int | None, ask_packs: AskPacks) -> None:
         self._counts.free = 0
@@ -435,6 +444,9 @@ class _Run:
     async def _items(self, opinion: int, limit: int | None) -> AsyncGenerator[list[Item], None]:
         """What is to be asked; rows are read a few hundred at a time, in a thread."""
         rows = islice(self._source.rows(), limit)
+        finishing = self._finishing if opinion == len(self._opinions) - 1 else None
+        if finishing is not None:
+            finishing.begin()
         first = 1
         while chunk := await anyio.to_thread.run_sync(_take, rows):
             items = []
@@ -442,6 +454,8 @@ class _Run:
                 decided = self._decide(row)
                 if isinstance(decided, _Decided):
                     self._counts.free += 1
+                    if finishing is not None:
+                        await finishing.tell(number, row, self._decided_answer(decided))
                     continue
                 if len(self._keys) < KEYS_AT_HAND:
                     self._keys[number] = decided.key
@@ -449,6 +463,12 @@ class _Run:
                     items.append(Item(decided.key, decided.content))
                 else:
                     self._counts.free += 1
+                if finishing is None:
+                    continue
+                if (answer := self._settled_answer(decided.key)) is None:
+                    finishing.hold(decided.key, number, row)
+                else:
+                    await finishing.tell(number, row, answer)
             first += len(chunk)
             yield items
 
@@ -484,6 +504,26 @@ class _Run:
         self._more_to_write.set()
         if self._write_failure is not None:
             raise self._write_failure
+        if self._finishing is not None and opinion == len(self._opinions) - 1:
+            for key, _ in pairs:
+                await self._tell_rows_of(key, self._finishing)
+
+    async def _tell_rows_of(self, key: int, finishing: Finishing) -> None:
+        answer = self._settled_answer(key, is_final=True)
+        for number, row in finishing.release(key):
+            if answer is not None:
+                await finishing.tell(number, row, answer)
+
+    async def _tell_the_rest(self) -> None:
+        """Tell the rows that were too many to be held."""
+        if self._finishing is None:
+            return
+        rest = self._finishing.untold(self.rows())
+        while chunk := await anyio.to_thread.run_sync(lambda: list(islice(rest, ROWS_AT_ONCE))):
+            for number, row in chunk:
+                answer = self.answer_of(number, row, is_final=True)
+                if answer is not None:
+                    await self._finishing.tell(number, row, answer)
 
     async def _write_along(self) -> None:
         """Write what is settled at the head of the rows, a few at a time, while others are asked."""
@@ -509,6 +549,22 @@ class _Run:
                 f"stopped: none of the first {counts.settled:,} rows got an answer; the last one failed by {kind}: "
                 f"{reason}. Change the prompt, the schema or the model"
             )
+
+    def _unreached(self) -> JobStopped | None:
+        """Why there is nothing to write: the endpoint was never reached, as far as the answers tell."""
+        counts = self._counts
+        if (
+            not counts.settled
+            or counts.failed < counts.settled
+            or not counts.passing
+            or self.checkpoint.resumed
+        ):
+            return None
+        kind, reason = counts.last_failure
+        return JobStopped(
+            f"stopped: no row got an answer; the last one failed by {kind}: {reason}. Resume to ask them again",
+            cause=getattr(errors, kind)(reason),
+        )
 
     async def _confirm(self, survey: _Survey, confirm: Callable[[Estimate], bool] | None) -> None:
         counts = self._counts
@@ -557,15 +613,24 @@ class _Run:
         if key is None:
             decided = self._decide(row)
             if isinstance(decided, _Decided):
-                return Answer(decided.mapped, self._columns(decided.mapped, None), by_rule=True)
+                return self._decided_answer(decided)
             key = decided.key
+        answer = self._settled_answer(key, is_final=is_final)
+        if answer is not None:
+            self._keys.pop(number, None)
+        return answer
+
+    def _decided_answer(self, decided: _Decided) -> Answer:
+        return Answer(decided.mapped, self._columns(decided.mapped, None), by_rule=True)
+
+    def _settled_answer(self, key: int, *, is_final: bool = False) -> Answer | None:
+        """The answer to a question by all opinions, or None where one of them may still come."""
         outcomes = []
         for opinion in range(len(self._opinions)):
             outcome = self.checkpoint.outcome(opinion, key)
             if outcome is None and not is_final:
                 return None
             outcomes.append(outcome or NEVER_ASKED)
-        self._keys.pop(number, None)
         if len(outcomes) == 1:
             return Answer(outcomes[0], self._columns(outcomes[0], None))
         values = [outcome.value for outcome in outcomes if not outcome.failed]

@@ -4,23 +4,26 @@
 
 The output has every row of the input, in order, with the new columns; rows without an answer have nothing in them,
 and are in `out.csv.failed.jsonl` with the reason. The answers are in `out.csv.journal` as they come: after an
-interruption, `resume=True` goes on from there. `amap_rows` is the same for callers with an event loop.
+interruption, `resume=True` goes on from there. `amap_rows` is the same for callers with an event loop; `stream_rows`
+and `astream_rows` give the rows as they finish.
 """
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from functools import partial, wraps
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack
 
-from rlm.bulk.groups import JobGroup, failed_job
+from rlm.bulk.groups import JobGroup, JobOptions, failed_job
 from rlm.portal import lease
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from rlm.bulk.finishing import FinishedRow
     from rlm.bulk.formats import Row
-    from rlm.bulk.groups import MappedRows
+    from rlm.bulk.groups import MappedRows, RowStream
     from rlm.bulk.jobs import AskPacks
     from rlm.bulk.report import Estimate, Progress
     from rlm.clients.base import Client
@@ -29,7 +32,15 @@ if TYPE_CHECKING:
     from rlm.schemas import SchemaSource
     from rlm.settings import SchedulerSettings
 
-__all__ = ["amap_rows", "aretry_rows", "map_rows", "retry_rows"]
+__all__ = [
+    "StreamOptions",
+    "amap_rows",
+    "aretry_rows",
+    "astream_rows",
+    "map_rows",
+    "retry_rows",
+    "stream_rows",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -147,9 +158,56 @@ async def amap_rows(
         )
 
 
+class StreamOptions(JobOptions, total=False):
+    """What may be said of a job by itself; `amap_rows` tells what each is."""
+
+    prices: Mapping[str, Price] | None
+    client: Client | None
+    base_url: str | None
+    api_key: str | None
+    scheduler: SchedulerSettings | None
+
+
+def stream_rows(rows: Any, prompt: str, **options: Unpack[StreamOptions]) -> Iterator[FinishedRow]:
+    """Ask the same of every row, and yield the rows as they finish, in the order in which they do.
+
+    It starts with the first row that is asked for. At most a hundred finished rows wait to be taken; then the job
+    waits, too. Leaving the loop early cancels the job; with a `checkpoint` or an `output`, what was answered is in
+    the journal, and `resume=True` goes on from there. Takes what `map_rows` takes.
+
+        for row in stream_rows("in.csv", "Label {{text}}", schema="label: str", checkpoint="labels.journal"):
+            print(row.index, row.reason if row.failed else row.row["label"])
+
+    Raises:
+        Exception: as `map_rows`, after the rows that were finished before.
+    """
+    of_group, of_job = _parted(options)
+    with JobGroup(**of_group) as jobs:
+        yield from jobs.stream_rows(rows, prompt, **of_job)
+
+
+@asynccontextmanager
+async def astream_rows(rows: Any, prompt: str, **options: Unpack[StreamOptions]) -> AsyncIterator[RowStream]:
+    """The same for callers with an event loop; a context manager, because tasks of its own need an end.
+
+        async with astream_rows("in.csv", "Label {{text}}", schema="label: str") as finished:
+            async for row in finished:
+                ...
+
+    An async generator could not be left early without leaving its tasks behind (PEP 789).
+
+    Raises:
+        Exception: as `amap_rows`, in the loop, after the rows that were finished before.
+    """
+    of_group, of_job = _parted(options)
+    async with JobGroup(**of_group) as jobs, jobs.astream_rows(rows, prompt, **of_job) as finished:
+        yield finished
+
+
 async def aretry_rows(
     dead_letters: str | Path,
     *,
+    max_output_tokens: int | None = None,
     rule: Callable[[Row], Any] | None = None,
     budget: Budget | float | None = None,
     prices: Mapping[str, Price] | None = None,
@@ -161,6 +219,8 @@ async def aretry_rows(
     ask_packs: AskPacks | None = None,
 ) -> MappedRows:
     """Ask the failed rows of an earlier job again, and write its output anew; all else is as the job was.
+
+    `max_output_tokens`, where it is given, replaces that of the job, for answers that were cut.
 
     Raises:
         InputError: the file is not the dead letters of a job over a file.
@@ -176,7 +236,23 @@ async def aretry_rows(
         max_concurrency=job.max_concurrency,
         scheduler=scheduler,
     ) as jobs:
-        return await jobs.aretry_rows(dead_letters, rule=rule, on_progress=on_progress, ask_packs=ask_packs)
+        return await jobs.aretry_rows(
+            dead_letters,
+            max_output_tokens=max_output_tokens,
+            rule=rule,
+            on_progress=on_progress,
+            ask_packs=ask_packs,
+        )
+
+
+def _parted(options: StreamOptions) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of the group, and of the job in it."""
+    of_group = StreamOptions.__annotations__.keys() - JobOptions.__annotations__.keys()
+    of_group |= {"budget", "max_concurrency"}
+    return (
+        {name: value for name, value in options.items() if name in of_group},
+        {name: value for name, value in options.items() if name not in of_group or name == "max_concurrency"},
+    )
 
 
 def _blocking(function: Callable[P, Awaitable[T]]) -> Callable[P, T]:
