@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["command", "main"]
 
 _SUMMARIES = {
-    "demo": "See it work: a question about a long text, with no key and no network.",
+    "demo": "See it work, with no key and no network.",
     "ask": "Ask a question of files, or of what is piped in.",
     "chat": "Ask several questions, and run Python next to the model.",
     "map": "Ask the same of every row of a table, many rows in one call.",
-    "count": "Say what a job over a table would take: rows, tokens, calls, dollars.",
+    "count": "Say what a job over a table would take, in calls and dollars.",
     "split": "Cut a table into parts that are each small enough.",
     "doctor": "Say what works here: isolation, keys, packages.",
 }
@@ -141,10 +141,10 @@ def command(ctx: click.Context) -> None:
 
     \b
     Begin here:
-      rlm demo                                       no key, no network, one minute
-      rlm ask contract.txt -q "Who may terminate?"   needs OPENAI_API_KEY, or:
-      rlm ask contract.txt -q "…" -m llama3.1 --base-url http://localhost:11434/v1
-      rlm ask contract.txt -q "…" --client offline   quotes only, no language model
+      rlm demo                                      no key, no network
+      rlm ask contract.txt -q "Who may terminate?"  with OPENAI_API_KEY, or:
+      rlm ask contract.txt -q "…" -m qwen3 --base-url http://localhost:11434/v1
+      rlm ask contract.txt -q "…" --client offline  only quotes, no model
 
     Exit codes: 0 answered, 1 the run failed, 2 wrong usage or input, 3 a limit was reached and the answer is
     partial, 5 the provider failed or refused, 130 interrupted.

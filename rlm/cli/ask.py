@@ -37,15 +37,17 @@ def command(
       rlm ask contract.txt -q "Which clauses let the tenant leave early?"
       rlm ask minutes/*.md -q "Who asked for the budget?" -m gpt-5 -M gpt-5-nano
       journalctl -b | rlm ask -q "What failed first?" --json | jq .answer
-      rlm ask book.txt -q "Who is Ann?" -m llama3.1 --base-url http://localhost:11434/v1
+      rlm ask a.txt -q "Who is A?" -m qwen3 --base-url http://localhost:11434/v1
       rlm ask book.txt -q "Who is Ann?" --budget 0.50 --cache on
 
     \b
-    A journal keeps every question, reply, cell and failure, such as what each depth cost, and which calls failed:
+    With --journal all that happens is kept, such as the calls that failed and
+    what each depth cost:
       rlm ask book.txt -q "Who is Ann?" --journal runs.journal
-      jq -n '[inputs | select(.type | IN("CallFinished", "CallFailed"))] | group_by(.depth)[]
-        | {depth: .[0].depth, calls: length, usd: map((.reply // .).cost_usd // 0) | add}' runs.journal
-      jq 'select(.type == "CallFailed") | {run_id, call, kind, error}' runs.journal
+      jq 'select(.type == "CallFailed") | {call, kind, error}' runs.journal
+      jq -n '[inputs | select(.type | IN("CallFinished", "CallFailed"))]
+        | group_by(.depth)[] | {depth: .[0].depth, calls: length,
+        usd: map((.reply // .).cost_usd // 0) | add}' runs.journal
 
     Exit codes: 0 answered, 1 the run failed, 2 wrong usage or input, 3 a limit was reached and the answer is
     partial or empty, 5 the provider failed or refused, 130 interrupted.

@@ -45,15 +45,15 @@ def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -
     \b
     Examples:
       rlm chat contract.txt
-      rlm chat minutes/*.md -m llama3.1 --base-url http://localhost:11434/v1
-      printf 'Who are the parties?\\n!len(context)\\n/cost\\n' | rlm chat contract.txt --client offline
+      rlm chat minutes/*.md -m qwen3 --base-url http://localhost:11434/v1
+      printf 'Who are the parties?\\n!len(context)\\n' | rlm chat contract.txt
       rlm chat contract.txt --journal runs.journal
-      jq -r 'select(.type == "AnswerGiven" and .depth == 0) | .answer.text' runs.journal
+      jq -r 'select(.type == "AnswerGiven") | .answer.text' runs.journal
 
     \b
     In the chat:
       a plain line asks · !code runs Python · ?name shows a variable
-      /vars /cost /reset /help /quit · Ctrl-C stops the turn and keeps everything
+      /vars /cost /reset /help /quit · Ctrl-C stops a turn and keeps everything
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
     from rlm.cli.chat_prompt import is_interactive, lines_of_stdin, lines_of_terminal
     from rlm.cli.inputs import read_context

@@ -33,7 +33,7 @@ def command(
     sandbox: Literal["auto", "strict"],
     cell_timeout: float | None,
 ) -> int:
-    """See it work: a question about a long text, with no key and no network.
+    """See it work, with no key and no network: a question about a long text.
 
     The text is the help on the Python language that ships with every Python, some 465,000 characters. No language
     model is used: the offline client writes real cells, makes real parallel calls, and answers with quotes.
@@ -42,7 +42,7 @@ def command(
     Examples:
       rlm demo
       rlm demo -q "Which string method removes a single prefix?"
-      rlm demo -q "What is the population of Berlin?"       it is not there, and it says so
+      rlm demo -q "What is the population of Berlin?"   # not there: NOT FOUND
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
     if not question.strip():
         raise click.UsageError('no question: rlm demo -q "Which debugger command prints a stack trace?"')
@@ -56,7 +56,7 @@ def command(
 
     text = python_topics()
     _say(f"The text: Python's own help on its language, {count(len(text), 'character')}.")
-    _say("The client: offline. It uses no language model, only rules, and answers with quotes.\n")
+    _say("The client: offline. No language model, only rules; it answers with quotes.\n")
     progress = Progress()
     options = RunOptions(
         client="offline",

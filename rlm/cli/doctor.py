@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import shutil
 import sys
 import tempfile
+import textwrap
 import time
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -34,6 +36,7 @@ EXTRAS = {
     "prices": ("genai_prices", "dollars next to tokens"),
     "tables": ("pyarrow", "Parquet and Excel in rlm map"),
 }
+_NARROWEST = 40
 MARKS = {"ok": "ok  ", "note": "note", "bad": "BAD "}
 
 
@@ -58,14 +61,30 @@ def command() -> int:
       rlm doctor | grep -v ^ok        what is missing
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
     from rlm.cli.running import load_env_file
-    from rlm.display.text import visible
 
     load_env_file(Path.cwd())
     findings = []
     for finding in examine():
         findings.append(finding)
-        click.echo(f"{MARKS[finding.state]}  {finding.what}: {visible(finding.words)}")
-    return FAILED if any(finding.state == "bad" for finding in findings) else 0
+        _show(finding)
+    broken = any(finding.state == "bad" for finding in findings)
+    _show(
+        Finding("bad", "in all", "runs cannot work here; see BAD above")
+        if broken
+        else Finding("ok", "in all", "runs work here; a note is something that could be better")
+    )
+    return FAILED if broken else 0
+
+
+def _show(finding: Finding) -> None:
+    """One line; on a terminal folded below its beginning."""
+    from rlm.display.text import visible
+
+    line = f"{MARKS[finding.state]}  {finding.what}: {visible(finding.words)}"
+    if sys.stdout.isatty():
+        columns = max(_NARROWEST, shutil.get_terminal_size().columns)
+        line = textwrap.fill(line, columns - 1, subsequent_indent=" " * 6, break_on_hyphens=False)
+    click.echo(line)
 
 
 def examine() -> Iterator[Finding]:
@@ -150,7 +169,8 @@ def _key() -> Finding:
     return Finding(
         "note",
         "models",
-        "no OPENAI_API_KEY and no OPENAI_BASE_URL: set one, or rlm ask --base-url …, or offline",
+        "no key (OPENAI_API_KEY) and no endpoint (OPENAI_BASE_URL, --base-url): rlm ask then answers offline, "
+        "with quotes only",
     )
 
 
@@ -162,7 +182,7 @@ def _vocabulary() -> Finding:
     if folder != "" and file.is_file():
         return Finding("ok", "tiktoken", "its vocabulary is at hand")
     return Finding(
-        "note", "tiktoken", f"no vocabulary in {path}: tokens are estimated until it is fetched once"
+        "note", "tiktoken", f"its vocabulary is not in {path} yet: until it is, tokens are estimated"
     )
 
 

@@ -304,7 +304,14 @@ def test_doctor_opens_a_guest_and_never_shows_a_key(folder):
     assert done.returncode == 0, done.stdout
     assert b"guest: " in done.stdout
     assert b"OPENAI_API_KEY is set" in done.stdout
+    assert b"\nok    in all: runs work here" in done.stdout
     assert b"secret" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", [(), ("ask",), ("chat",), ("demo",), ("doctor",)])
+def test_help_fits_a_terminal_of_80_columns(folder, command):
+    done = rlm(*command, "--help", folder=folder, COLUMNS="80", PYTHONIOENCODING="utf-8")
+    assert max(map(len, done.stdout.decode().splitlines())) < 80
 
 
 def test_help_loads_no_heavy_package(folder):
