@@ -22,7 +22,8 @@ def main() -> None:
         print(f"\nYour own cell says: {cell.stdout.strip()} mentions of 'decorator'.\n")
 
         print(session.ask("How many times does the text mention 'generator'?"))
-        print("\nVariables:", ", ".join(variable.name for variable in session.variables()))
+        names = [variable.name for variable in session.variables()]
+        print(f"\nThe cells left {len(names)} variables, yours too: {'mentions' in names}")
         spent = rlm.cost_summary()
         dollars = "at no known price" if spent["cost_usd"] is None else f"${spent['cost_usd']:.4f}"
         print(f"Spent: {spent['calls']} calls, {spent['total_tokens']:,} tokens, {dollars}.")
