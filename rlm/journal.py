@@ -197,10 +197,13 @@ def read_record(file: Any, offset: int) -> dict[str, Any]:
 
 def _encoded(record: Mapping[str, Any]) -> bytes:
     try:
-        # ASCII, so that a lone surrogate in a row or an answer can be kept.
-        return json.dumps(record, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+        text = json.dumps(record, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise JournalError(f"a record is no JSON: {error}") from error
+    try:
+        return text.encode("utf-8") + b"\n"
+    except UnicodeEncodeError:  # a lone surrogate in a row or an answer, which only ASCII can keep
+        return json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n"
 
 
 def _decoded(line: bytes) -> dict[str, Any] | None:

@@ -53,6 +53,15 @@ def test_only_its_owner_may_read_a_journal(path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_texts_of_any_language_are_readable_in_the_file(path):
+    write(path, "Größe\n寸法\u2028\0")
+    assert records(path) == ["Größe\n寸法\u2028\0"]
+    assert "Größe\\n寸法".encode() in path.read_bytes()
+    with path.open("ab") as file:
+        file.write('{"n":"寸法'.encode()[:-1])
+    assert records(path) == ["Größe\n寸法\u2028\0"]
+
+
 def test_lone_surrogates_survive(path):
     write(path, "\ud800 é")
     assert records(path) == ["\ud800 é"]

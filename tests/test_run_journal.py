@@ -173,18 +173,15 @@ KILLED = """
 import sys, anyio
 from rlm import RLM_REPL, ScriptedClient
 
-answered = 0
-
 async def model(call):
-    global answered
     if call.role == "root":
         if call.depth:
             return "```repl\\nFINAL('+'.join(llm_batch([f'{context} {n}' for n in range(50)])))\\n```"
         return "```repl\\nFINAL('+'.join(rlm_batch([(f'child {n}', f'child {n}') for n in range(4)])))\\n```"
-    if answered == 120:
+    prompt = call.messages[-1].content
+    if int(prompt.split()[-1]) >= 30:
         await anyio.sleep_forever()
-    answered += 1
-    return call.messages[-1].content.upper()
+    return prompt.upper()
 
 def listen(event):
     if type(event).__name__ == "CallFinished":
@@ -196,7 +193,7 @@ RLM_REPL(client=ScriptedClient(model), max_depth=2, journal=sys.argv[1], on_even
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
 def test_a_killed_process_leaves_every_call_that_was_answered(path):
-    """Four child runs are under way; 120 of their calls and five of the roots' are answered when it dies."""
+    """Four child runs are under way, each with 30 of its 50 calls answered, when it dies."""
     arguments = [sys.executable, "-c", KILLED, str(path)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as process:
         heard = {int(process.stdout.readline()) for _ in range(125)}
