@@ -75,6 +75,7 @@ class Checkpoint:
         self._batches: dict[str, tuple[int, str | None, int]] = {}
         self._at_hand: OrderedDict[int, dict[str, Any]] = OrderedDict()
         self._file: IO[bytes] | None = None
+        self._holds_nothing = False
         if not resume and path.exists() and path.stat().st_size:
             raise InputError(
                 f"{path} holds answers of an earlier job: resume that one, or remove the file to begin anew"
@@ -83,6 +84,7 @@ class Checkpoint:
         try:
             if not self._load(job):
                 self._journal.append({"type": "job", "task": dict(job.task), "options": dict(job.options)})
+                self._holds_nothing = True
             if retry:
                 self._journal.append({"type": "retry"})
                 self._forget_failures()
@@ -113,6 +115,7 @@ class Checkpoint:
             record["u"] = [usage.calls, usage.input_tokens, usage.cached_tokens, usage.output_tokens]
             record["usd"] = reply.cost_usd
         offset = self._journal.append(record)
+        self._holds_nothing = False
         for key, mapped in settled:
             self._answers[opinion].pop(key, None)
             (self._failures if mapped.failed else self._answers)[opinion][key] = offset
@@ -146,6 +149,7 @@ class Checkpoint:
     def note(self, record: Mapping[str, Any]) -> None:
         """Keep something that is no answer: what became of a batch."""
         self._note(self._journal.append(record), record)
+        self._holds_nothing = False
 
     def batches(self, opinion: int) -> Iterator[tuple[str, str | None, list[list[int]]]]:
         """Tag, number and packs of keys of the batches that were not collected yet."""
@@ -159,9 +163,12 @@ class Checkpoint:
         self._journal.sync()
 
     def close(self) -> None:
-        """Let others use the journal. Idempotent."""
+        """Let others use the journal; one that was begun and holds nothing goes. Idempotent."""
         if self._file is not None:
             self._file.close()
+        if self._holds_nothing:
+            self._holds_nothing = False
+            self.path.unlink(missing_ok=True)
         self._journal.close()
 
     def __enter__(self) -> Self:

@@ -30,7 +30,7 @@ from rlm.bulk.finishing import FinishedRow, TellRow
 from rlm.bulk.formats import Row, Source, as_source
 from rlm.bulk.jobs import AskPacks, Job, run_job
 from rlm.clients.openai import AsyncOpenAIClient
-from rlm.errors import InputError, JobStopped, SettingsError
+from rlm.errors import CallError, ConnectionFailed, InputError, JobStopped, SettingsError
 from rlm.portal import lease
 from rlm.prices import Price, has_price_list
 from rlm.prices import price as price_of
@@ -185,6 +185,7 @@ class JobGroup:
         self._settings = scheduler or SchedulerSettings(max_concurrent=max_concurrency)
         self._scheduler: Scheduler | None = None
         self._portal: Portal | None = None
+        self._is_there = False
         self._running = 0
         self._all_ended = anyio.Event()
 
@@ -374,6 +375,7 @@ class JobGroup:
                     keep_row=kept.append if job.output is None and tell_row is None else None,
                     tell_row=tell_row,
                     ask_packs=options.get("ask_packs"),
+                    knock=self._knock,
                 )
         except JobStopped:
             if self._ledger.is_exhausted:
@@ -382,6 +384,19 @@ class JobGroup:
                 )  # raised at once, it may cancel the others, whose calls are paid for
             raise
         return MappedRows(report, kept)
+
+    async def _knock(self) -> None:
+        """Find out, once, whether somebody is there, where the client can: a job would ask again and again."""
+        ask = getattr(self._client, "available_models", None)
+        if ask is None or self._is_there:
+            return
+        try:
+            await ask()
+        except ConnectionFailed:
+            raise
+        except CallError:
+            pass  # not every endpoint lists its models, nor every key may ask
+        self._is_there = True
 
     @contextmanager
     def _one_more_job(self) -> Iterator[None]:

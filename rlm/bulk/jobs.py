@@ -204,6 +204,7 @@ async def run_job(
     keep_row: Callable[[Row], None] | None = None,
     tell_row: TellRow | None = None,
     ask_packs: AskPacks | None = None,
+    knock: Callable[[], Awaitable[None]] | None = None,
 ) -> Report:
     """Do a job.
 
@@ -218,6 +219,7 @@ async def run_job(
         keep_row: is given each finished row, in order.
         tell_row: is given each finished row as it finishes.
         ask_packs: asks the packs, instead of calls at once.
+        knock: finds out whether there is anybody to ask, when all else is in order; its errors are raised.
 
     Raises:
         InputError: rows, prompt, schema and output do not fit together; nothing was spent.
@@ -229,6 +231,8 @@ async def run_job(
     _check_output(job, source)
     survey = await anyio.to_thread.run_sync(run.survey)
     record = JobRecord(job.task(), _options(job, source))
+    if knock is not None:
+        await knock()
     if job.overwrite and not (job.resume or job.retry):
         forget(journal)
     with Checkpoint(
@@ -597,12 +601,16 @@ class _Run:
                 settled=counts.settled,
                 failed=counts.failed,
                 seconds=now - self._started,
+                tokens=self._tree.ledger.usage.total_tokens,
+                concurrency=self._width(),
                 cost_usd=self._tree.ledger.cost_usd,
                 budget_usd=self._tree.ledger.budget.dollars,
             )
         )
 
     def _how_to_go_on(self) -> str:
+        if not self._counts.settled:
+            return "no row was answered in this session"
         return f"{self._counts.settled:,} answers of this session are kept in {self.checkpoint.path}: resume to go on"
 
     # Writing ---------------------------------------------------------------------------------------------------

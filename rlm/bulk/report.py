@@ -18,9 +18,18 @@ MOST_LABELS: Final = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Where a job is: `rows` of `total` need nothing more, `settled` of them were asked in this session.
+    """Where a job is.
 
-    Where there are several opinions, each row counts once for each.
+    Attributes:
+        rows: rows that need nothing more; where there are several opinions, each row counts once for each.
+        total: rows that there are, counted likewise.
+        settled: of `rows`, those that were asked in this session.
+        failed: of these, those without an answer.
+        seconds: since the job began.
+        tokens: input and output of this session.
+        concurrency: calls that may be in flight now.
+        cost_usd: dollars of this session, or None where a price is not known.
+        budget_usd: dollars that it may spend, or None.
     """
 
     rows: int
@@ -28,8 +37,15 @@ class Progress:
     settled: int
     failed: int
     seconds: float
+    tokens: int
+    concurrency: int
     cost_usd: float | None
     budget_usd: float | None
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Input and output tokens per second of this session."""
+        return self.tokens / self.seconds if self.seconds > 0 else 0.0
 
     @property
     def rows_per_second(self) -> float:

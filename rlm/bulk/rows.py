@@ -119,6 +119,7 @@ async def amap_rows(
         InputError: rows, prompt, schema and output do not fit together; nothing was spent.
         SettingsError: a setting has a value that cannot work.
         OutputError: the output exists or cannot be written.
+        ConnectionFailed: there is nobody at the endpoint; nothing was spent or begun.
         JobStopped: a limit, or a failure that concerns every row; the answers so far are in the journal.
         JournalError: the journal cannot be used, or the disk is full.
     """

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
+from rlm.cli.progress_line import ProgressLine
 from rlm.cli.tables import (
     DEFAULT_MODEL,
     encoding_option,
     models_option,
+    number_or_auto,
     price_option,
     prices_of,
     prompt_option,
@@ -21,11 +23,13 @@ from rlm.cli.tables import (
     rows_per_call_option,
     schema_of_option,
     schema_option,
+    temperatures_of,
     text_of_option,
 )
 
 if TYPE_CHECKING:
-    from rlm.bulk import Estimate, Progress, Report
+    from rlm.bulk import Estimate, Report
+    from rlm.cli.tables import Temperatures
 
 __all__ = ["command"]
 
@@ -43,9 +47,20 @@ PILOT_ROWS = 20
 @click.option("--samples", type=click.IntRange(min=1), default=1, help="Ask each model so often, and vote.")
 @rows_per_call_option
 @click.option(
-    "--max-concurrency", type=click.IntRange(min=1), default=50, show_default=True, help="Calls at once."
+    "--max-concurrency",
+    callback=number_or_auto,
+    default="auto",
+    metavar="N|auto",
+    help="Calls at once.  [default: as many as the endpoint turns out to take]",
 )
-@click.option("--temperature", type=float, help="Passed to the model.")
+@click.option(
+    "--temperature",
+    "temperatures",
+    callback=temperatures_of,
+    multiple=True,
+    metavar="T|NAME=T",
+    help="Passed to the models, or to one of them; repeatable.",
+)
 @click.option("--max-output-tokens", type=click.IntRange(min=1), metavar="N", help="Output cap of each call.")
 @click.option("--column", default="answer", help="Column of an answer that is no object.  [default: answer]")
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
@@ -126,8 +141,8 @@ class _Options:
     models: tuple[str, ...]
     samples: int
     rows_per_call: int | Literal["auto"]
-    max_concurrency: int
-    temperature: float | None
+    max_concurrency: int | Literal["auto"]
+    temperatures: Temperatures
     max_output_tokens: int | None
     column: str
     limit: int | None
@@ -175,8 +190,9 @@ async def _run(options: _Options) -> Report:
 
     models = options.models or _models_of_job(options.retry)
     prices = prices_of(options.price, models)
-    progress = None if options.quiet or not sys.stderr.isatty() else _show_progress
     async with AsyncExitStack() as stack:
+        line = stack.enter_context(ProgressLine()) if _shows_progress(options) else None
+        progress = None if line is None else line.show
         batch_api = None
         if options.batch_api:
             batch_api = await stack.enter_async_context(
@@ -185,6 +201,7 @@ async def _run(options: _Options) -> Report:
         if options.retry is not None:
             retried = await aretry_rows(
                 options.retry,
+                max_output_tokens=options.max_output_tokens,
                 budget=options.budget,
                 prices=prices,
                 base_url=options.base_url,
@@ -201,12 +218,12 @@ async def _run(options: _Options) -> Report:
             samples=options.samples,
             rows_per_call=options.rows_per_call,
             max_concurrency=options.max_concurrency,
-            temperature=options.temperature,
+            temperature=options.temperatures.of(models),
             max_output_tokens=options.max_output_tokens,
             column=options.column,
             limit=options.limit,
             pilot=_pilot(options),
-            confirm=partial(_confirm, options.yes),
+            confirm=partial(_confirm, options.yes, line),
             skip_when=options.skip_when,
             budget=options.budget,
             prices=prices,
@@ -248,9 +265,11 @@ def _pilot(options: _Options) -> int:
     return PILOT_ROWS if asks else 0
 
 
-def _confirm(yes: bool, estimate: Estimate) -> bool:
+def _confirm(yes: bool, line: ProgressLine | None, estimate: Estimate) -> bool:
     """Whether to go on after the pilot; where nobody can be asked, only with --yes."""
-    click.echo(f"\r{estimate}", err=True)
+    if line is not None:
+        line.end()
+    click.echo(str(estimate), err=True)
     if yes:
         return True
     if sys.stdin is None or not sys.stdin.isatty():
@@ -258,17 +277,8 @@ def _confirm(yes: bool, estimate: Estimate) -> bool:
     return click.confirm("Go on?", default=True, err=True)
 
 
-def _show_progress(progress: Progress) -> None:
-    parts = [f"{progress.rows:,} of {progress.total:,} rows", f"{progress.rows_per_second:,.0f} rows/s"]
-    if progress.seconds_left is not None:
-        parts.append(f"{progress.seconds_left:,.0f} s left")
-    if progress.cost_usd is not None:
-        cap = f" of ${progress.budget_usd:,.2f}" if progress.budget_usd is not None else ""
-        parts.append(f"${progress.cost_usd:,.4f}{cap}")
-    if progress.failed:
-        parts.append(f"{progress.failed:,} failed")
-    end = "\n" if progress.rows >= progress.total else ""
-    click.echo(f"\r\x1b[K{' · '.join(parts)}{end}", err=True, nl=False)
+def _shows_progress(options: _Options) -> bool:
+    return not options.quiet and sys.stderr.isatty()
 
 
 def _show(report: Report, options: _Options) -> None:

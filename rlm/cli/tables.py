@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from rlm.prices import Price
 
 __all__ = [
+    "Temperatures",
     "encoding_option",
     "models_option",
+    "number_or_auto",
     "price_option",
     "prices_of",
     "prompt_option",
@@ -24,14 +27,16 @@ __all__ = [
     "rows_per_call_option",
     "schema_of_option",
     "schema_option",
+    "temperatures_of",
     "text_of_option",
 ]
 
 DEFAULT_MODEL = "gpt-5-nano"
+MOST_TEMPERATURE = 2
 
 
-def _rows_per_call(_context: click.Context, _parameter: click.Parameter, value: str) -> int | Literal["auto"]:
-    """A number of rows, or `auto`."""
+def number_or_auto(_context: click.Context, _parameter: click.Parameter, value: str) -> int | Literal["auto"]:
+    """A number above 0, or `auto`."""
     if value == "auto":
         return "auto"
     if not (value.isascii() and value.isdigit() and int(value) > 0):
@@ -39,11 +44,47 @@ def _rows_per_call(_context: click.Context, _parameter: click.Parameter, value: 
     return int(value)
 
 
+@dataclass(frozen=True, slots=True)
+class Temperatures:
+    """Temperatures as a command line gives them: one for all models, and of some models by name."""
+
+    of_all: float | None
+    by_name: Mapping[str, float]
+
+    def of(self, models: Sequence[str]) -> float | dict[str, float] | None:
+        """The temperature of all of these models, or one for each that has one."""
+        if not self.by_name:
+            return self.of_all
+        others = {} if self.of_all is None else dict.fromkeys(models, self.of_all)
+        return {**others, **self.by_name}
+
+
+def temperatures_of(
+    _context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
+) -> Temperatures:
+    """Read temperatures such as `0.2` and `gpt-5=0.1`; the last one for a name counts."""
+    of_all, by_name = None, {}
+    for value in values:
+        name, _, number = value.rpartition("=")
+        try:
+            temperature = float(number)
+        except ValueError as error:
+            raise click.BadParameter(f"{value!r} is neither a number nor of the form NAME=NUMBER") from error
+        if not 0 <= temperature <= MOST_TEMPERATURE:
+            raise click.BadParameter(f"{value!r} is not between 0 and {MOST_TEMPERATURE}")
+        if name:
+            by_name[name] = temperature
+        else:
+            of_all = temperature
+    return Temperatures(of_all, by_name)
+
+
 prompt_option = click.option(
     "-p",
     "--prompt",
     metavar="TEXT",
-    help="What to ask of each row, such as 'Label {{text}}'; @FILE reads a file.",
+    help="What to ask of each row, such as 'Label {{text}}'; @FILE reads a file. "
+    'Braces in quotes stand for themselves: {{"{{"}} is {{.',
 )
 schema_option = click.option(
     "--schema",
@@ -55,7 +96,7 @@ models_option = click.option(
 )
 rows_per_call_option = click.option(
     "--rows-per-call",
-    callback=_rows_per_call,
+    callback=number_or_auto,
     default="auto",
     metavar="N|auto",
     help="Rows in one call.  [default: by their length]",

@@ -73,15 +73,15 @@ def test_rows_that_are_too_many_to_be_held_come_at_the_end(monkeypatch):
 
 
 def test_a_loop_that_is_left_early_cancels_the_job_and_what_was_answered_is_kept(tmp_path):
-    source = write_csv(tmp_path / "in.csv", [f"number {n}" for n in range(2_000)])
+    source = write_csv(tmp_path / "in.csv", [f"number {n}" for n in range(600)])
     journal, client = tmp_path / "labels.journal", Slow()
     options = {**OPTIONS, "checkpoint": journal, "client": client, "max_concurrency": 10}
     assert len(list(islice(stream_rows(source, "Label {{text}}", **options), 30))) == 30
     asked = client.calls
-    assert asked < 1_000  # the job waited for whoever takes the rows
+    assert asked < 300  # the job waited for whoever takes the rows
     got = list(stream_rows(source, "Label {{text}}", resume=True, **options))
-    assert len(got) == 2_000
-    assert client.calls <= 2_000 + 10
+    assert len(got) == 600
+    assert client.calls <= 600 + 10
 
 
 def test_an_output_is_written_as_well(tmp_path):
@@ -133,7 +133,7 @@ async def test_an_error_of_the_callers_own_leaves_the_context_as_itself():
     async def divide_by_zero():
         async with astream_rows(rows_of(50), "Label {{text}}", client=Slow(), **OPTIONS) as finished:
             async for row in finished:
-                return row.index / 0
+                row.index /= 0
 
     with pytest.raises(ZeroDivisionError):
         await divide_by_zero()
