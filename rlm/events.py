@@ -1,7 +1,8 @@
 """Everything that can happen in a run: a closed union of frozen dataclasses.
 
-The terminal, the journal and `stream()` all read these. Each event names its run (`run_id`), its `depth` (0 for
-the run the user started) and when it happened (`at`, seconds since the epoch). `Event` is the union.
+The terminal, the journal and `stream()` all read these; a new one is in the journal by being in the union. Each event
+names its run (`run_id`), its `depth` (0 for the run the user started) and when it happened (`at`, seconds since the
+epoch). `Event` is the union.
 """
 
 from __future__ import annotations
