@@ -110,7 +110,8 @@ _DOUBLING = ("ing", "ed")
 _AFTER_Y = ("ing", "s")
 _HAS_WORD = re.compile(r"\w")
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
-_ASKING = re.compile("[哪谁何吗呢几么啥]|多少|什么|怎|誰|嗎|幾")
+_JOINING = re.compile("多少|什么|什麼|怎么|怎樣|为什么|几时|[哪谁誰何吗嗎呢几幾么啥怎是的了]")
+_HIRAGANA = re.compile("[\u3041-\u309f]+")
 _UNSPACED = re.compile("[\u2e80-\ud7ff\uf900-\ufaff]+")
 _QUOTED = re.compile(r"[\"“„«`]([^\"”“»`]+)[\"”“»`]")
 _KIND = re.compile(
@@ -198,8 +199,10 @@ def _words(question: str) -> Iterator[KeyTerm]:
 
 
 def _pairs(run: str) -> list[str]:
-    pairs = [run[i : i + 2] for i in range(max(1, len(run) - 1))]
-    return [pair for pair in pairs if not _ASKING.search(pair)] or pairs
+    """Each two characters that stand together, but not across a word that only asks or joins."""
+    parts = [part for part in _JOINING.split(run) if part]
+    pairs = [part[i : i + 2] for part in parts for i in range(max(1, len(part) - 1))]
+    return [pair for pair in pairs if not _HIRAGANA.fullmatch(pair)] or pairs or [run]
 
 
 def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:

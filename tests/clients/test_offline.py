@@ -116,6 +116,10 @@ def test_near_passages_that_lack_only_a_word_the_text_never_uses_are_worth_a_loo
         ("Wie heeft het huis gekocht?", ["huis", "gekocht"]),
         ('Where does it say "die"?', ["die"]),
         ("Who?", ["Who"]),
+        ("谁是承租人", ["承租", "租人"]),
+        ("月租金是多少", ["月租", "租金"]),
+        ("家賃はいくらですか", ["家賃", "賃は"]),
+        ("谁是", ["谁是"]),
     ],
 )
 def test_small_words_are_those_of_the_language_of_the_question(question, words):
@@ -164,6 +168,13 @@ def test_a_quote_is_verbatim_at_the_place_it_names_in_a_context_of_any_form(name
 def test_a_quote_from_several_documents_names_its_document():
     answer = ask({"a.txt": "Nothing.", "b.txt": STORY}, "Who was the keeper of Skerry?")
     assert "— context['b.txt'][" in answer
+
+
+def test_many_small_documents_are_documents_and_no_row():
+    context = {f"{n}.txt": f"The code of unit {n} is Z{7 * n}.\n" for n in range(300)}
+    answer = ask(context, "What is the code of unit 123?")
+    assert quotes_of(answer, context)[0] == "The code of unit 123 is Z861."
+    assert "context['123.txt'][" in answer
 
 
 def test_a_small_dict_is_read_as_one_row_with_its_keys():

@@ -47,8 +47,10 @@ if shown:
     lines = ["The passages that match the question's words best:"]
 else:
     shown = [(quote, source) for quote, (_, _, source) in best[:2]]
-    reason = "no passage has enough of the question's words together" if pieces else "there is no text"
-    if unused:
+    reason = "no passage has enough of the question's words together"
+    if not pieces:
+        reason = "there is no text"
+    elif unused:
         reason = "the text never uses " + ", ".join(f"“{word}”" for word in unused[:10])
     if 0 < failed == len(replies):
         reason = "nothing could be read"

@@ -16,7 +16,8 @@ def texts_in(value: object, where: str) -> list[tuple[str, str]]:
         is_message = isinstance(value.get("content"), str)
         limit = 60 if where == "context" else 500
         is_row = any(value.values()) and all(
-            not isinstance(item, (dict, list, tuple)) and len(str(item)) < limit for item in value.values()
+            not isinstance(item, (dict, list, tuple)) and len(str(item)) < limit and "\n" not in str(item)
+            for item in value.values()
         )
         if is_message:
             return [(f"{where}['content']", value["content"])]
