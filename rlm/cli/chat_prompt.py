@@ -23,8 +23,8 @@ def is_interactive() -> bool:
 
 
 def lines_of_stdin() -> Iterator[str]:
-    """Every line, until the end of the file."""
-    for line in sys.stdin:
+    """Every line, until the end of the file; none where stdin is closed."""
+    for line in sys.stdin or ():
         yield line.rstrip("\r\n")
 
 

@@ -23,7 +23,7 @@ def read_context(
 
     Raises:
         click.UsageError: there is nothing to read.
-        ContextError: a file cannot be read, is not text, or all are empty.
+        ContextError: a file cannot be read, is not text, or all hold nothing but white space.
     """
     if not files:
         if not may_read_stdin or sys.stdin is None or sys.stdin.isatty():
@@ -37,9 +37,12 @@ def read_context(
         raise click.UsageError("`-` is named twice: stdin can be read once")
     files = _each_once(files)
     context = _read(files, encoding)
-    if not any(context.values() if isinstance(context, dict) else [context]):
-        names = ", ".join(STDIN_NAME if name == "-" else name for name in files)
-        raise ContextError(f"{names}: empty, so there is nothing to ask about")
+    texts = context if isinstance(context, dict) else {STDIN_NAME if files == ("-",) else files[0]: context}
+    empty = [name for name, text in texts.items() if not text or text.isspace()]
+    if len(empty) == len(texts):
+        raise ContextError(f"{', '.join(empty)}: empty, so there is nothing to ask about")
+    if empty:
+        complain(f"note: {', '.join(empty)}: empty")
     return context
 
 

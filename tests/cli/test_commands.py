@@ -116,6 +116,8 @@ def test_a_pipe_is_the_data(folder):
         (["ask", "nul", "-q", "?"], b"", "looks like a binary file"),
         (["ask", "empty", "-q", "?"], b"", "empty: empty"),
         (["ask", "-q", "?"], b"", "standard input: empty"),
+        (["ask", "-q", "?"], b" \r\n\r\n", "standard input: empty"),
+        (["ask", "empty", "blank", "-q", "?"], b"", "empty, blank: empty"),
         (["ask", "-", "-", "-q", "?"], b"x", "named twice"),
         (["ask", "a.txt", "-q", "?", "--encoding", "klingon"], b"", "no encoding 'klingon'"),
         (["ask", "a.txt", "-q", "?", "--client", "openai"], b"", "no key and no endpoint"),
@@ -138,6 +140,7 @@ def test_bad_input_is_one_line_and_code_2(folder, arguments, stdin, words):
     (folder / "binary").write_bytes(b"\x89PNG\r\n\xff\xfe\x00")
     (folder / "nul").write_bytes(b"abc\0def")
     (folder / "empty").write_bytes(b"")
+    (folder / "blank").write_bytes(b" \r\n\t")
     done = rlm(*arguments, folder=folder, stdin=stdin)
     assert (done.returncode, done.stdout) == (2, b"")
     assert words in complaint(done)
@@ -247,6 +250,19 @@ def test_a_stdout_that_is_closed_or_full_is_told_in_one_line(folder, server, red
     assert (done.returncode, b"Traceback" in done.stderr) == (code, False)
     assert words in done.stderr
     assert done.stderr.count(b"\n") == (1 if words else 0)
+
+
+def test_a_chat_without_stdin_ends_at_once(folder):
+    line = f"{sys.executable} -m rlm chat a.txt --client offline <&-"
+    done = subprocess.run(
+        ["bash", "-c", line],
+        capture_output=True,
+        cwd=folder,
+        env=clean_environment(),
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
 def test_ctrl_c_cancels_within_a_second_and_shows_what_was_spent(folder):
