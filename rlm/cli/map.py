@@ -100,8 +100,9 @@ def command(table: str | None, **values: Any) -> int:
       rlm map in.csv -p 'Label {{text}}' --schema 'label: str' -o out.csv --resume
       rlm map in.parquet -p @prompt.txt --schema @schema.json -o out.parquet --budget 5 --skip-when 'len(text) < 3'
       rlm map in.csv -p 'Label {{text}}' -m gpt-5-nano -m gpt-5-mini -o out.csv       two opinions and their agreement
+      rlm map in.csv -p 'Label {{text}}' -m a -m b --temperature 0.2 --temperature b=0.9 -o out.csv
       rlm map in.csv -p 'Label {{text}}' -o out.csv --batch-api                      half the price, within a day
-      rlm map --retry out.csv.failed.jsonl
+      rlm map --retry out.csv.failed.jsonl --max-output-tokens 4000                  for answers that were cut
 
     Exit codes: 0 done, 1 stopped or no row was answered, 2 wrong usage or input, 3 the budget is used up, 5 the
     provider failed or refused, 130 interrupted.

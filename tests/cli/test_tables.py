@@ -11,16 +11,14 @@ import sys
 import time
 
 import pytest
-from labelling import answer
+from labelling import answer, parity
 from openai_server import OpenAIServer
+
+from rlm.bulk import Progress
+from rlm.cli.progress_line import in_words
 
 RLM = [sys.executable, "-m", "rlm"]
 JOB = ("map", "in.csv", "-p", "Label {{text}}", "--schema", "label: 'odd'|'even'", "-o", "out.csv")
-
-
-def parity(item):
-    text = item["text"] if isinstance(item, dict) else item.split("\n")[0]
-    return {"label": "odd" if int(text.split()[-1]) % 2 else "even"}
 
 
 @pytest.fixture
@@ -125,10 +123,53 @@ def test_failed_rows_are_retried(folder):
     assert labels(folder)[13] == "odd"
 
 
+def test_an_endpoint_that_is_down_is_found_out_at_once_and_leaves_nothing_behind(folder):
+    started = time.monotonic()
+    done = rlm(*JOB, "--base-url", "http://localhost:1/v1", folder=folder)
+    assert done.returncode == 5
+    assert "is a server running there?" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert time.monotonic() - started < 15
+    assert [path.name for path in folder.iterdir()] == ["in.csv"]
+
+
+def test_a_model_may_have_a_temperature_of_its_own(folder, server):
+    models = ("-m", "a", "-m", "b", "--temperature", "0.2", "--temperature", "b=0.9")
+    done = rlm(*JOB, *models, "--base-url", server.base_url, folder=folder)
+    assert done.returncode == 0
+    assert {(body["model"], body["temperature"]) for body in server.bodies} == {("a", 0.2), ("b", 0.9)}
+
+
+def progress(**changes):
+    numbers = {"rows": 1_200, "total": 10_000, "settled": 1_200, "failed": 3, "seconds": 4.0}
+    return Progress(
+        **{**numbers, "tokens": 48_000, "concurrency": 64, "cost_usd": 0.0123, "budget_usd": 5.0, **changes}
+    )
+
+
+def test_progress_tells_the_speed_the_money_the_failures_and_what_is_left():
+    assert in_words(progress(), 120) == (
+        "1,200 of 10,000 rows · 300 rows/s · 12,000 tokens/s · $0.0123 of $5.00 · 3 failed · 64 at once · 29 s left"
+    )
+    assert (
+        in_words(progress(), 79)
+        == "1,200 of 10,000 rows · 300 rows/s · $0.0123 of $5.00 · 3 failed · 29 s left"
+    )
+    assert (
+        in_words(progress(cost_usd=None, failed=0, rows=10_000), 40) == "10,000 of 10,000 rows · 300 rows/s"
+    )
+    assert len(in_words(progress(), 20)) == 20
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (("map",), "no INPUT"),
+        ((*JOB, "--temperature", "hot"), "neither a number nor"),
+        ((*JOB, "--temperature", "a=3"), "not between 0 and 2"),
+        ((*JOB, "--temperature", "a=1", "--base-url", "http://localhost:1/v1"), "none of the models"),
+        ((*JOB, "--max-concurrency", "0"), "neither a number above 0 nor auto"),
+        ((*JOB, "--budget", "0"), "not in the range"),
         (("map", "in.csv", "-o", "out.csv"), "no prompt"),
         (("map", "in.csv", "-p", "x"), "no output"),
         (JOB, "no key and no endpoint"),
