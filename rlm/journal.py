@@ -85,8 +85,10 @@ class Journal:
             if whole < size:
                 os.ftruncate(descriptor, whole)
             os.lseek(descriptor, whole, os.SEEK_SET)
-        except BaseException:
+        except BaseException as error:
             os.close(descriptor)
+            if isinstance(error, OSError):
+                raise JournalError(f"the journal {path} cannot be read: {error.strerror}") from error
             raise
         journal = cls(path, descriptor, whole, size - whole)
         if not whole:
