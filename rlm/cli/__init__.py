@@ -71,6 +71,8 @@ def _not_a_command(arguments: Sequence[str]) -> str:
     import difflib
 
     name = arguments[0]
+    if name in ("help", "version"):
+        return f"there is no command {name!r}; did you mean rlm {' '.join([*arguments[1:2], f'--{name}'])}?"
     close = difflib.get_close_matches(name, _SUMMARIES, n=1)
     if close:
         return f"there is no command {name!r}; did you mean rlm {close[0]}?"

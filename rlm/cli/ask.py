@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -16,7 +18,7 @@ __all__ = ["command"]
 
 @click.command("ask")
 @files_argument
-@click.option("-q", "--question", metavar="TEXT", help="What you want to know.")
+@click.option("-q", "--question", "questions", metavar="TEXT", multiple=True, help="What you want to know.")
 @encoding_option
 @click.option(
     "--json",
@@ -26,7 +28,11 @@ __all__ = ["command"]
 )
 @run_options
 def command(
-    files: tuple[str, ...], question: str | None, encoding: str | None, as_json: bool, options: RunOptions
+    files: tuple[str, ...],
+    questions: tuple[str, ...],
+    encoding: str | None,
+    as_json: bool,
+    options: RunOptions,
 ) -> int:
     """Ask a question of files, or of what is piped in.
 
@@ -52,8 +58,7 @@ def command(
     Exit codes: 0 answered, 1 the run failed, 2 wrong usage or input, 3 a limit was reached and the answer is
     partial or empty, 5 the provider failed or refused, 130 interrupted.
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
-    if not question or not question.strip():
-        raise click.UsageError('no question: add -q "What do you want to know?"')
+    question = _the_question(questions, files)
 
     from rlm.cli.inputs import read_context
     from rlm.cli.running import open_rlm, show_answer
@@ -62,3 +67,20 @@ def command(
     with open_rlm(options) as rlm:
         answer = rlm.completion(context, question)
         return show_answer(answer, rlm, as_json=as_json, quiet=options.quiet)
+
+
+def _the_question(questions: tuple[str, ...], files: tuple[str, ...]) -> str:
+    """The one question.
+
+    Raises:
+        click.UsageError: there is none, or more than one.
+    """
+    if len(questions) > 1:
+        raise click.UsageError(f"{len(questions)} questions: ask takes one, rlm chat takes several")
+    if questions and questions[0].strip():
+        return questions[0]
+    perhaps = next((name for name in files if " " in name and not Path(name).exists()), None)
+    if perhaps is not None:
+        rest = shlex.join([name for name in files if name is not perhaps] or ["FILE"])
+        raise click.UsageError(f"no question; did you mean rlm ask {rest} -q {shlex.quote(perhaps)}?")
+    raise click.UsageError('no question: add -q "What do you want to know?"')

@@ -35,6 +35,11 @@ def read_context(
         )
     if files.count("-") > 1:
         raise click.UsageError("`-` is named twice: stdin can be read once")
+    for name in files:
+        if name.startswith(("http://", "https://")):
+            raise click.UsageError(
+                f"{name}: is a web address; fetch its text first: curl -sL {name} | rlm ask -q …"
+            )
     files = _each_once(files)
     context = _read(files, encoding)
     texts = context if isinstance(context, dict) else {STDIN_NAME if files == ("-",) else files[0]: context}

@@ -41,7 +41,8 @@ class Plan:
 
 def plan_for(question: str) -> Plan:
     """Choose how to answer: by counting, by listing, or, for all else, by searching. Reads 2,000 characters."""
-    question = question[:_LONGEST_READ]
+    if len(question) > _LONGEST_READ:
+        question = question[:_LONGEST_READ].rpartition(" ")[0] or question[:_LONGEST_READ]
     caveat = caveat_for(question)
     if not question or _IN_CONTEXT in question:
         return Plan((_LOOK, _ASK))

@@ -110,6 +110,20 @@ def test_a_pipe_is_the_data(folder):
     [
         (["ask", "a.txt"], b"", "no question"),
         (["ask", "a.txt", "-q", " "], b"", "no question"),
+        (["ask", "a.txt", "What fee?"], b"", "did you mean rlm ask a.txt -q 'What fee?'?"),
+        (["ask", "What fee?"], b"", "did you mean rlm ask FILE -q 'What fee?'?"),
+        (
+            ["ask", "a.txt", "-q", "What fee?", "-q", "Who?"],
+            b"",
+            "2 questions: ask takes one, rlm chat takes",
+        ),
+        (
+            ["ask", "https://example.com/a", "-q", "?"],
+            b"",
+            "fetch its text first: curl -sL https://example.com/a |",
+        ),
+        (["help", "ask"], b"", "did you mean rlm ask --help?"),
+        (["version"], b"", "did you mean rlm --version?"),
         (["ask", "missing.txt", "-q", "?"], b"", "missing.txt: there is no such file"),
         (["ask", ".", "-q", "?"], b"", "is a folder"),
         (["ask", "binary", "-q", "?"], b"", "binary: not utf-8 text"),

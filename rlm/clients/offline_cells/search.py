@@ -56,7 +56,10 @@ for word in KINDS:  # "which city": the answer is a city, and seldom says so
     weight[word] *= 0.2
 rarest_first = sorted(TERMS, key=lambda word: frequency[word])
 missing = [word for word in TERMS if not frequency[word]]
-print(f"{len(pieces):,} pieces; used by:", ", ".join(f"{word} {frequency[word]:,}" for word in rarest_first))
+print(
+    f"{len(pieces):,} piece{'s' * (len(pieces) != 1)}; used by:",
+    ", ".join(f"{word} {frequency[word]:,}" for word in rarest_first),
+)
 
 worth = {words: sum(weight[word] for word in words) for words in set(used)}
 chosen = heapq.nlargest(40, (i for i, words in enumerate(used) if words), key=lambda i: worth[used[i]])
