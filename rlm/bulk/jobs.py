@@ -585,7 +585,10 @@ class _Run:
             usd=None if cost_usd is None else cost_usd * share,
             seconds=counts.latency_s * share / self._width(),
         )
-        if not await anyio.to_thread.run_sync(confirm, estimate):
+        asked_at = anyio.current_time()
+        goes_on = await anyio.to_thread.run_sync(confirm, estimate)
+        self._started += anyio.current_time() - asked_at  # to think is not to be slow
+        if not goes_on:
             raise JobStopped(f"stopped after the pilot: {estimate}; {self._how_to_go_on()}")
 
     def _tell(self, *, at_once: bool = False) -> None:

@@ -1,11 +1,13 @@
 """What a job over rows costs beside the calls: `python tests/benchmarks/bulk.py [--small]`.
 
     pipeline     rows at 50 ms a call, 20 rows per call, 50 in flight: wall time over that of the calls alone
+    http         the same against a server in another process, and with a tenth of its requests refused at first
     packing      CPU to pack a row, and to read its answer
     resume       a job whose rows all have their answers: seconds until its output is written
     memory       peak memory of a process that maps many rows, less that of one that maps few
 
-The model is a function in the same process that sleeps, so the numbers are those of everything but a network.
+Apart from `http`, the model is a function in the same process that sleeps, so the numbers are those of everything but
+a network.
 """
 
 from __future__ import annotations
@@ -15,12 +17,17 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
 import anyio
 
-from rlm.bulk import map_rows
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from openai_server import OpenAIServer, rate_limited
+
+from rlm.bulk import JobGroup, map_rows
 from rlm.packing import Task
 from rlm.schemas import schema_of
 from rlm.values import Reply, Usage
@@ -77,16 +84,62 @@ def job(source, output, client, **options):
 def pipeline(folder, number):
     source = folder / "in.csv"
     write_rows(source, number)
-    ideal = -(-number // ROWS_PER_CALL // IN_FLIGHT) * LATENCY_S
     job(source, folder / "warm.csv", SleepingClient(0), limit=100)
+    return best_ratio(
+        "pipeline", number, lambda turn: job(source, folder / f"out{turn}.csv", SleepingClient())
+    )
+
+
+def over_http(folder, number, *, faulty=False):
+    """With one client for all turns, as a process that does several jobs has it: its connections are warm."""
+    source, name = folder / "in.csv", "faulty" if faulty else "http"
+    write_rows(source, number)
+    command = [sys.executable, __file__, "--serve", name]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        base_url = server.stdout.readline().strip()
+        try:
+            with JobGroup(base_url=base_url, max_concurrency=IN_FLIGHT) as jobs:
+                options = {"schema": SCHEMA, "model": "a-model", "rows_per_call": ROWS_PER_CALL}
+
+                def one(turn):
+                    output = folder / f"{name}{turn}.csv"
+                    started = time.perf_counter()
+                    report = jobs.map_rows(source, "Label {{text}}", output=output, **options).report
+                    return time.perf_counter() - started, report
+
+                one("warm")
+                return best_ratio(name, number, one)
+        finally:
+            server.kill()
+
+
+def best_ratio(name, number, one):
+    ideal = -(-number // ROWS_PER_CALL // IN_FLIGHT) * LATENCY_S
     seconds = []
     for turn in range(5):
-        taken, report = job(source, folder / f"out{turn}.csv", SleepingClient())
+        started = time.process_time()
+        taken, report = one(turn)
         assert report.answered == number
-        seconds.append(taken)
-    best = min(seconds)
-    print(f"pipeline   {number:,} rows: {best:.3f} s, ideal {ideal:.3f} s, ratio {best / ideal:.2f}")
+        seconds.append((taken, time.process_time() - started))
+    best, cpu = min(seconds)
+    print(
+        f"{name:<10} {number:,} rows: {best:.3f} s, of which {cpu:.3f} s CPU, ideal {ideal:.3f} s, "
+        f"ratio {best / ideal:.2f}"
+    )
     return best / ideal
+
+
+def serve(faulty):
+    """In a process of its own: answer after a while, and refuse every tenth request where asked."""
+
+    def respond(request):
+        if faulty and request.number % 10 == 3:
+            return rate_limited(retry_after=0.05)
+        return REPLIES[max(request.prompt.count('\n{"id": '), 1)]
+
+    with OpenAIServer(respond, latency_s=LATENCY_S, models=["a-model"]) as server:
+        print(server.base_url, flush=True)
+        threading.Event().wait()
 
 
 def packing(number):
@@ -144,18 +197,34 @@ def main():
     parser.add_argument("--small", action="store_true", help="less of everything, in a few seconds")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON at the end")
     parser.add_argument("--peak", nargs=2, metavar=("FOLDER", "ROWS"), help=argparse.SUPPRESS)
+    parser.add_argument("--serve", choices=["http", "faulty"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.serve:
+        serve(options.serve == "faulty")
+        return
     if options.peak:
         print_peak(Path(options.peak[0]), int(options.peak[1]))
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ratio = pipeline(folder, 2_000 if options.small else 10_000)
+        http_ratio = over_http(folder, 2_000 if options.small else 10_000)
+        faulty_ratio = over_http(folder, 2_000 if options.small else 10_000, faulty=True)
         packing(100 if options.small else 2_000)
         seconds = resume(folder, 5_000 if options.small else 100_000)
         peak = memory(folder, 10_000 if options.small else 1_000_000)
     if options.json:
-        print(json.dumps({"pipeline_ratio": ratio, "resume_s": seconds, "peak_mb": peak}))
+        print(
+            json.dumps(
+                {
+                    "pipeline_ratio": ratio,
+                    "http_ratio": http_ratio,
+                    "faulty_http_ratio": faulty_ratio,
+                    "resume_s": seconds,
+                    "peak_mb": peak,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":
