@@ -187,6 +187,13 @@ def test_a_draft_and_a_final_value_come_back(value):
     assert same(through_json(event), event)
 
 
+@pytest.mark.parametrize("number", [2**64, -(2**64), 10**5_000], ids=["above", "below", "very large"])
+def test_a_number_that_readers_of_json_refuse_is_not_left_to_them(number):
+    event = AnswerGiven(**HERE, answer=Answer(number))
+    assert set(record_of(event)["answer"]["value"]) == {"$wire"}
+    assert through_json(event).answer.value == number
+
+
 def test_an_answer_reads_as_it_did_in_another_process():
     """A set of str prints in another order there."""
     event = AnswerGiven(**HERE, answer=Answer({"one", "two", "three", "four"}))

@@ -424,23 +424,27 @@ def test_a_forked_child_does_not_keep_the_lock(path):
     """Not as long as the parent has the journal open, whose lock it must not break, nor after that."""
     journal = Journal.open(path, kind="run")
     reading, writing = os.pipe()
+    hearing, saying = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(writing)
-        os.read(reading, 1)  # lives until the parent has closed its end
         try:
             os.fstat(journal._descriptor)
         except OSError:
-            os._exit(0)
-        os._exit(1)
+            os.write(saying, b"closed")
+        else:
+            os.write(saying, b"still open")
+        os.read(reading, 1)  # lives until the parent has closed its end
+        os._exit(0)
+    assert os.read(hearing, 100) == b"closed"
     with pytest.raises(JournalLocked):
         RunJournal(path)
     journal.append({"n": 1})
     journal.close()
     RunJournal(path).close()
-    os.close(writing)
-    os.close(reading)
-    assert os.waitpid(child, 0)[1] == 0, "the child still has the file open"
+    for descriptor in reading, writing, hearing, saying:
+        os.close(descriptor)
+    os.waitpid(child, 0)
 
 
 SECRET = "sk-proj-" + "a1B2" * 10
