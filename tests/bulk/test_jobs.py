@@ -28,6 +28,7 @@ from rlm.errors import (
 from rlm.prices import Price
 from rlm.scheduler.budget import Budget
 from rlm.settings import SchedulerSettings
+from rlm.values import Reply, Usage
 
 PRICES = {"m": Price(input=1.0, output=1.0)}
 
@@ -71,6 +72,57 @@ def test_equal_rows_are_asked_once(tmp_path):
     job(source, tmp_path / "out.csv", client, rows_per_call=5)
     assert sum(len(items_in(call.messages[0].content)) for call in client.calls) == 7
     assert len(read_csv(tmp_path / "out.csv")) == 200
+
+
+@pytest.mark.parametrize(
+    ("chars", "least", "most"),
+    [(20, 20, 30), (80, 20, 30), (120, 10, 15), (300, 10, 15), (480, 10, 15), (520, 5, 10), (3_000, 5, 10)],
+)
+def test_rows_per_call_follow_from_the_length_of_the_texts(chars, least, most):
+    client = ScriptedClient(label)
+    rows = [{"text": f"number {n}".rjust(chars)} for n in range(200)]
+    map_rows(rows, "Label {{text}}", schema=SCHEMA, client=client)
+    *sizes, last = [len(items_in(call.messages[0].content)) for call in client.calls]
+    assert all(least <= size <= most for size in sizes)
+    assert last <= most
+
+
+def test_two_rows_need_two_calls_at_most_and_two_thousand_are_never_all_at_once(tmp_path):
+    client = ScriptedClient(label, latency_s=0.001)
+    assert len(map_rows([{"text": "n 1"}, {"text": "n 2"}], "{{text}}", schema=SCHEMA, client=client)) == 2
+    source = write_csv(tmp_path / "in.csv", [f"number {n}" for n in range(2_000)])
+    report = job(source, tmp_path / "out.csv", client, rows_per_call=1, max_concurrency=30).report
+    assert report.answered == 2_000
+    assert 10 < client.most_in_flight <= 30
+
+
+@pytest.mark.parametrize("budget", [0, -1, float("nan"), float("inf")])
+def test_a_budget_that_is_none_is_refused(budget):
+    with pytest.raises(SettingsError, match="must be a number above 0"):
+        map_rows([{"text": "n 1"}], "{{text}}", client=ScriptedClient([]), budget=budget)
+
+
+def test_a_job_that_ends_before_its_first_answer_leaves_no_journal(rows, tmp_path):
+    client = ScriptedClient(lambda _call: AuthenticationFailed("wrong key"))
+    with pytest.raises(JobStopped, match="no row was answered"):
+        job(rows, tmp_path / "out.csv", client)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+    job(rows, tmp_path / "out.csv", ScriptedClient(label))
+
+
+def test_an_answer_that_was_cut_can_be_asked_again_with_a_higher_cap(rows, tmp_path):
+    def cut(call):
+        if "number 7" in call.messages[0].content and call.max_output_tokens == 10:
+            return Reply(
+                text='{"lab', model="m", finish_reason="length", usage=Usage(calls=1, output_tokens=10)
+            )
+        return label(call)
+
+    client = ScriptedClient(cut)
+    job(rows, tmp_path / "out.csv", client, rows_per_call=1, max_output_tokens=10)
+    assert "raise max_output_tokens" in (tmp_path / "out.csv.failed.jsonl").read_text()
+    report = retry_rows(tmp_path / "out.csv.failed.jsonl", client=client, max_output_tokens=20).report
+    assert (report.failed, report.asked) == (0, 11)
 
 
 def test_without_a_schema_the_answer_is_text_in_one_column():
