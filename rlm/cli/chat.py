@@ -22,12 +22,15 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 HELP = """\
-  a plain line    asks the model; it remembers earlier questions and variables
-  !code           runs Python where the model does: context, llm_query, llm_batch and its variables
-  ?name           shows a variable;  ? or /vars lists them
-  /cost           what was spent, and the budget;  /reset starts anew on the same data;  /quit or Ctrl-D leaves
+  a plain line  asks the model; it knows the earlier questions and variables
+  !code         runs Python where the model does, with context, llm_query,
+                llm_batch and its variables
+  ?name         shows a variable;  ? or /vars lists them
+  /cost         what was spent, and the budget
+  /reset        starts anew on the same data
+  /quit         leaves, as does Ctrl-D
   Enter sends, Alt-Enter begins a new line, unfinished code goes on by itself
-  Ctrl-C          stops what runs; variables and conversation are kept"""
+  Ctrl-C stops what runs; variables and conversation are kept"""
 
 SHOWN_LINES = 60
 SHOWN_CHARS = 500
@@ -64,9 +67,7 @@ def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -
     context = read_context(files, encoding, may_read_stdin=False)
     with open_rlm(options) as rlm:
         if interactive:
-            click.echo(
-                f"{_describe(context)} Asks {rlm.settings.model}. /help shows what you can type.", err=True
-            )
+            click.echo(f"{_describe(context)} {_who_answers(rlm)} /help shows what you can type.", err=True)
         return _Chat(rlm, context, interactive=interactive, quiet=options.quiet).follow(lines)
 
 
@@ -144,8 +145,8 @@ class _Chat:
 
         try:
             value = self._session.fetch(name)
-        except KeyError as error:
-            complain(str(error.args[0]))
+        except KeyError:
+            complain(f"there is no variable {name!r}; ? lists those that there are")
             return FAILED
         except ContextError:  # a value that cannot cross, such as a function: its head is all there is
             found = [variable for variable in self._session.variables() if variable.name == name]
@@ -185,6 +186,7 @@ def _show_variables(variables: Iterable[Variable]) -> None:
             variable.preview,
         )
         for variable in variables
+        if variable.type_name != "module"
     ]
     if not rows:
         click.echo("no variables yet, besides context")
@@ -209,6 +211,13 @@ def _print(text: str, on_terminal: bool, *, err: bool = False) -> None:
     from rlm.display.text import visible
 
     click.echo(visible(text) if on_terminal or err else text, err=err)
+
+
+def _who_answers(rlm: RLM_REPL) -> str:
+    from rlm.cli.running import OFFLINE
+
+    model = rlm.settings.model
+    return "No model: the offline client answers with quotes." if model == OFFLINE else f"Asks {model}."
 
 
 def _describe(context: str | dict[str, str]) -> str:

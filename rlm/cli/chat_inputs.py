@@ -65,13 +65,17 @@ class Nothing:
 Input: TypeAlias = Question | Code | Show | Command | Unknown | Nothing
 
 _ALSO: dict[str, CommandName] = {"exit": "quit", "q": "quit", "h": "help", "?": "help"}
+_BARE: dict[str, CommandName] = {
+    "quit": "quit", "exit": "quit", "quit()": "quit", "exit()": "quit", "help": "help", "help()": "help",
+}  # fmt: skip
+"""What nobody asks a model, and everybody types."""
 
 
 def parse(text: str) -> Input:
     """What the user wants: `!code`, `?name`, `/command`, or a question."""
     text = text.strip()
-    if text.lower() in {"quit", "exit"}:
-        return Command("quit")
+    if text.lower() in _BARE:
+        return Command(_BARE[text.lower()])
     mark, rest = text[:1], text[1:].strip()
     match mark:
         case "":

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rlm.rlm_repl import RLM_REPL
     from rlm.values import Answer
 
-__all__ = ["Choice", "budget_of", "choose", "load_env_file", "open_rlm", "show_answer", "spent"]
+__all__ = ["OFFLINE", "Choice", "budget_of", "choose", "load_env_file", "open_rlm", "show_answer", "spent"]
 
 OFFLINE = "offline"
 
@@ -50,6 +50,8 @@ def choose(options: RunOptions, environment: Mapping[str, str]) -> Choice:
         click.UsageError: what was asked for cannot be.
     """
     key = environment.get("OPENAI_API_KEY", "").strip()
+    if options.base_url is not None and not options.base_url.strip():
+        raise click.UsageError("--base-url is empty: name an endpoint, such as http://localhost:11434/v1")
     base_url = (options.base_url or environment.get("OPENAI_BASE_URL", "")).strip() or None
     named = {options.model, options.recursive_model} - {None}
     if named and OFFLINE in named and named != {OFFLINE}:

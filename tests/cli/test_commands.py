@@ -122,6 +122,7 @@ def test_a_pipe_is_the_data(folder):
             b"",
             "fetch its text first: curl -sL https://example.com/a |",
         ),
+        (["ask", "a.txt", "-q", "?", "--base-url", ""], b"", "--base-url is empty"),
         (["help", "ask"], b"", "did you mean rlm ask --help?"),
         (["version"], b"", "did you mean rlm --version?"),
         (["ask", "missing.txt", "-q", "?"], b"", "missing.txt: there is no such file"),
