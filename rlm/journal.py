@@ -263,10 +263,13 @@ def _after_last_newline(descriptor: int, end: int) -> int:
 
 def _read_line(descriptor: int, start: int) -> bytes:
     os.lseek(descriptor, start, os.SEEK_SET)
-    line = b""
-    while b"\n" not in line and (data := os.read(descriptor, TAIL_BYTES)):
-        line += data
-    return line.partition(b"\n")[0]
+    pieces: list[bytes] = []
+    while data := os.read(descriptor, TAIL_BYTES):
+        piece, newline, _ = data.partition(b"\n")
+        pieces.append(piece)
+        if newline:
+            break
+    return b"".join(pieces)
 
 
 def _require_file(descriptor: int, path: Path) -> None:

@@ -167,6 +167,9 @@ def test_a_huge_record_is_as_good_as_any(path):
         assert len(rlm.completion("x", "a question")) == size
     (given,) = [event.answer for event in read_events(path) if isinstance(event, AnswerGiven)]
     assert given == "é" * size
+    with scripted("FINAL(x)", journal=path) as rlm:
+        question(rlm)
+    assert list(read_events(path))[-1].answer == "x"
 
 
 KILLED = """
