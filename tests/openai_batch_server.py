@@ -7,7 +7,8 @@ A batch is answered when it has been looked at `polls` times. It is validated as
 200 MB at most, one model, unique `custom_id`s, the endpoint of the batch in each line, and the enqueued tokens of
 all batches that have not ended below `enqueued_tokens`. The answer of a request is text, or `(status, body)`.
 Faults to order: `expire` is how many requests of each batch in turn are answered before it expires; `hold` keeps
-batches in progress until it is cleared. `requests` counts the answers that were billed, `prompts` are what they asked.
+batches in progress until it is cleared; so many looks at a batch, `outages`, find a server that hangs up, and so many
+downloads, `cut_downloads`, break off in the middle. `requests` counts the answers that were billed, `prompts` are what they asked.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class BatchServer:
         self.output_in_reverse = output_in_reverse
         self.hold = False
         self.answered_before_cancel = 0
+        self.outages = 0
+        self.cut_downloads = 0
         self.files: dict[str, bytes] = {}
         self.batches: dict[str, dict[str, Any]] = {}
         self.looks: dict[str, int] = {}
@@ -56,6 +59,10 @@ class BatchServer:
                 pass
 
             def do_GET(self):
+                if "/batches/" in self.path and server.outages:
+                    server.outages -= 1
+                    self.close_connection = True
+                    return
                 self.reply(*server.get(self.path))
 
             def do_POST(self):
@@ -68,6 +75,10 @@ class BatchServer:
                 self.send_header("Content-Type", "application/json")
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
+                if "/content" in self.path and server.cut_downloads:
+                    server.cut_downloads -= 1
+                    data = data[: len(data) // 2]
+                    self.close_connection = True
                 self.wfile.write(data)
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -78,6 +78,7 @@ class BatchAPI:
         enqueued_tokens: tokens that all unfinished batches may have together: the account's limit.
         first_poll_s: seconds before a batch is looked at; the pause grows to `longest_poll_s`.
         longest_poll_s: the longest pause, in seconds.
+        out_of_reach_s: seconds for which the endpoint may be out of reach while batches are waited for.
         wait: False ends the job, with `JobStopped`, when all is submitted; resume it to collect.
     """
 
@@ -94,6 +95,7 @@ class BatchAPI:
         enqueued_tokens: int = 2_000_000,
         first_poll_s: float = 5.0,
         longest_poll_s: float = 60.0,
+        out_of_reach_s: float = 3_600.0,
         wait: bool = True,
     ) -> None:
         for name, value, most in (
@@ -111,6 +113,7 @@ class BatchAPI:
         self.enqueued_tokens = enqueued_tokens
         self.first_poll_s = first_poll_s
         self.longest_poll_s = longest_poll_s
+        self.out_of_reach_s = out_of_reach_s
         self.wait = wait
         self.plain_models = PlainModels()
         self._prices = dict(prices or {})
@@ -216,12 +219,16 @@ class _File:
 
 @dataclass(slots=True)
 class _Batch:
-    """A batch at the provider; `requests` are known by their place, which their `custom_id` ends with."""
+    """A batch at the provider; `requests` are known by their place, which their `custom_id` ends with.
+
+    `seen` are those whose line was read, which may be less than all where a download breaks off.
+    """
 
     tag: str
     state: BatchState
     requests: list[_Request]
     tokens: int = 0
+    seen: set[int] = field(default_factory=set)
 
 
 class _Pass:
@@ -252,6 +259,7 @@ class _Pass:
         self._all_sent = False
         self._exceeded: LimitReached | None = None
         self._poll_s = api.first_poll_s
+        self._reached_at = anyio.current_time()
 
     async def run(self, packs: AsyncGenerator[list[Item], None]) -> None:
         await self._take_up_earlier_batches()
@@ -392,11 +400,24 @@ class _Pass:
         """Look at all batches and settle those that have ended; whether there was one."""
         found = False
         for batch in list(self._running.values()):
-            batch.state = await self._api.batches.look(batch.state.id)
-            if batch.state.ended:
-                await self._collect(batch)
-                found = True
+            try:
+                batch.state = await self._api.batches.look(batch.state.id)
+                if batch.state.ended:
+                    await self._collect(batch)
+                    found = True
+                self._reached_at = anyio.current_time()
+            except TransientError as error:
+                self._wait_for_endpoint(error)
         return found
+
+    def _wait_for_endpoint(self, error: TransientError) -> None:
+        """Batches take hours, and a network may be away for a part of them."""
+        if anyio.current_time() - self._reached_at > self._api.out_of_reach_s:
+            raise JobStopped(
+                f"stopped: the batches could not be looked at for {self._api.out_of_reach_s:g} s ({error}); "
+                "resume the job later to collect the answers",
+                cause=error,
+            ) from error
 
     async def _collect(self, batch: _Batch) -> None:
         state = batch.state
@@ -406,17 +427,16 @@ class _Pass:
                 f"{self._api.batches.endpoint} refuses the batch {state.id}: {state.problem or state.code}",
                 model=self._settings.model,
             )
-        seen: set[int] = set()
         for file_id in (state.output_file, state.error_file):
             if file_id is None:
                 continue
             async for line in self._api.batches.lines(file_id):
                 index = _index(line, batch)
-                if index is not None and index not in seen:
-                    seen.add(index)
+                if index is not None and index not in batch.seen:
+                    batch.seen.add(index)
                     await self._take_line(batch.requests[index], line)
         for index, request in enumerate(batch.requests):
-            if index not in seen:
+            if index not in batch.seen:
                 self._unbilled(request)
                 self._release(request.keys)
         if state.code == TOO_MANY_TOKENS:

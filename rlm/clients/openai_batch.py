@@ -120,13 +120,13 @@ class OpenAIBatches:
         return None
 
     async def look(self, batch_id: str) -> BatchState:
-        """How a batch is now.
+        """How a batch is now; asked once, since whoever waits for it looks again.
 
         Raises:
             CallError: the endpoint refuses, or cannot be reached.
         """
         with self._errors_of_ours():
-            return _state(await self._client.batches.retrieve(batch_id))
+            return _state(await self._client.with_options(max_retries=0).batches.retrieve(batch_id))
 
     async def cancel(self, batch_id: str) -> BatchState:
         """Ask for the end of a batch; what is answered by then is still to be had, and to be paid for.
@@ -165,6 +165,7 @@ class OpenAIBatches:
 
     @contextmanager
     def _errors_of_ours(self) -> Iterator[None]:
+        import httpx2
         import openai
 
         try:
@@ -172,7 +173,7 @@ class OpenAIBatches:
         except openai.APIStatusError as error:
             failure = read_failure(error.status_code, error.body, error.response.headers)
             raise error_of(failure, "batches", self.endpoint) from error
-        except openai.OpenAIError as error:
+        except (openai.OpenAIError, httpx2.HTTPError) as error:  # the latter where results break off
             raise ConnectionFailed(
                 f"no answer from {self.endpoint} about a batch: {redact(str(error))}"
             ) from error

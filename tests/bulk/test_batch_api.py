@@ -196,6 +196,47 @@ async def test_a_session_that_died_while_it_collected_pays_for_nothing_twice(tmp
     assert (server.requests, result.report.usage.calls, result.report.resumed) == (8, 8, 15)
 
 
+async def test_an_endpoint_that_is_out_of_reach_for_a_while_does_not_end_the_wait(tmp_path):
+    with BatchServer(label, polls=2) as server:
+        server.outages = 5
+        result = await job(server, tmp_path)
+    assert_right(result)
+    assert server.requests == 8
+
+
+async def test_an_endpoint_that_stays_out_of_reach_ends_the_wait_and_the_batch_is_collected_later(tmp_path):
+    with BatchServer(label) as server:
+        server.outages = 1_000_000
+        with pytest.raises(JobStopped, match=r"resume"):
+            await job(server, tmp_path, out_of_reach_s=0.1)
+        server.outages = 0
+        result = await job(server, tmp_path, resume=True)
+    assert_right(result)
+    assert server.requests == 8
+
+
+async def test_results_that_break_off_are_read_again_and_booked_once(tmp_path):
+    with BatchServer(label) as server:
+        server.cut_downloads = 2
+        result = await job(server, tmp_path)
+    assert_right(result)
+    assert (server.requests, result.report.usage.calls) == (8, 8)
+
+
+async def test_unusable_answers_of_results_that_break_off_are_noted_once(tmp_path):
+    asked = []
+
+    def often_wrong(body):
+        asked.append(body)
+        return label(body) if len(asked) > 8 else "no JSON"
+
+    with BatchServer(often_wrong) as server:
+        server.cut_downloads = 2
+        result = await job(server, tmp_path)
+    assert_right(result)
+    assert result.report.failed == 0
+
+
 async def test_a_cancelled_batch_gives_what_it_has_and_the_rest_is_asked_anew(tmp_path):
     with BatchServer(label) as server:
         server.hold = True
