@@ -375,7 +375,7 @@ class JobGroup:
                     keep_row=kept.append if job.output is None and tell_row is None else None,
                     tell_row=tell_row,
                     ask_packs=options.get("ask_packs"),
-                    knock=self._knock,
+                    knock=None if options.get("ask_packs") else self._knock,
                 )
         except JobStopped:
             if self._ledger.is_exhausted:

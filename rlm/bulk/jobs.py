@@ -371,7 +371,6 @@ class _Run:
         self, survey: _Survey, confirm: Callable[[Estimate], bool] | None, ask_packs: AskPacks
     ) -> None:
         """Ask about every row that has no answer yet; first about those of the pilot."""
-        self._total = survey.rows * len(self._opinions)
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._write_along)
@@ -392,8 +391,10 @@ class _Run:
         self, survey: _Survey, confirm: Callable[[Estimate], bool] | None, ask_packs: AskPacks
     ) -> None:
         if 0 < self._job.pilot < survey.rows:
+            self._total = self._job.pilot * len(self._opinions)
             await self._ask_rows(self._job.pilot, ask_packs)
             await self._confirm(survey, confirm)
+        self._total = survey.rows * len(self._opinions)
         await self._ask_rows(self._job.limit, ask_packs)
         await self._tell_the_rest()
 

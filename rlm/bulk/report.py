@@ -22,7 +22,7 @@ class Progress:
 
     Attributes:
         rows: rows that need nothing more; where there are several opinions, each row counts once for each.
-        total: rows that there are, counted likewise.
+        total: rows that there are, or those of the pilot while it is asked; counted likewise.
         settled: of `rows`, those that were asked in this session.
         failed: of these, those without an answer.
         seconds: since the job began.
