@@ -594,7 +594,8 @@ async def _doubt(context: Any) -> str:
     """What looks like a mistake about the context, as a Python warning, too: `print(answer)` shows none of its own."""
     doubt = await anyio.to_thread.run_sync(sources.name_of_a_file, context)
     if doubt:
-        warnings.warn(doubt, stacklevel=2)
+        # On the portal's thread there is no line of the caller's to point at.
+        warnings.warn_explicit(doubt, UserWarning, "rlm", 0, module="rlm")
     return doubt
 
 

@@ -1,12 +1,13 @@
 """Files → context.
 
 A path becomes the text of its file: only a byte order mark is dropped, and a carriage return stays one. Several
-paths become a dict from name to text.
+paths become a dict from name to text, a dict of paths one of texts.
 """
 
 from __future__ import annotations
 
 import codecs
+from io import IOBase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,18 +36,33 @@ _OTHER_FORMATS = (
 
 
 def load(context: Any) -> Any:
-    """A path, or a list of paths, as the text it stands for; any other context as it is.
+    """A path, or a list or dict of paths, as the text it stands for; any other context as it is.
 
     Only `pathlib.Path` objects are paths: a str is always text.
 
     Raises:
-        ContextError: a file is missing, a folder, unreadable or not text.
+        ContextError: a file is missing, a folder, unreadable or not text; paths are among other things; or the
+            context is an open file.
     """
     if isinstance(context, Path):
         return read_text(context)
-    if isinstance(context, (list, tuple)) and context and all(isinstance(item, Path) for item in context):
-        return read_files(context)
-    return context
+    if isinstance(context, IOBase):
+        raise ContextError("the context is an open file: pass its text, file.read(), or its pathlib.Path")
+    if not isinstance(context, (list, tuple, dict)):
+        return context
+    items = list(context.values() if isinstance(context, dict) else context)
+    paths = [item for item in items if isinstance(item, Path)]
+    if not paths:
+        return context
+    if len(paths) < len(items):
+        other = next(item for item in items if not isinstance(item, Path))
+        raise ContextError(
+            f"the context has paths, such as {str(paths[0])!r}, next to a {type(other).__name__}: pass only paths, or "
+            "read them first, with path.read_text()"
+        )
+    if isinstance(context, dict):
+        return {name: read_text(path) for name, path in context.items()}
+    return read_files(paths)
 
 
 def name_of_a_file(context: Any) -> str:

@@ -96,3 +96,19 @@ def test_the_name_of_a_file_is_text_that_looks_like_a_mistake(file, monkeypatch)
 def test_other_contexts_are_no_mistake(file, monkeypatch, context):
     monkeypatch.chdir(file(b"1", "contract.txt").parent)
     assert sources.name_of_a_file(context) == ""
+
+
+def test_a_dict_of_paths_keeps_its_names(file):
+    assert sources.load({"x": file(b"1", "a.txt"), 2: file(b"2", "b.txt")}) == {"x": "1", 2: "2"}
+
+
+def test_paths_next_to_other_things_are_refused(file):
+    path = file(b"1")
+    for context in ([path, "text"], {"a": path, "b": 7}, (None, path)):
+        with pytest.raises(ContextError, match=r"has paths, such as .*, next to a"):
+            sources.load(context)
+
+
+def test_an_open_file_is_refused_with_the_remedy(file):
+    with file(b"1").open() as opened, pytest.raises(ContextError, match="an open file: pass its text"):
+        sources.load(opened)
