@@ -142,6 +142,7 @@ def test_one_common_word_of_two_is_not_an_answer():
 
 CONTEXTS = {
     "str": STORY,
+    "bytes": STORY.encode(),
     "crlf": STORY.replace("\n", "\r\n"),
     "one line": STORY.replace("\n", " "),
     "list": ["Nothing here.", STORY, "Nor here."],

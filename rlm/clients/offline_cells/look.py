@@ -12,6 +12,8 @@ def texts_in(value: object, where: str) -> list[tuple[str, str]]:
     """Every text in `value`, with the expression that reaches it."""
     if isinstance(value, str):
         return [(where, value)]
+    if isinstance(value, (bytes, bytearray)):
+        return [(f"{where}.decode('utf-8', 'replace')", value.decode("utf-8", "replace"))]
     if isinstance(value, dict):
         is_message = isinstance(value.get("content"), str)
         limit = 60 if where == "context" else 500
