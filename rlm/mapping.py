@@ -372,7 +372,8 @@ class _Mapping:
     Packs are read, and their prompts written, ahead of need, so that a worker which has an answer can ask again at
     once: with many calls in flight that is what keeps them in flight. A worker whose call waits to be asked again
     gives its place to another, so there may be twice as many workers as places; each is started when there is a
-    pack that nobody is free for.
+    pack that nobody is free for. There are as many places as may be in flight, and where the gate adapts, about twice
+    as many as it lets through now.
     """
 
     def __init__(
@@ -394,7 +395,7 @@ class _Mapping:
         self._plain_models = plain_models
         self._again: deque[_Pack] = deque()
         self._ready: deque[_Pack] = deque()
-        self._line = Line(settings.max_concurrent)
+        self._line = Line(self._places())
         self._workers: TaskGroup
         self._reading = anyio.CancelScope()
         self._started = 0
@@ -414,7 +415,7 @@ class _Mapping:
 
     async def _read_ahead(self) -> None:
         async for items in self._packs:
-            while len(self._ready) >= self._settings.max_concurrent:
+            while len(self._ready) >= self._line.size:
                 self._taken = anyio.Event()
                 await self._taken.wait()
             pack = _Pack(items)
@@ -456,12 +457,16 @@ class _Mapping:
         contents = [item.content for item in pack.items]
         return pack_call(self._task, contents, self._settings, self._plain_models, notes=pack.notes)
 
+    def _places(self) -> int:
+        """How many calls are made or wait for the gate: enough to find it full, so that it may widen."""
+        return min(self._settings.max_concurrent, 2 * self._tree.width(self._settings.model))
+
     def _wake(self, packs: int) -> None:
         """There is something to do for so many."""
         for _ in range(packs):
             if self._idle:
                 self._idle.popleft().set()
-            elif self._started < 2 * self._settings.max_concurrent:
+            elif self._started < 2 * self._line.size:
                 self._started += 1
                 self._workers.start_soon(self._work)
 
@@ -480,6 +485,8 @@ class _Mapping:
                 await self._ask(pack, place)
         finally:
             self._busy -= 1
+            if (places := self._places()) != self._line.size:
+                self._line.resize(places)
             if self.stopped_by is not None or not (self._busy or self._again):
                 self._wake_all()
             else:
