@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rlm.clients.offline_plans import caveat_for
-from rlm.clients.offline_words import key_terms, lowered, matcher, sentence_spans
+from rlm.clients.offline_words import key_terms, lowered, matcher, may_use, sentence_spans
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -157,7 +157,7 @@ def _shares(terms: Sequence[KeyTerm], sentence: str) -> dict[str, float]:
     """The key terms that a lowered sentence has: 1.0 as in the question, less in another form."""
     found = {}
     for term in terms:
-        if term.stem.removesuffix("y") in sentence and (form := matcher(term.stem).findall(sentence)):
+        if may_use(term.stem, sentence) and (form := matcher(term.stem).findall(sentence)):
             found[term.word] = 1.0 if lowered(term.word) in form else _INFLECTED
     return found
 

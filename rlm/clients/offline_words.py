@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["FIRST_UNSPACED", "KeyTerm", "key_terms", "lowered", "matcher", "sentence_spans", "stem_of"]
+__all__ = [
+    "FIRST_UNSPACED",
+    "KeyTerm",
+    "key_terms",
+    "lowered",
+    "matcher",
+    "may_use",
+    "sentence_spans",
+    "stem_of",
+]
 
 FIRST_UNSPACED = "\u2e80"
 """From this character on scripts (Chinese, Japanese, …) are written without spaces between words."""
@@ -54,17 +63,32 @@ def key_terms(question: str) -> list[KeyTerm]:
 @lru_cache(maxsize=1_000)
 def matcher(stem: str) -> re.Pattern[str]:
     """A compiled search for the forms of a word in lowered text; the search cell has the same."""
+    stem, *irregular = stem.split("|")
     if stem >= FIRST_UNSPACED:
         return re.compile(re.escape(stem))
-    if stem.endswith("y") and stem[-2:-1] not in "aeiou":
-        return re.compile(rf"\b{re.escape(stem[:-1])}(?:y|ys|ies|ied|ying)\b")
-    short = rf"(?:[edsn]|es|[ds]t|{re.escape(stem[-1])}?(?:ed|er|ers|ing))?"
+    short = rf"(?:[edsn]|es|[ds]t|{re.escape(stem[-1:])}?(?:ed|er|ers|ing))?"
     ending = r"\w{0,4}" if len(stem) > _LONG_STEM else short
-    return re.compile(rf"\b{re.escape(stem)}{ending}\b")
+    regular = re.escape(stem) + ending
+    if stem.endswith("y") and stem[-2:-1] not in "aeiou":
+        regular = rf"{re.escape(stem[:-1])}(?:y|ys|ies|ied|ying)"
+    return re.compile(rf"\b(?:{'|'.join([regular, *irregular])})\b")
+
+
+def may_use(stem: str, text: str) -> bool:
+    """Whether lowered text could have a form of the word: quicker than its matcher, and never wrong with False."""
+    return any(form.removesuffix("y") in text for form in stem.split("|"))
 
 
 def stem_of(word: str) -> str:
-    """What the forms of a lowered word have in common: `statements` → `statement`, `raising` → `rais`."""
+    """What the forms of a lowered word have in common: `statements` → `statement`, `raising` → `rais`.
+
+    Irregular forms follow it: `left` → `leav|left`.
+    """
+    stem = _regular_stem(word)
+    return _IRREGULAR.get(word) or _IRREGULAR.get(stem) or stem
+
+
+def _regular_stem(word: str) -> str:
     if word >= FIRST_UNSPACED or not word.isalpha():
         return word
     for ending in ("ies", "ied"):
@@ -108,6 +132,23 @@ _LONG_STEM = 4
 _STRIPPED = ("ing", "ed", "es", "ly", "s", "e")
 _DOUBLING = ("ing", "ed")
 _AFTER_Y = ("ing", "s")
+_FORMS = """
+    become became; begin began begun; break broke broken; breed bred; bring brought; build built; burn burnt; buy
+    bought; catch caught; choose chose chosen; draw drew drawn; drink drank drunk; drive drove driven; eat ate eaten;
+    feed fed; feel felt; fight fought; flee fled; fly flew flown; forget forgot forgotten; forgive forgave forgiven;
+    freeze froze frozen; grow grew grown; hear heard; hide hid hidden; hold held; keep kept; know knew known; lay
+    laid; lead led; learn learnt; leave left; lose lost; meet met; pay paid; ride rode ridden; run ran; seek sought;
+    sell sold; send sent; shoot shot; sing sang sung; sink sank sunk; sit sat; sleep slept; speak spoke spoken; spend
+    spent; stand stood; steal stole stolen; swear swore sworn; swim swam swum; teach taught; tear tore torn; think
+    thought; throw threw thrown; understand understood; wear wore worn; win won; withdraw withdrew withdrawn; write
+    wrote written; child children; foot feet; goose geese; life lives; man men; mouse mice; person people; tooth
+    teeth; wife wives; woman women
+"""
+_IRREGULAR = {
+    key: "|".join([_regular_stem(base), *others])
+    for base, *others in (group.split() for group in _FORMS.split(";"))
+    for key in (base, f"{base}s", f"{base.removesuffix('e')}ing", _regular_stem(base), *others)
+}
 _HAS_WORD = re.compile(r"\w")
 _WORD = re.compile(r"\w+(?:['’.-]\w+)*")
 _JOINING = re.compile("多少|什么|什麼|怎么|怎樣|为什么|几时|[哪谁誰何吗嗎呢几幾么啥怎是的了]")

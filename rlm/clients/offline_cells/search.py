@@ -29,13 +29,15 @@ def cut(text: str, size: int) -> list[tuple[int, int]]:
 
 def matcher(stem: str) -> re.Pattern[str]:
     """The forms of a word; scripts without spaces (from U+2E80 on) are matched anywhere."""
+    stem, *irregular = stem.split("|")
     if stem >= "\u2e80":
         return re.compile(re.escape(stem))
-    if stem.endswith("y") and stem[-2:-1] not in "aeiou":
-        return re.compile(rf"\b{re.escape(stem[:-1])}(?:y|ys|ies|ied|ying)\b")
-    short = rf"(?:[edsn]|es|[ds]t|{re.escape(stem[-1])}?(?:ed|er|ers|ing))?"
+    short = rf"(?:[edsn]|es|[ds]t|{re.escape(stem[-1:])}?(?:ed|er|ers|ing))?"
     ending = r"\w{0,4}" if len(stem) > 4 else short
-    return re.compile(rf"\b{re.escape(stem)}{ending}\b")
+    regular = re.escape(stem) + ending
+    if stem.endswith("y") and stem[-2:-1] not in "aeiou":
+        regular = rf"{re.escape(stem[:-1])}(?:y|ys|ies|ied|ying)"
+    return re.compile(rf"\b(?:{'|'.join([regular, *irregular])})\b")
 
 
 total = sum(map(len, texts.values()))
@@ -43,11 +45,12 @@ size = min(3_000, max(600, total // 200))
 pieces = [(where, start, end) for where, text in texts.items() for start, end in cut(text, size)]
 
 # Which key terms does each piece use? `in` is the fast test, the pattern the exact one.
-matchers = [(word, stem.removesuffix("y"), matcher(stem)) for word, stem in TERMS.items()]
+matchers = [(word, stem.split("|"), matcher(stem)) for word, stem in TERMS.items()]
 used = []
 for where, start, end in pieces:
     passage = texts[where][start:end].lower()
-    used.append(tuple(word for word, stem, form in matchers if stem in passage and form.search(passage)))
+    near = [term for term in matchers if any(form.rstrip("y") in passage for form in term[1])]
+    used.append(tuple(word for word, _, forms in near if forms.search(passage)))
 
 # A word is worth the more, the fewer pieces use it; a word that no piece uses is worth most, and missing.
 frequency = Counter(word for words in used for word in words)
@@ -72,6 +75,5 @@ replies = llm_batch(
 )
 answered = sum(bool(reply) and reply != "NOT FOUND" for reply in replies)
 print(
-    f"{len(chosen)} sub-call{'s' * (len(chosen) != 1)} read the most promising pieces; "
-    f"{answered} of them found a sentence worth quoting"
+    f"{len(chosen)} sub-call{'s' * (len(chosen) != 1)} read the best pieces; {answered} found a sentence to quote"
 )
