@@ -13,7 +13,7 @@ import argparse
 from itertools import islice
 from pathlib import Path
 
-from stand_in import WHO_ANSWERS, has_the_words, stand_in
+from stand_in import has_the_words, stand_in
 
 from rlm.bulk import count_rows, map_rows
 
@@ -28,7 +28,7 @@ def main() -> None:
     )
     schema = ", ".join(f"{label}: bool" for label in options.labels)
 
-    print(WHO_ANSWERS)
+    client = stand_in({prompt: has_the_words}, latency_s=options.latency)
     plan = count_rows(
         options.input, prompt, schema=schema, models=[options.model], rows_per_call=options.batch_size
     )
@@ -44,7 +44,7 @@ def main() -> None:
         max_concurrency=options.max_workers,
         budget=options.budget,
         resume=options.resume,
-        client=stand_in(has_the_words, prompt),
+        client=client,
     )
     print(result.report)
     for row in islice(result, 3):
@@ -63,6 +63,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--model", default="gpt-5-nano")
     parser.add_argument("--budget", type=float, help="dollars that are never exceeded")
     parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--latency", type=float, default=0.0, help="seconds of each call of the stand-in")
     return parser.parse_args()
 
 
