@@ -77,9 +77,8 @@ class Checkpoint:
         self._file: IO[bytes] | None = None
         self._holds_nothing = False
         if not resume and path.exists() and path.stat().st_size:
-            raise InputError(
-                f"{path} holds answers of an earlier job: resume that one, or remove the file to begin anew"
-            )
+            _require_nothing_in(path)
+            forget(path)
         self._journal = Journal.open(path, kind=KIND)
         try:
             if not self._load(job):
@@ -296,6 +295,19 @@ def forget(path: Path) -> None:
     if path.exists():
         with Journal.open(path, kind=KIND):
             path.unlink()
+
+
+def _require_nothing_in(path: Path) -> None:
+    """Make sure that a journal may go: a session that was killed before its first answer leaves one like that.
+
+    Raises:
+        InputError: there are answers in it.
+        JournalError: it is no such journal.
+    """
+    if any(record.get("type") != "job" for _, record in read(path, kind=KIND)):
+        raise InputError(
+            f"{path} holds answers of an earlier job: resume that one, or remove the file to begin anew"
+        )
 
 
 def _check_same_task(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -110,6 +110,23 @@ def test_a_job_that_ends_before_its_first_answer_leaves_no_journal(rows, tmp_pat
     job(rows, tmp_path / "out.csv", ScriptedClient(label))
 
 
+def test_a_journal_without_an_answer_is_in_nobodys_way(rows, tmp_path):
+    """As it is left by a session that was killed before its first answer."""
+    job(rows, tmp_path / "out.csv", ScriptedClient(label), limit=5)
+    journal = tmp_path / "out.csv.journal"
+    first_lines = [line for line in journal.read_bytes().splitlines(keepends=True) if b'"a"' not in line]
+    journal.write_bytes(b"".join(first_lines))
+    (tmp_path / "out.csv").unlink()
+    assert job(rows, tmp_path / "out.csv", ScriptedClient(label)).report.asked == 100
+
+
+def test_what_is_no_journal_is_not_taken_for_one(rows, tmp_path):
+    (tmp_path / "out.csv.journal").write_text("my own notes\n")
+    with pytest.raises(JournalError, match="no journal"):
+        job(rows, tmp_path / "out.csv", ScriptedClient(label))
+    assert (tmp_path / "out.csv.journal").read_text() == "my own notes\n"
+
+
 def test_an_answer_that_was_cut_can_be_asked_again_with_a_higher_cap(rows, tmp_path):
     def cut(call):
         if "number 7" in call.messages[0].content and call.max_output_tokens == 10:
