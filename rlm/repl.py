@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from rlm.clients.base import messages_of
-from rlm.errors import ContextError
+from rlm.errors import ContextError, SessionClosed
 from rlm.rlm_repl import RLM_REPL
 from rlm.settings import SandboxSettings
 from rlm.values import Call, FailedCall, Reply
@@ -74,6 +74,7 @@ class REPLEnv:
     ) -> None:
         if context_str is not None and context_json is not None:
             raise ContextError("give context_str or context_json, not both")
+        self._closed = False
         self._rlm = RLM_REPL(
             recursive_model=recursive_model,
             client=client,
@@ -90,7 +91,13 @@ class REPLEnv:
             raise
 
     def code_execution(self, code: str) -> REPLResult:
-        """Run a cell; an exception in it is told in `stderr`, and the variables before it are kept."""
+        """Run a cell; an exception in it is told in `stderr`, and the variables before it are kept.
+
+        Raises:
+            SessionClosed: after `close`.
+        """
+        if self._closed:
+            raise SessionClosed("this REPLEnv was closed: make a new one")
         result = self._session.run(code)
         return REPLResult(
             stdout=result.stdout,
@@ -101,6 +108,7 @@ class REPLEnv:
 
     def close(self) -> None:
         """End the guest. Idempotent."""
+        self._closed = True
         self._session.close()
         self._rlm.close()
 
@@ -136,6 +144,7 @@ class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
     ) -> None:
         self.model = model
         self._rlm = RLM_REPL(recursive_model=model, client=client, api_key=api_key, base_url=base_url)
+        self._closed = False
 
     def completion(self, prompt: Prompt) -> str:
         """Ask once: a text, or messages.
@@ -143,7 +152,9 @@ class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
         Raises:
             CallError: the call failed for good.
             TypeError: the prompt is neither text nor messages.
+            RuntimeError: after `close`.
         """
+        self._require_open()
         return self._rlm.ask_model(self._call(prompt)).text
 
     def batch_completion(self, prompts: Iterable[Prompt], max_concurrent: int = 10) -> list[str]:
@@ -155,12 +166,14 @@ class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
         """
         if isinstance(prompts, str):
             raise TypeError("batch_completion takes many prompts and was given one text: put it in a list")
+        self._require_open()
         calls = [self._call(prompt) for prompt in prompts]
         replies = self._rlm.ask_models(calls, max_concurrent=max_concurrent)
         return [reply.text if isinstance(reply, Reply) else FailedCall(reply) for reply in replies]
 
     def close(self) -> None:
         """Close connections. Idempotent."""
+        self._closed = True
         self._rlm.close()
 
     def __enter__(self) -> Self:
@@ -170,6 +183,10 @@ class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("this Sub_RLM was closed: make a new one")
 
     def _call(self, prompt: Prompt) -> Call:
         return Call(model=self.model, messages=messages_of(prompt), role="sub")

@@ -127,3 +127,15 @@ def test_a_batch_of_a_sub_model_keeps_its_order_and_a_failure_its_slot():
     assert [bool(answer) for answer in answers] == [True, False, True]
     assert "the endpoint says no" in answers[1]
     assert isinstance(answers[1].error, BadRequest)
+
+
+def test_after_close_each_says_what_it_was():
+    environment = REPLEnv(context_str="x", client=ScriptedClient(["a"]))
+    environment.close()
+    with pytest.raises(SessionClosed, match="this REPLEnv was closed: make a new one"):
+        environment.code_execution("1")
+    model = Sub_RLM(client=ScriptedClient(["a"]))
+    model.close()
+    for ask in (lambda: model.completion("x"), lambda: model.batch_completion(["x"])):
+        with pytest.raises(RuntimeError, match="this Sub_RLM was closed: make a new one"):
+            ask()
