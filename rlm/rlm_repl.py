@@ -60,6 +60,7 @@ __all__ = ["RLM_REPL"]
 logger = logging.getLogger("rlm")
 
 _DEFAULTS = RunSettings()
+_LONG_QUESTION_CHARS = 5_000
 _WHEN_CLOSED = "this RLM_REPL was closed: make a new one, or keep it open with `with RLM_REPL(...) as rlm:`"
 
 
@@ -301,7 +302,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
 
     async def _complete(self, context: Any, query: str | None, listener: Emit = ignore) -> Answer:
         async with self._new_run(listener) as run:
-            if doubt := await _doubt(context):
+            if doubt := await _doubt(context, query):
                 run.emit(Warned(run_id=run.run_id, depth=0, at=time.time(), message=doubt))
             context = await _load(context)
             return await run.complete(query or prompts.DEFAULT_QUESTION, context)
@@ -590,13 +591,22 @@ def _openai_client(model: str, api_key: str | None, base_url: str | None) -> Cli
     return client
 
 
-async def _doubt(context: Any) -> str:
+async def _doubt(context: Any, query: str | None = None) -> str:
     """What looks like a mistake about the context, as a Python warning, too: `print(answer)` shows none of its own."""
-    doubt = await anyio.to_thread.run_sync(sources.name_of_a_file, context)
+    doubt = _swapped(context, query) or await anyio.to_thread.run_sync(sources.name_of_a_file, context)
     if doubt:
         # On the portal's thread there is no line of the caller's to point at.
         warnings.warn_explicit(doubt, UserWarning, "rlm", 0, module="rlm")
     return doubt
+
+
+def _swapped(context: Any, query: str | None) -> str:
+    if not (isinstance(context, str) and isinstance(query, str)):
+        return ""
+    if len(query) < _LONG_QUESTION_CHARS or len(query) < 10 * len(context):
+        return ""
+    sizes = f"{len(context):,} characters and the question {len(query):,}"
+    return f"the context has {sizes}: are they swapped? It is completion(context, question)"
 
 
 async def _load(context: Any) -> Any:

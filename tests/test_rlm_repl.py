@@ -444,3 +444,11 @@ def test_after_close_it_says_what_was_closed_and_what_to_do():
             RuntimeError, match="this RLM_REPL was closed: make a new one, or keep it open with"
         ):
             use()
+
+
+def test_a_question_in_the_place_of_the_context_is_told():
+    with RLM_REPL(client=ScriptedClient(lambda call: "FINAL(done)")) as rlm:
+        with pytest.warns(UserWarning, match="are they swapped"):
+            answer = rlm.completion("Who may terminate?", "The tenant may. " * 1_000)
+        assert "the context has 18 characters and the question 16,000" in answer.warnings[0]
+        assert rlm.completion("The tenant may. " * 1_000, "Who may?").warnings == ()
