@@ -7,7 +7,7 @@ asks the rows that failed again. Jobs of a `JobGroup` share one gate, one budget
 from __future__ import annotations
 
 from rlm.bulk.counting import Count, count_rows, split_rows
-from rlm.bulk.finishing import FinishedRow
+from rlm.bulk.finishing import FinishedRow, RowStream
 from rlm.bulk.groups import JobGroup, MappedRows
 from rlm.bulk.report import Estimate, Progress, Report
 from rlm.bulk.rows import amap_rows, aretry_rows, astream_rows, map_rows, retry_rows, stream_rows
@@ -21,6 +21,7 @@ __all__ = [
     "MappedRows",
     "Progress",
     "Report",
+    "RowStream",
     "amap_rows",
     "aretry_rows",
     "astream_rows",

@@ -1,19 +1,27 @@
-"""Rows told as they finish, in the order in which they do; each exactly once, and in bounded memory."""
+"""Rows told as they finish, in the order in which they do; each exactly once, and in bounded memory.
+
+`Finishing` is the side of the job, which joins rows with their answers; `RowStream` is the side of whoever takes them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Self, TypeAlias
+
+import anyio
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from rlm.bulk.formats import Row
+    from rlm.bulk.report import Report
     from rlm.bulk.writing import Answer
 
-__all__ = ["FinishedRow", "Finishing", "TellRow"]
+__all__ = ["ROWS_AHEAD", "FinishedRow", "Finishing", "RowStream", "TellRow"]
 
+ROWS_AHEAD: Final = 100
+"""Finished rows that wait for whoever takes them, before the job waits, too."""
 ROWS_HELD: Final = 50_000
 """Rows that are kept until their answer is there; more than these are read again at the end."""
 
@@ -42,6 +50,43 @@ class FinishedRow:
 
 TellRow: TypeAlias = Callable[[FinishedRow], Awaitable[None]]
 """Takes each row when it is finished; while it works, the worker that brought the answer asks nothing."""
+
+
+class RowStream:
+    """The rows of one job as they finish; an async iterator.
+
+    Attributes:
+        report: how the job ended, or None while it runs.
+    """
+
+    def __init__(self) -> None:
+        self.report: Report | None = None
+        self._failure: Exception | None = None
+        self._send, self._receive = anyio.create_memory_object_stream[FinishedRow](ROWS_AHEAD)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> FinishedRow:
+        try:
+            return await self._receive.receive()
+        except anyio.EndOfStream:
+            if self._failure is not None:
+                raise self._failure from None
+            raise StopAsyncIteration from None
+
+    def close(self) -> None:
+        """Take no more rows."""
+        self._send.close()
+        self._receive.close()
+
+    async def run(self, job: Callable[[TellRow], Awaitable[Report]]) -> None:
+        """Do a job that tells its rows; what it fails with is raised after them."""
+        with self._send:
+            try:
+                self.report = await job(self._send.send)
+            except Exception as error:  # noqa: BLE001 - it belongs to whoever takes the rows
+                self._failure = error
 
 
 class Finishing:

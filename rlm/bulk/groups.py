@@ -26,7 +26,7 @@ import anyio
 import anyio.to_thread
 
 from rlm.bulk.checkpoint import read_job
-from rlm.bulk.finishing import FinishedRow, TellRow
+from rlm.bulk.finishing import ROWS_AHEAD, FinishedRow, RowStream, TellRow
 from rlm.bulk.formats import Row, Source, as_source
 from rlm.bulk.jobs import AskPacks, Job, run_job
 from rlm.clients.openai import AsyncOpenAIClient
@@ -47,13 +47,11 @@ if TYPE_CHECKING:
     from rlm.clients.base import Client
     from rlm.portal import Portal
 
-__all__ = ["JobGroup", "JobOptions", "MappedRows", "RetryOptions", "RowStream", "failed_job"]
+__all__ = ["JobGroup", "JobOptions", "MappedRows", "RetryOptions", "failed_job"]
 
 T = TypeVar("T")
 
 DEAD_LETTERS_END: Final = ".failed.jsonl"
-ROWS_AHEAD: Final = 100
-"""Finished rows that wait for whoever takes them, before the job waits, too."""
 NOT_OF_THE_JOB: Final = frozenset({"ask_packs", "budget", "confirm", "encoding", "on_progress", "rule"})
 """Options that say how a job is run, and not what it is."""
 
@@ -70,47 +68,6 @@ class MappedRows:
 
     def __len__(self) -> int:
         return len(self.rows)
-
-
-class RowStream:
-    """The rows of one job as they finish; an async iterator.
-
-    Attributes:
-        report: how the job ended, or None while it runs.
-    """
-
-    def __init__(self) -> None:
-        self.report: Report | None = None
-        self._failure: Exception | None = None
-        self._send, self._receive = anyio.create_memory_object_stream[FinishedRow](ROWS_AHEAD)
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> FinishedRow:
-        try:
-            return await self._receive.receive()
-        except anyio.EndOfStream:
-            if self._failure is not None:
-                raise self._failure from None
-            raise StopAsyncIteration from None
-
-    async def tell(self, row: FinishedRow) -> None:
-        """Hand a row on, when there is room for it."""
-        await self._send.send(row)
-
-    def close(self) -> None:
-        """Take no more rows."""
-        self._send.close()
-        self._receive.close()
-
-    async def run(self, job: Callable[[], Awaitable[MappedRows]]) -> None:
-        """Do the job that tells its rows; what it fails with is raised after them."""
-        with self._send:
-            try:
-                self.report = (await job()).report
-            except Exception as error:  # noqa: BLE001 - it belongs to whoever takes the rows
-                self._failure = error
 
 
 class RetryOptions(TypedDict, total=False):
@@ -244,12 +201,14 @@ class JobGroup:
             raise RuntimeError(
                 "this group was opened with `with`: use stream_rows, or open it with `async with`"
             )
+
+        async def job(tell_row: TellRow) -> Report:
+            return (await self._map(rows, prompt, options, tell_row=tell_row)).report
+
         with closing(RowStream()) as stream:
             try:
                 async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(
-                        stream.run, partial(self._map, rows, prompt, options, tell_row=stream.tell)
-                    )
+                    tasks.start_soon(stream.run, job)
                     yield stream
                     tasks.cancel_scope.cancel()
             except BaseExceptionGroup as errors:

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from rlm.bulk.finishing import FinishedRow
+    from rlm.bulk.finishing import FinishedRow, RowStream
     from rlm.bulk.formats import Row
-    from rlm.bulk.groups import MappedRows, RowStream
+    from rlm.bulk.groups import MappedRows
     from rlm.bulk.jobs import AskPacks
     from rlm.bulk.report import Estimate, Progress
     from rlm.clients.base import Client
