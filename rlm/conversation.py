@@ -95,7 +95,9 @@ class Conversation:
             else:
                 nudged = True
                 self._tell(prompts.nudge(remaining))
-        return self.conclude_early("partial", f"no answer within {_turns(self.settings.max_iterations)}")
+        return self.conclude_early(
+            "partial", f"no answer within {prompts.counted(self.settings.max_iterations, 'turn')}"
+        )
 
     def conclude_early(self, status: AnswerStatus, limit: str) -> Conclusion:
         """The conclusion where something else ends the dialogue: the draft, whatever it is."""
@@ -182,7 +184,3 @@ class Conversation:
 
 def _given(results: list[CellResult]) -> Final | None:
     return results[-1].final if results else None
-
-
-def _turns(number: int) -> str:
-    return f"{number} turn{'' if number == 1 else 's'}"

@@ -10,12 +10,14 @@ Language Models" (2025).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rlm.sandbox.guest.sketch import Sketch, sketch
 from rlm.values import render
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rlm.settings import RunSettings
     from rlm.values import CellResult, Final
 
@@ -25,6 +27,7 @@ __all__ = [
     "INTERRUPTED_REPLY",
     "answer_note",
     "clip",
+    "counted",
     "describe_cells",
     "describe_context",
     "first_message",
@@ -105,21 +108,25 @@ def next_question(question: str, *, note: str = "") -> str:
 
 
 def describe_context(context: Any) -> str:
-    """What the root model is told of the context before it looks: type, size and, for a mapping, the keys."""
-    match context:
-        case str():
-            return f"`context` is a str of {len(context):,} characters."
-        case bytes() | bytearray():
-            return f"`context` is {type(context).__name__} of length {len(context):,}."
-        case Mapping():
-            return f"`context` is a dict with {_count(len(context), 'key')}: {_keys(context)}.{_text_size(context.values())}"
-        case list() | tuple() | set() | frozenset():
-            kind = "a list of chat messages" if _is_messages(context) else f"a {type(context).__name__}"
-            return f"`context` is {kind} with {_count(len(context), 'item')}.{_item_types(context)}{_text_size(context)}"
-        case None:
-            return "`context` is None: there is no data, only the question."
-        case _:
-            return f"`context` is of type {type(context).__name__}: {clip(render(context), 200)}."
+    """What the root model is told of the context before it looks: type, size and, for a mapping, the keys.
+
+    Of a context that is not here its `Sketch` will do.
+    """
+    seen = context if isinstance(context, Sketch) else sketch(context)
+    match seen:
+        case Sketch(form="str"):
+            return f"`context` is a str of {seen.length:,} characters."
+        case Sketch(form="bytes"):
+            return f"`context` is {seen.kind} of length {seen.length:,}."
+        case Sketch(form="dict"):
+            return f"`context` is a dict with {counted(seen.length, 'key')}: {_keys(seen)}.{_text_size(seen)}"
+        case Sketch():
+            kind = "a list of chat messages" if seen.is_messages else f"a {seen.kind}"
+            types = f" Items: {', '.join(seen.types)}." if seen.types else ""
+            return f"`context` is {kind} with {counted(seen.length, 'item')}.{types}{_text_size(seen)}"
+    if context is None:
+        return "`context` is None: there is no data, only the question."
+    return f"`context` is of type {type(context).__name__}: {clip(render(context), 200)}."
 
 
 def describe_cells(
@@ -134,7 +141,7 @@ def describe_cells(
     share = max(1, settings.shown_output_chars // max(1, len(results)))
     parts = [_describe_cell(result, share) for result in results]
     if skipped:
-        parts.append(f"[{_count(skipped, 'later block')} of the same reply did not run.]")
+        parts.append(f"[{counted(skipped, 'later block')} of the same reply did not run.]")
     if final_void:
         parts.append("[The answer in the same reply does not count, because the code before it failed.]")
     parts.append(_remaining(remaining))
@@ -164,6 +171,11 @@ def nudge(remaining: int) -> str:
 def plain_child_prompt(question: str, context: Any) -> str:
     """The prompt of a child run that the depth limit turned into a plain call."""
     return question if context is None else f"{question}\n\n{render(context)}"
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things: `1 turn`, `2,000 turns`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def clip(text: str, limit: int, *, length: int | None = None) -> str:
@@ -215,29 +227,14 @@ def _remaining(remaining: int) -> str:
     return f"[{remaining} replies left.]"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+def _keys(seen: Sketch) -> str:
+    names = [clip(ends, 80, length=length) for ends, length in seen.keys]
+    more = seen.length - len(names)
+    return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _keys(context: Mapping[Any, Any], shown: int = 20) -> str:
-    names = [clip(repr(key), 80) for key, _ in zip(context, range(shown), strict=False)]
-    more = len(context) - len(names)
-    return ", ".join(names) + (f" and {more:,} more" if more else "")
-
-
-def _item_types(items: Any) -> str:
-    kinds = sorted({type(item).__name__ for item in items})
-    return f" Items: {', '.join(kinds[:5])}." if kinds else ""
-
-
-def _text_size(values: Any) -> str:
-    lengths = [len(value) for value in values if isinstance(value, str)]
-    return f" Text in all: {sum(lengths):,} characters, longest {max(lengths):,}." if lengths else ""
-
-
-def _is_messages(items: Any) -> bool:
-    return (
-        isinstance(items, list)
-        and bool(items)
-        and all(isinstance(item, Mapping) and {"role", "content"} <= item.keys() for item in items)
-    )
+def _text_size(seen: Sketch) -> str:
+    if seen.texts is None:
+        return ""
+    total, longest = seen.texts
+    return f" Text in all: {total:,} characters, longest {longest:,}."

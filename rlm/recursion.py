@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
@@ -30,6 +29,7 @@ from rlm.errors import (
 )
 from rlm.mapping import Mapped, MapSettings, PlainModels, ask_checked, map_items
 from rlm.outcomes import Outcomes
+from rlm.sandbox.shelf import Shelved
 from rlm.scheduler.batch import first_error
 from rlm.schemas import Schema, schema_of
 from rlm.values import Answer, Call, HostCall, Message, Reply
@@ -41,9 +41,14 @@ if TYPE_CHECKING:
 __all__ = ["NO_DEADLINE", "Deadline", "HostCalls", "StartChild"]
 
 StartChild: TypeAlias = Callable[[str, Any, str | None], Awaitable[Answer]]
-"""Start a child run: question, context, root model or None for the run's own; gives its answer, whole or partial."""
+"""Start a child run: question, context, root model or None for the run's own; gives its answer, whole or partial.
+
+A `Shelved` in the place of the context is one that the child's guest reads from its parent's."""
 
 MOST_CONCURRENT = 1_000
+UNREACHABLE = (UnknownModel, AuthenticationFailed, QuotaExhausted)
+BYTES_PER_CHAR = 8
+"""More than any value takes on the wire for one character of the text that it is rendered as."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,10 +124,17 @@ class HostCalls:
         else:
             self.outcomes.note_answer()
 
-    def _judge(self, error: CallError) -> None:
-        unreachable = isinstance(error, (UnknownModel, AuthenticationFailed, QuotaExhausted))
-        if unreachable and error.model in ("", self.settings.recursive_model):
+    def _judge(self, error: RLMError) -> None:
+        if isinstance(error, UNREACHABLE) and error.model in ("", self.settings.recursive_model):
             self.misconfigured = error
+
+    def _failed(self, error: RLMError) -> dict[str, str]:
+        """The slot of what failed."""
+        self._judge(error)
+        return {"error": str(error), "kind": type(error).__name__}
+
+    def _slot(self, key: str, reply: Reply | CallError) -> dict[str, str]:
+        return {key: reply.text} if isinstance(reply, Reply) else self._failed(reply)
 
     async def _perform(self, host_call: HostCall) -> Any:
         arguments = host_call.arguments
@@ -151,13 +163,15 @@ class HostCalls:
         return await ask_checked(self.tree, call, schema, plain_models=self.plain_models)
 
     async def _map(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+        model = _model(arguments) or self.settings.recursive_model
         settings = MapSettings(
-            model=_model(arguments) or self.settings.recursive_model,
+            model=model,
             per_call=_per_call(arguments),
             max_concurrent=_concurrency(arguments),
             window_chars=self.settings.sub_context_chars,
             run_id=self.run_id,
             depth=self.depth,
+            stops_at=UNREACHABLE if model == self.settings.recursive_model else (),
         )
         outcomes = await map_items(
             self.tree,
@@ -174,14 +188,11 @@ class HostCalls:
     ) -> list[dict[str, str]]:
         calls = [self._sub_call(text, model) for text in texts]
         replies = await self.tree.complete_all(calls, max_concurrent=max_concurrent)
-        for reply in replies:
-            if isinstance(reply, CallError):
-                self._judge(reply)
-        return [_slot(reply) for reply in replies]
+        return [self._slot("text", reply) for reply in replies]
 
     async def _child(self, question: str, context: Any, model: str | None) -> Any:
         if self._at_depth_limit:
-            return (await self.tree.complete(self._plain_child(question, context, model))).text
+            return (await self.tree.complete(await self._plain_child(question, context, model))).text
         return _whole(await self.start_child(question, context, model))
 
     async def _children(self, items: Sequence[tuple[str, Any]], max_concurrent: int) -> list[dict[str, Any]]:
@@ -193,7 +204,7 @@ class HostCalls:
 
         async def work() -> None:
             for index, (question, context) in waiting:
-                slots[index] = await _settle(partial(self.start_child, question, context, None))
+                slots[index] = await self._settle(question, context)
 
         try:
             async with anyio.create_task_group() as tasks:
@@ -203,6 +214,12 @@ class HostCalls:
             raise first_error(errors) from None
         return slots
 
+    async def _settle(self, question: str, context: Any) -> dict[str, Any]:
+        try:
+            return {"value": _whole(await self.start_child(question, context, None))}
+        except (CallError, HostCallRefused) as error:
+            return self._failed(error)
+
     async def _plain_children(
         self, items: Sequence[tuple[str, Any]], max_concurrent: int
     ) -> list[dict[str, Any]]:
@@ -211,12 +228,12 @@ class HostCalls:
         calls: dict[int, Call] = {}
         for index, (question, context) in enumerate(items):
             try:
-                calls[index] = self._plain_child(question, context, None)
+                calls[index] = await self._plain_child(question, context, None)
             except HostCallRefused as refusal:
-                slots[index] = _failure(refusal)
+                slots[index] = self._failed(refusal)
         replies = await self.tree.complete_all(list(calls.values()), max_concurrent=max_concurrent)
         for index, reply in zip(calls, replies, strict=True):
-            slots[index] = _value_slot(reply)
+            slots[index] = self._slot("value", reply)
         return slots
 
     @property
@@ -232,23 +249,23 @@ class HostCalls:
             depth=self.depth,
         )
 
-    def _plain_child(self, question: str, context: Any, model: str | None) -> Call:
+    async def _plain_child(self, question: str, context: Any, model: str | None) -> Call:
+        most = self.settings.sub_context_chars
+        if isinstance(context, Shelved):
+            if context.length > BYTES_PER_CHAR * most:
+                raise self._too_long(f"context of {context.length:,} bytes")
+            context = await context.value()
         prompt = prompts.plain_child_prompt(question, context)
-        if len(prompt) > self.settings.sub_context_chars:
-            raise HostCallRefused(
-                f"the depth limit (max_depth={self.settings.max_depth}) makes this child run a plain call, and its "
-                f"prompt of {len(prompt):,} characters is longer than the {self.settings.sub_context_chars:,} a "
-                "sub-model takes: pass a smaller piece of the context"
-            )
+        if len(prompt) > most:
+            raise self._too_long(f"prompt of {len(prompt):,} characters")
         return self._sub_call(prompt, model)
 
-
-def _slot(reply: Reply | CallError) -> dict[str, str]:
-    return {"text": reply.text} if isinstance(reply, Reply) else _failure(reply)
-
-
-def _value_slot(reply: Reply | CallError) -> dict[str, Any]:
-    return {"value": reply.text} if isinstance(reply, Reply) else _failure(reply)
+    def _too_long(self, what: str) -> HostCallRefused:
+        return HostCallRefused(
+            f"the depth limit (max_depth={self.settings.max_depth}) makes this child run a plain call, and its "
+            f"{what} is longer than the {self.settings.sub_context_chars:,} characters a sub-model takes: pass a smaller "
+            "piece of the context"
+        )
 
 
 def _mapped_slot(outcome: Mapped) -> dict[str, Any]:
@@ -265,17 +282,6 @@ def _whole(answer: Answer) -> Any:
         return answer.value
     had = f"; what it had so far: {prompts.clip(str(answer), 2_000)}" if answer else ""
     raise HostCallRefused(f"the child run did not finish: {answer.limit}{had}")
-
-
-async def _settle(start: Callable[[], Awaitable[Answer]]) -> dict[str, Any]:
-    try:
-        return {"value": _whole(await start())}
-    except (CallError, HostCallRefused) as error:
-        return _failure(error)
-
-
-def _failure(error: RLMError) -> dict[str, str]:
-    return {"error": str(error), "kind": type(error).__name__}
 
 
 def _text(arguments: Mapping[str, Any], name: str) -> str:

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from rlm.events import Emit, Event
     from rlm.sandbox.launchers import Launcher
     from rlm.sandbox.session import Session
+    from rlm.sandbox.shelf import Shelved
     from rlm.values import Answer, Call, Reply
 
 __all__ = ["RLM_REPL"]
@@ -364,8 +365,8 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
                 last_first.push_async_callback(here.end_guests)
                 await here.work.end()
 
-    async def _open_guest(self) -> Session:
-        return await open_session(self.settings.sandbox, launcher=self._launcher)
+    async def _open_guest(self, piece: Shelved | None = None) -> Session:
+        return await open_session(self.settings.sandbox, launcher=self._launcher, piece=piece)
 
     async def _ask_model(self, call: Call) -> Reply:
         async with self._new_run() as run:

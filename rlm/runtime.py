@@ -39,6 +39,7 @@ from rlm.events import (
 )
 from rlm.outcomes import Outcomes
 from rlm.recursion import NO_DEADLINE, Deadline, HostCalls
+from rlm.sandbox.shelf import Shelved
 from rlm.values import Answer, AnswerStatus, Call, CellResult, Message, Reply
 
 if TYPE_CHECKING:
@@ -48,8 +49,8 @@ if TYPE_CHECKING:
 
 __all__ = ["OpenGuest", "Run", "new_run_id"]
 
-OpenGuest: TypeAlias = Callable[[], Awaitable["Session"]]
-"""Opens a fresh guest with the limits of the run's settings."""
+OpenGuest: TypeAlias = Callable[[Shelved | None], Awaitable["Session"]]
+"""Opens a fresh guest with the limits of the run's settings, for a context that lies on a shelf or None."""
 
 
 LAST_WORDS_S = 1.0
@@ -85,13 +86,16 @@ class Run:
     async def complete(self, question: str, context: Any) -> Answer:
         """Answer a question about a context on a guest of its own, which is closed at the end.
 
+        A `Shelved` context is one that the new guest reads where it lies.
+
         Raises:
             ContextError: the context holds a type that cannot cross to the guest.
             CallError: the root model cannot be asked.
             LimitReached: a limit ended the run, and `on_limit` is "raise".
             SandboxError: no guest could be started.
         """
-        conversation = Conversation(self.settings, prompts.describe_context(context), self.depth)
+        seen = context.sketch if isinstance(context, Shelved) else context
+        conversation = Conversation(self.settings, prompts.describe_context(seen), self.depth)
         return await self._told(
             question, conversation, partial(self._on_own_guest, question, conversation, context)
         )
@@ -117,7 +121,7 @@ class Run:
             self.emit(CellOutput(**self._here(), cell=cell, stream=stream, text=text))
 
         try:
-            result = await guest.run(code, serve=calls, on_output=tell)
+            result = await guest.run(code, serve=calls, on_output=tell, keep_shelved=True)
         except anyio.get_cancelled_exc_class():
             stopped = CellResult(outcome="cancelled", state="rolled back")
             self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=stopped))
@@ -155,7 +159,7 @@ class Run:
     async def _on_own_guest(
         self, question: str, conversation: Conversation, context: Any, run: Run
     ) -> Conclusion:
-        guest = await self.open_guest()
+        guest = await self.open_guest(context if isinstance(context, Shelved) else None)
         try:
             await guest.load(context)
             return await _converse(question, conversation, guest, "", run)

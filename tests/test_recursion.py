@@ -4,7 +4,7 @@ import anyio
 import pytest
 
 from rlm.clients.scripted import ScriptedClient
-from rlm.errors import BadRequest, HostCallRefused, Refused
+from rlm.errors import BadRequest, HostCallRefused, Refused, UnknownModel
 from rlm.recursion import HostCalls
 from rlm.scheduler.scheduler import Scheduler
 from rlm.settings import RunSettings
@@ -178,3 +178,48 @@ async def test_what_a_hostile_guest_may_send_is_refused_before_any_call(name, ar
     with pytest.raises(HostCallRefused):
         await serve(calls, name, **arguments)
     assert client.calls == []
+
+
+# --- A sub-model that no call can reach -------------------------------------------------------------------------
+
+
+UNREACHABLE = {
+    "llm_query": {"prompt": "a"},
+    "llm_batch": {"prompts": ["a", "b"]},
+    "llm_map": {"items": ["a", "b"], "instruction": "Label."},
+    "rlm_query": {"question": "a", "context": "b"},
+    "rlm_batch": {"items": [{"question": "a", "context": "b"}]},
+}
+
+
+def unknown(call):
+    return UnknownModel(f"there is no {call.model}", model=call.model)
+
+
+@pytest.mark.parametrize("name", UNREACHABLE)
+@pytest.mark.parametrize("max_depth", [1, 3])
+async def test_a_sub_model_that_no_call_can_reach_is_the_users_to_mend(name, max_depth):
+    async def start_child(question, context, model):
+        raise UnknownModel("the child's cell found no such model", model="small")
+
+    tree = Scheduler(ScriptedClient(unknown)).tree(run_id="r")
+    settings = RunSettings(recursive_model="small", max_depth=max_depth)
+    calls = HostCalls(settings, tree, "r", 0, start_child)
+    try:
+        slots = await serve(calls, name, **UNREACHABLE[name])
+    except UnknownModel:
+        slots = [{"kind": "UnknownModel"}]
+    assert {slot["kind"] for slot in slots} == {"UnknownModel"}
+    assert calls.misconfigured is not None
+
+
+@pytest.mark.parametrize("name", ["llm_query", "llm_batch", "llm_map", "rlm_query"])
+async def test_a_model_that_a_cell_named_and_nobody_knows_fails_that_call_alone(name):
+    tree = Scheduler(ScriptedClient(unknown)).tree(run_id="r")
+    calls = HostCalls(RunSettings(recursive_model="small", max_depth=1), tree, "r", 0, Children())
+    try:
+        slots = await serve(calls, name, **UNREACHABLE[name], model="invented")
+    except UnknownModel:
+        slots = [{"kind": "UnknownModel"}]
+    assert {slot["kind"] for slot in slots} == {"UnknownModel"}
+    assert calls.misconfigured is None

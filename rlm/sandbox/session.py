@@ -15,6 +15,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import dataclasses
+import functools
 import tempfile
 from collections import deque
 from dataclasses import dataclass, field
@@ -36,9 +37,11 @@ from rlm.errors import (
     SessionClosed,
 )
 from rlm.sandbox.guest import wire
+from rlm.sandbox.guest.sketch import Sketch
 from rlm.sandbox.launchers import Launcher, local
 from rlm.sandbox.launchers.command import guest_code
 from rlm.sandbox.scratch import Scratch
+from rlm.sandbox.shelf import SHELVED_VALUES, Shelf, Shelved, make_shelf
 from rlm.settings import IsolationTier, SandboxSettings
 from rlm.values import CellResult, Final, HostCall, Variable
 
@@ -57,7 +60,9 @@ __all__ = ["HostCallHandler", "Isolation", "OutputHandler", "Session", "WarmPool
 CALL_BYTES = 256 << 20
 LARGE_BYTES = 1 << 16
 SMALL_BYTES = 1 << 20
-DECODED_VALUES = 2_000_000
+DECODED_VALUES = SHELVED_VALUES
+MOST_OFFSET = 1 << 63
+PLACES_BYTES = 4 << 20
 OVERDUE_SECONDS = 30.0
 KILL_SECONDS = 10.0
 END_SECONDS = 2.0
@@ -92,13 +97,19 @@ async def open_session(
     settings: SandboxSettings = SandboxSettings(),  # noqa: B008 - frozen
     *,
     launcher: Launcher | None = None,
+    piece: Shelved | None = None,
 ) -> Session:
     """Start a guest.
+
+    Args:
+        settings: its limits.
+        launcher: how to start it; by default, as a process of this machine.
+        piece: what is going to be loaded, where that lies on the shelf of another guest.
 
     Raises:
         GuestStartFailed: it did not get ready in time, or ended; `.log` is what it wrote.
     """
-    session = Session(settings, local() if launcher is None else launcher)
+    session = Session(settings, local() if launcher is None else launcher, piece)
     await session._start()
     return session
 
@@ -163,12 +174,13 @@ class Session:
 
     isolation: Isolation
 
-    def __init__(self, settings: SandboxSettings, launcher: Launcher) -> None:
+    def __init__(self, settings: SandboxSettings, launcher: Launcher, piece: Shelved | None = None) -> None:
         self._settings = settings
         self._launcher = launcher
+        self._piece = piece
         self._turn = anyio.Lock()
         self._guest: _Guest | None = None
-        self._loaded: wire.Parts | None = None
+        self._loaded: wire.Parts | Shelved | None = None
         self._fresh_answer = True
         self._cells = 0
         self._unreported_loss = False
@@ -177,13 +189,18 @@ class Session:
     async def load(self, context: Any) -> None:
         """Set `context` and forget every variable.
 
+        A `Shelved` is the context that lies there. Where it is the one that this session was opened with, the
+        guest reads it itself.
+
         Raises:
-            ContextError: it holds a value that cannot cross; the message names its type and place.
+            ContextError: it holds a value that cannot cross; the message names its type and place. Or it lies on a
+                shelf and cannot be read.
+            HostCallRefused: it lies on a shelf and does not fit into the memory of the host, or is gone.
         """
-        parts = await anyio.to_thread.run_sync(_encode_context, context)
+        loaded = await self._loadable(context)
         async with self._turn:
             self._require_open()
-            self._loaded = parts
+            self._loaded = loaded
             self._begin_anew()
             if self._guest is None:
                 await self._start()
@@ -191,13 +208,19 @@ class Session:
                 await self._reload(self._guest)
 
     async def run(
-        self, code: str, *, serve: HostCallHandler, on_output: OutputHandler | None = None
+        self,
+        code: str,
+        *,
+        serve: HostCallHandler,
+        on_output: OutputHandler | None = None,
+        keep_shelved: bool = False,
     ) -> CellResult:
         """Run one cell.
 
         `serve` answers what the cell asks of the host; each call runs in a task of its own. Where it raises
         `CallError` or `HostCallRefused`, that is raised in the cell as `LLMError`; any other exception kills
-        the cell and is raised here. `on_output` gets `("stdout" | "stderr", text)` as it comes.
+        the cell and is raised here. `on_output` gets `("stdout" | "stderr", text)` as it comes. With `keep_shelved`
+        the contexts of child runs are handed to `serve` as they lie on the guest's shelf; else it gets the values.
 
         Cancelled, it kills the cell, and the variables are as before.
         """
@@ -205,7 +228,8 @@ class Session:
             self._require_open()
             lost_before = await self._revive()
             self._cells += 1
-            result = await _CellRun(self, code, serve, on_output).perform()
+            handler = serve if keep_shelved else _with_values(serve)
+            result = await _CellRun(self, code, handler, on_output).perform()
             self._require_open()
             self._unreported_loss = False
             self._fresh_answer = self._fresh_answer and result.state != "kept"
@@ -278,15 +302,41 @@ class Session:
         self._unreported_loss = False
         self._cells = 0
 
+    async def _loadable(self, context: Any) -> wire.Parts | Shelved:
+        """The context as it is sent, or where the guest can read it."""
+        piece, self._piece = self._piece, None
+        if isinstance(context, Shelved):
+            if context is piece and (self._guest is None or self._guest.has_piece):
+                return context
+            context = await context.value()
+        return await anyio.to_thread.run_sync(_encode_context, context)
+
     async def _start(self) -> None:
-        self._guest, facts = await _Guest.start(self._settings, self._launcher)
+        piece = self._loaded if isinstance(self._loaded, Shelved) else self._piece
+        self._guest, facts = await _Guest.start(self._settings, self._launcher, piece)
         self.isolation = facts
         if self._loaded is not None:
             await self._reload(self._guest)
 
     async def _reload(self, guest: _Guest) -> None:
-        assert self._loaded is not None  # noqa: S101 - for the type checker: callers have loaded
-        await self._exchange(guest, wire.frames(wire.LOAD, 0, self._loaded), wire.LOADED)
+        match self._loaded:
+            case Shelved() as piece:
+                await self._pick(guest, piece)
+            case list() as parts:
+                await self._exchange(guest, wire.frames(wire.LOAD, 0, parts), wire.LOADED)
+
+    async def _pick(self, guest: _Guest, piece: Shelved) -> None:
+        """Have the guest read the piece that it was started with."""
+        if not guest.has_piece:  # it has no descriptors of ours: through the host, then
+            self._loaded = await self._loadable(piece)
+            return await self._reload(guest)
+        guest.has_piece = False
+        place = {"offset": piece.offset, "length": piece.length, "values": SHELVED_VALUES}
+        frames = wire.frames(wire.PICK, 0, wire.encode(place))
+        problem = _decode(await self._exchange(guest, frames, wire.LOADED))
+        if problem is not None:
+            raise ContextError(f"the context cannot be read: {problem}")
+        return None
 
     async def _exchange(self, guest: _Guest, frames: Any, expected: int) -> bytes | bytearray:
         """Say something and hear the one answer; whatever goes wrong ends the guest."""
@@ -345,6 +395,29 @@ def _encode_context(context: Any) -> wire.Parts:
         raise ContextError(f"context{problem.path}: {problem.reason}") from None
 
 
+def _with_values(serve: HostCallHandler) -> HostCallHandler:
+    """The same for a handler that knows of no shelf."""
+
+    async def served(call: HostCall) -> Any:
+        for child in _children(call):
+            if isinstance(context := child.get("context"), Shelved):
+                child["context"] = await context.value()
+        return await serve(call)
+
+    return served
+
+
+def _children(call: HostCall) -> list[dict[str, Any]]:
+    """The arguments that stand for one child run each."""
+    match call:
+        case HostCall("rlm_query", dict(arguments)):
+            return [arguments]
+        case HostCall("rlm_batch", {"items": list(items)}):
+            return [item for item in items if isinstance(item, dict)]
+        case _:
+            return []
+
+
 def _variable(row: Any) -> Variable | None:
     match row:
         case (str(name), str(kind), int() | None as length, str(preview)):
@@ -380,6 +453,7 @@ class _CellRun:
         self._failure: BaseException | None = None
         self._complaint = ""
         self._calls: dict[int, int] = {}
+        self._told: tuple[int, list[tuple[int, int]]] | None = None
         self._began = anyio.current_time()
         self._watch = anyio.CancelScope()
 
@@ -425,19 +499,31 @@ class _CellRun:
     async def _take(self, kind: int, number: int, payload: bytes | bytearray, tasks: TaskGroup) -> None:
         if kind == wire.OUTPUT and number in self._output:
             self._output[number].take(payload)
+        elif kind == wire.PLACES and self._told is None and self._guest.shelf is not None:
+            self._told = number, _places(payload)
         elif kind == wire.CALL and number not in self._calls:
+            places = self._places_of(number)
             self._calls[number] = len(payload)
             self._set_deadline()
             if sum(self._calls.values()) > CALL_BYTES:
                 self._complain(f"the cell has calls of more than {CALL_BYTES:,} bytes under way")
             else:
-                tasks.start_soon(self._answer, number, payload)
+                tasks.start_soon(self._answer, number, payload, places)
         elif kind == wire.DONE and self._report is None:
             self._report = await _off_the_loop(_report, payload)
         else:
             raise ProtocolViolation(f"a message of kind {kind} out of turn")
 
-    async def _answer(self, number: int, payload: bytes | bytearray) -> None:
+    def _places_of(self, number: int) -> list[tuple[int, int]]:
+        """Where the supervisor said that the pieces of this call lie."""
+        told, self._told = self._told, None
+        if told is None:
+            return []
+        if told[0] != number:
+            raise ProtocolViolation("the guest named places for a call that it did not make")
+        return told[1]
+
+    async def _answer(self, number: int, payload: bytes | bytearray, places: list[tuple[int, int]]) -> None:
         """Serve one call; its task ends with its cell."""
         try:
             call = await _off_the_loop(_host_call, payload)
@@ -445,6 +531,7 @@ class _CellRun:
             self._complain(str(violation))
             return
         try:
+            self._find_pieces(call, number, places)
             reply: tuple[Any, ...] = (True, await self._serve(call))
             parts = wire.encode(reply)
         except (CallError, HostCallRefused) as refusal:
@@ -455,6 +542,37 @@ class _CellRun:
         self._calls.pop(number, None)  # the cell may use the number again as soon as it has the reply
         await self._send(wire.frames(wire.REPLY, number, parts))
         self._set_deadline()
+
+    def _find_pieces(self, call: HostCall, number: int, places: list[tuple[int, int]]) -> None:
+        """Put the contexts that are on the shelf in their place among the arguments, where the cell named them.
+
+        Raises:
+            HostCallRefused: there is none of this number, or what the cell says of it is in no form of ours.
+        """
+        for child in _children(call):
+            if "shelved" in child:
+                child["context"] = self._piece(child.pop("shelved"), number, places)
+
+    def _piece(self, named: Any, number: int, places: list[tuple[int, int]]) -> Shelved:
+        shelf = self._guest.shelf
+        match named:
+            case (int(index), drawn) if shelf is not None and 0 <= index < len(places):
+                offset, length = places[index]
+                try:
+                    sketch = Sketch.read(drawn)
+                except ValueError as error:
+                    raise HostCallRefused(str(error)) from None
+                return Shelved(shelf, offset, length, sketch, functools.partial(self._reserve, number))
+            case _:
+                raise HostCallRefused("there is no such context on the shelf")
+
+    def _reserve(self, number: int, count: int) -> None:
+        """Count what of a piece comes into our memory as if it had come with the call."""
+        if sum(self._calls.values()) + count > CALL_BYTES:
+            raise HostCallRefused(
+                f"contexts of more than {CALL_BYTES:,} bytes are under way: pass smaller pieces, or fewer at once"
+            )
+        self._calls[number] = self._calls.get(number, 0) + count
 
     async def _send_cell(self, cell: dict[str, Any]) -> None:
         self._is_sent = True
@@ -595,6 +713,18 @@ def _host_call(payload: bytes | bytearray) -> HostCall:
             raise ProtocolViolation("the guest made a call in a way of its own")
 
 
+def _places(payload: bytes | bytearray) -> list[tuple[int, int]]:
+    match _decode(payload):
+        case [*numbers] if len(numbers) % 2 == 0 and all(map(_is_offset, numbers)):
+            return list(zip(numbers[::2], numbers[1::2], strict=True))
+        case _:
+            raise ProtocolViolation("the guest named places in a way of its own")
+
+
+def _is_offset(number: Any) -> bool:
+    return type(number) is int and 0 <= number < MOST_OFFSET
+
+
 def _decode(payload: bytes | bytearray) -> Any:
     try:
         return wire.decode(payload, values=DECODED_VALUES)
@@ -649,10 +779,11 @@ class _Guest:
 
     isolation: Isolation
 
-    def __init__(self, process: Process, log: IO[bytes], scratch: Scratch | None, answer_bytes: int) -> None:
+    def __init__(self, process: Process, belongings: _Belongings, answer_bytes: int) -> None:
         self._process = process
-        self._log = log
-        self._scratch = scratch
+        self._belongings = belongings
+        self.shelf = belongings.shelf
+        self.has_piece = False
         self._sending = anyio.Lock()
         self._messages: deque[tuple[int, int, bytes | bytearray]] = deque()
         self._assembler = wire.Assembler(
@@ -661,6 +792,7 @@ class _Guest:
                 wire.LOADED: SMALL_BYTES,
                 wire.OUTPUT: wire.FRAME_BYTES,
                 wire.CALL: CALL_BYTES,
+                wire.PLACES: PLACES_BYTES,
                 wire.DONE: 2 * answer_bytes + 8 * SMALL_BYTES,
                 wire.ENDED: SMALL_BYTES,
                 wire.TOLD: answer_bytes + 8 * SMALL_BYTES,
@@ -668,29 +800,41 @@ class _Guest:
         )
 
     @classmethod
-    async def start(cls, settings: SandboxSettings, launcher: Launcher) -> tuple[_Guest, Isolation]:
+    async def start(
+        cls, settings: SandboxSettings, launcher: Launcher, piece: Shelved | None = None
+    ) -> tuple[_Guest, Isolation]:
         """Launch a guest, send it its code and settings, and hear that it is ready."""
-        log, scratch, code = await anyio.to_thread.run_sync(_prepare, launcher)
+        belongings, code = await anyio.to_thread.run_sync(_prepare, settings, launcher)
+        inherited = {"shelf": -1, "piece": -1}
         try:
-            process = await anyio.open_process(
-                launcher.command(),
-                stdin=PIPE,
-                stdout=PIPE,
-                stderr=log,
-                env=launcher.variables(),
-                cwd=None if scratch is None else scratch.path,
-                start_new_session=True,
-            )
+            with contextlib.ExitStack() as while_starting:
+                if belongings.shelf is not None:
+                    inherited["shelf"] = belongings.shelf.writing
+                    if piece is not None:
+                        inherited["piece"] = while_starting.enter_context(piece.shelf.opened())
+                process = await anyio.open_process(
+                    launcher.command(),
+                    stdin=PIPE,
+                    stdout=PIPE,
+                    stderr=belongings.log,
+                    env=launcher.variables(),
+                    cwd=None if belongings.scratch is None else belongings.scratch.path,
+                    start_new_session=True,
+                    pass_fds=[number for number in inherited.values() if number >= 0],
+                )
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(_clear_up, log, scratch)
+                await anyio.to_thread.run_sync(belongings.clear_up)
             if isinstance(error, OSError):
                 raise GuestStartFailed(f"the {launcher.name} launcher did not start: {error}") from error
             raise
-        guest = cls(process, log, scratch, settings.answer_bytes)
+        guest = cls(process, belongings, settings.answer_bytes)
+        guest.has_piece = inherited["piece"] >= 0
+        if belongings.shelf is not None:
+            belongings.shelf.hand_over()
         try:
             with anyio.fail_after(settings.start_timeout_s):
-                facts = await guest._greet(code, settings)
+                facts = await guest._greet(code, settings, inherited)
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 text = await guest.end(patience=0.1)
@@ -708,16 +852,18 @@ class _Guest:
             raise
         return guest, facts
 
-    async def _greet(self, code: bytes, settings: SandboxSettings) -> Isolation:
+    async def _greet(self, code: bytes, settings: SandboxSettings, inherited: dict[str, int]) -> Isolation:
+        scratch = self._belongings.scratch
         start = {
             "memory_bytes": settings.memory_bytes,
             "answer_bytes": settings.answer_bytes,
             "scratch_bytes": settings.scratch_bytes,
             "processes": settings.processes,
-            "scratch": "" if self._scratch is None else self._scratch.path,
+            "scratch": "" if scratch is None else scratch.path,
             "confine": settings.highest_tier != "process",
             "namespaces": settings.highest_tier == "isolated",
             "fork": settings.recovery,
+            **inherited,
         }
         await self._send_raw(code)
         await self.send(wire.frames(wire.START, 0, wire.encode(start)))
@@ -777,14 +923,16 @@ class _Guest:
         assert self._process.stdin is not None  # noqa: S101 - opened with a pipe
         with contextlib.suppress(OSError, anyio.BrokenResourceError):
             await self._process.stdin.aclose()
+        if self.shelf is not None:
+            self.shelf.close()  # here, on the loop, where others open it
         with anyio.move_on_after(patience):
             await self._process.wait()
         self.kill()  # also where the supervisor is gone: what it started is in its group
         await self._process.aclose()
         try:
-            return await anyio.to_thread.run_sync(_clear_up, self._log, self._scratch)
+            return await anyio.to_thread.run_sync(self._belongings.clear_up)
         except RuntimeError:  # an interpreter that is about to end starts no threads
-            return _clear_up(self._log, self._scratch)
+            return self._belongings.clear_up()
 
     def kill(self) -> None:
         """End it at once; whoever listens hears that it is gone."""
@@ -816,18 +964,35 @@ def _require_tier(found: Isolation, minimum: IsolationTier) -> None:
         )
 
 
-def _prepare(launcher: Launcher) -> tuple[IO[bytes], Scratch | None, bytes]:
-    """A file for what the guest logs, a folder to write in where the host can give one, and the guest's code."""
-    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `_clear_up`
+@dataclass(frozen=True, slots=True)
+class _Belongings:
+    """What the host makes for a guest, and removes after it.
+
+    Attributes:
+        log: for what the guest logs.
+        scratch: a folder to write in, where the host can give one.
+        shelf: for the contexts of its child runs, where it can have one.
+    """
+
+    log: IO[bytes]
+    scratch: Scratch | None
+    shelf: Shelf | None
+
+    def clear_up(self) -> str:
+        """Remove all of it; the end of what was logged."""
+        if self.shelf is not None:
+            self.shelf.close()
+        with self.log:
+            self.log.seek(0)
+            text = self.log.read().decode("utf-8", "replace")[-LOG_CHARS:].strip()
+        if self.scratch is not None:
+            self.scratch.remove()
+        return text
+
+
+def _prepare(settings: SandboxSettings, launcher: Launcher) -> tuple[_Belongings, bytes]:
+    """What the guest is given, and its code."""
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `clear_up`
     scratch = Scratch() if launcher.shares_files else None
-    return log, scratch, guest_code()
-
-
-def _clear_up(log: IO[bytes], scratch: Scratch | None) -> str:
-    """Remove both; the end of what was logged."""
-    with log:
-        log.seek(0)
-        text = log.read().decode("utf-8", "replace")[-LOG_CHARS:].strip()
-    if scratch is not None:
-        scratch.remove()
-    return text
+    shelf = make_shelf() if launcher.keeps_descriptors and settings.recovery else None
+    return _Belongings(log, scratch, shelf), guest_code()

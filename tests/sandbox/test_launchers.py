@@ -133,6 +133,26 @@ async def test_a_scratch_folder_of_the_guests_own_is_removed(tier):
     assert not Path(result.stdout).exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("tier", ["process", "isolated"])
+async def test_the_folder_of_a_guest_that_was_killed_is_removed_by_the_next_one(tier, tmp_path):
+    launcher = Launcher(name="env", prefix=("env", f"TMPDIR={tmp_path}"), python=sys.executable)
+    settings = SandboxSettings(highest_tier=tier)
+    killed, living = [await open_session(settings, launcher=launcher) for _ in range(2)]
+    result = await killed.run("import os\nprint(os.getcwd(), end='')", serve=nobody)
+    own = await living.run("open('file', 'w').close()\nimport os\nprint(os.getcwd(), end='')", serve=nobody)
+    killed._guest.kill()
+    await killed.aclose()
+    assert Path(result.stdout).exists()
+    third = await open_session(settings, launcher=launcher)
+    assert not Path(result.stdout).exists()
+    assert (await living.run("os.path.exists('file')", serve=nobody)).stdout == "True\n"
+    await third.aclose()
+    await living.aclose()
+    assert own.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
 async def nobody(call):
     raise AssertionError(call)
 

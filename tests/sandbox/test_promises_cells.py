@@ -72,6 +72,38 @@ def processes(session):
 # --- calls that nobody waits for -----------------------------------------------------------------------------
 
 
+async def test_replies_that_a_cell_does_not_read_end_it_before_they_fill_the_memory(session):
+    async def huge(call):
+        return "x" * (8 << 20)
+
+    code = f"{SPEAK}\nfor n in range(60): F(19, 0, n, P)\ntime.sleep(60)"
+    with anyio.fail_after(40):
+        result = await session.run(code, serve=huge)
+    assert (result.outcome, result.state) == ("protocol", "rolled back"), result
+    assert "the cell did not read" in result.error
+    await goes_on(session)
+
+
+async def test_a_cell_that_does_not_read_can_be_cancelled(session):
+    async def huge(call):
+        return "x" * (8 << 20)
+
+    code = f"{SPEAK}\nfor n in range(15): F(19, 0, n, P)\ntime.sleep(60)"
+    with anyio.move_on_after(0.8), anyio.fail_after(5):
+        await session.run(code, serve=huge)
+    await goes_on(session)
+
+
+async def test_a_reply_larger_than_what_may_wait_unread_arrives():
+    async def huge(call):
+        return [{"text": "x" * 1_000_000} for _ in call.arguments["prompts"]]
+
+    session = await open_session(SandboxSettings(cell_timeout_s=60))
+    result = await session.run("print(sum(map(len, llm_batch(['p'] * 300))))", serve=huge)
+    await session.aclose()
+    assert result.stdout == "300000000\n", result
+
+
 async def test_a_cell_that_does_not_collect_its_calls_is_kept_and_the_next_one_runs_at_once(session):
     for _ in range(3):
         result = await session.run(

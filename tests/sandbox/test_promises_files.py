@@ -339,3 +339,15 @@ async def test_the_folder_a_guest_made_itself_is_not_swept_by_another_host():
     finally:
         await opened.aclose()
     assert not Path(home).exists()
+
+
+@pytest.mark.parametrize("name", ["copy", "copy2"])
+async def test_a_file_can_be_copied_and_no_mode_can_be_changed(session, name):
+    code = (
+        "import os, shutil\nopen('a', 'w').write('text')\nos.makedirs('d', exist_ok=True)\n"
+        f"print(shutil.{name}('a', 'b'), open('b').read(), shutil.copytree('d', 'e'))\n"
+        "for change in (lambda: os.chmod('b', 0o777), lambda: os.utime('b', (1, 1))):\n"
+        "  try: change(); print('DONE')\n  except PermissionError: print('refused')"
+    )
+    result = await session.run(code, serve=serve)
+    assert result.stdout == "b text e\nrefused\nrefused\n", result

@@ -551,6 +551,14 @@ async def test_a_large_text_arrives_whole_and_once(session):
     assert await out(session, "context[3_000_002:3_000_006]") == "'x\\ud800漢😀'\n"
 
 
+@pytest.mark.parametrize("length", [0, 1, 7_000, 7_300, 20_000, 29_126, 29_127, 29_128, 60_000])
+async def test_a_context_of_any_size_is_taken_to_the_last_frame(session, length):
+    """Where the last bytes fill a frame, an empty one ends the message."""
+    for _ in range(2):
+        await session.load(list(range(length)))
+        assert await out(session, f"context == list(range({length}))") == "True\n"
+
+
 async def test_without_a_context_cells_run_all_the_same():
     session = await open_session(QUICK)
     assert await out(session, "print(context)") == "None\n"

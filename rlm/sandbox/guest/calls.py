@@ -13,12 +13,15 @@ import select
 import sys
 import threading
 
-from . import wire
+from . import shelf, wire
+from . import sketch as sketches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
-    from typing import Any, NoReturn, Self
+    from typing import Any, NoReturn, Self, TypeAlias
+
+    Arguments: TypeAlias = dict[str, Any]
 
 __all__ = ["Channel", "FailedCall", "LLMError", "namespace"]
 
@@ -26,6 +29,9 @@ _read = os.read
 _write = os.write
 _getpid = os.getpid
 _poll = getattr(select, "poll", None)
+
+SHELVED_BYTES = 1 << 16
+SHELVED_TYPES = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 
 
 class LLMError(Exception):
@@ -72,9 +78,11 @@ class Channel:
     Among the threads that wait, one reads for all; when it has its own reply it wakes the next one to go on
     reading. After `close_to_cells` only the harness may speak or read, and in a forked child nobody: a thread that a
     cell left waiting for a reply waits for ever, so that it does not eat what is meant for the harness.
+
+    Of contexts that are large, `shelf_bytes` may be on the shelf at once; without a shelf they go with their call.
     """
 
-    def __init__(self, incoming: int, outgoing: int) -> None:
+    def __init__(self, incoming: int, outgoing: int, shelf_bytes: int = 0) -> None:
         self.incoming = incoming
         self.outgoing = outgoing
         self._owner = _getpid()
@@ -89,9 +97,12 @@ class Channel:
         self._has_reader = False
         self._number = 0
         self._cell: object | None = None
+        self._shelf_bytes = shelf_bytes
+        self._on_shelf: dict[int, int] = {}
 
     def open_to_cells(self) -> None:
         """A cell runs: its threads may call."""
+        self._on_shelf = {}
         self._cell = object()
 
     def close_to_cells(self) -> None:
@@ -102,18 +113,18 @@ class Channel:
             self._waiting = {}
             self._has_reader = False
 
-    def call(self, name: str, arguments: dict[str, Any]) -> Any:
+    def call(self, name: str, arguments: Arguments, children: Iterable[Arguments] = ()) -> Any:
         """Ask the host and wait for its reply; only this thread waits.
 
+        Args:
+            name: of the call.
+            arguments: what goes with it.
+            children: the dicts among them whose `context` is a child run's; a large one goes onto the shelf.
+
         Raises:
-            LLMError: the host said no, or nobody may call now.
+            LLMError: the host said no, or nobody may call now, or there is no room for a context.
             TypeError: an argument cannot cross.
         """
-        try:
-            parts = wire.encode((name, arguments))
-        except wire.Uncrossable as problem:
-            where = problem.path.removeprefix("[1]")
-            raise TypeError(f"{name}: {where}: {problem.reason}") from None
         if _getpid() != self._owner:
             raise LLMError("a forked child of a cell cannot call: use threads, or call from the cell itself")
         waiter = _Waiter(self._cell)
@@ -122,7 +133,12 @@ class Channel:
             number = self._number
             self._waiting[number] = waiter
         try:
-            self._send_call(number, parts, waiter.cell)
+            try:
+                self._shelve(number, name, children, waiter.cell)
+                self._send_call(number, _encoded_call(name, arguments), waiter.cell)
+            except BaseException:
+                self._unshelve(number, waiter.cell)
+                raise
             ok, *rest = self._wait(waiter)
         finally:
             self._leave(number, waiter)
@@ -132,9 +148,60 @@ class Channel:
 
     def _send_call(self, number: int, parts: wire.Parts, cell: object | None) -> None:
         with self._writing:
-            if cell is None or self._cell is not cell:
-                raise LLMError("the cell has ended: what it left running cannot call")
+            self._require(cell)
             self._put(wire.CALL, number, parts)
+
+    def _require(self, cell: object | None) -> None:
+        if cell is None or self._cell is not cell:
+            raise LLMError("the cell has ended: what it left running cannot call")
+
+    def _shelve(self, number: int, name: str, children: Iterable[Arguments], cell: object | None) -> None:
+        """Put the large contexts of a call onto the shelf, each once; their number and a sketch take their place."""
+        shelved: dict[int, tuple[int, Any]] = {}  # by identity: all of them are there while this goes on
+        for child in children if self._shelf_bytes else ():
+            context = child["context"]
+            if id(context) not in shelved:
+                parts = _large(context)
+                if parts is None:
+                    continue
+                self._put_piece(number, name, parts, cell)
+                shelved[id(context)] = len(shelved), sketches.sketch(context, wire.plain)
+            index, drawn = shelved[id(context)]
+            del child["context"]
+            child["shelved"] = index, drawn.plain()
+
+    def _put_piece(self, number: int, name: str, parts: wire.Parts, cell: object | None) -> None:
+        with self._writing:
+            self._require(cell)
+            self._take_room(number, name, shelf.PIECE_BYTES)
+            begun = False
+            for data in wire.frames(wire.SHELVE, number, parts):
+                try:
+                    self._take_room(number, name, len(data) - wire.HEADER.size)
+                except LLMError:
+                    if begun:
+                        self._put(wire.SHELVE, number, [])  # the end of it: what follows must be understood
+                    raise
+                self._write(data)
+                begun = True
+
+    def _take_room(self, number: int, name: str, count: int) -> None:
+        with self._calls:
+            if sum(self._on_shelf.values()) + count > self._shelf_bytes:
+                raise LLMError(
+                    f"{name}: the contexts of the child runs under way would take more than {self._shelf_bytes:,} "
+                    "bytes: pass smaller pieces, or fewer at once"
+                )
+            self._on_shelf[number] = self._on_shelf.get(number, 0) + count
+
+    def _unshelve(self, number: int, cell: object | None) -> None:
+        """The call was not made, so nobody will give its pieces back."""
+        with self._calls:
+            there = self._on_shelf.pop(number, 0)
+        if there:
+            with self._writing:
+                if self._cell is cell:
+                    self._put(wire.UNSHELVE, number, [])
 
     def send(self, kind: int, number: int = 0, parts: wire.Parts | None = None) -> None:
         """Send one message whole."""
@@ -150,9 +217,12 @@ class Channel:
 
     def _put(self, kind: int, number: int, parts: wire.Parts) -> None:
         for data in wire.frames(kind, number, parts):
-            view = memoryview(data)
-            while view:
-                view = view[_write(self.outgoing, view) :]
+            self._write(data)
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[_write(self.outgoing, view) :]
 
     def take_in(self, data: bytes) -> None:
         """Take bytes that were read off the channel; none are its end."""
@@ -213,6 +283,7 @@ class Channel:
             return
         reply = wire.decode(payload)
         with self._calls:
+            self._on_shelf.pop(number, None)
             target = self._waiting.pop(number, None)
             if target is not None:
                 target.reply = reply
@@ -249,7 +320,26 @@ def _is_ready(descriptor: int, milliseconds: int | None) -> bool:
     return bool(poller.poll(milliseconds))
 
 
-def namespace(call: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:
+def _encoded_call(name: str, arguments: Arguments) -> wire.Parts:
+    try:
+        return wire.encode((name, arguments))
+    except wire.Uncrossable as problem:
+        where = problem.path.removeprefix("[1]")
+        raise TypeError(f"{name}: {where}: {problem.reason}") from None
+
+
+def _large(context: Any) -> wire.Parts | None:
+    """The encoded form of a context that is worth a place on the shelf; else None, and it goes with the call."""
+    if not isinstance(context, SHELVED_TYPES):
+        return None
+    try:
+        parts = wire.encode(context)
+    except wire.Uncrossable:
+        return None  # the call says so, and where
+    return parts if wire.size_of(parts) >= SHELVED_BYTES else None
+
+
+def namespace(call: Callable[..., Any]) -> dict[str, Any]:
     """The functions of a cell that ask the host, by name. `call` is `Channel.call` of whatever process runs."""
 
     def llm_query(prompt: str, model: str | None = None, schema: Any = None) -> Any:
@@ -299,7 +389,8 @@ def namespace(call: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:
         """Have a child run answer a question about its own context."""
         _require_text("rlm_query", "question", question)
         _require_model("rlm_query", model)
-        return call("rlm_query", {"question": question, "context": context, "model": model})
+        arguments = {"question": question, "context": context, "model": model}
+        return call("rlm_query", arguments, [arguments])
 
     def rlm_batch(items: Iterable[Any], max_concurrent: int = 10) -> list[Any]:
         """Have child runs answer many (question, context) pairs at once; a slot that failed is false."""
@@ -307,7 +398,7 @@ def namespace(call: Callable[[str, dict[str, Any]], Any]) -> dict[str, Any]:
         _require_count("rlm_batch", max_concurrent)
         if not asked:
             return []
-        slots = call("rlm_batch", {"items": asked, "max_concurrent": max_concurrent})
+        slots = call("rlm_batch", {"items": asked, "max_concurrent": max_concurrent}, asked)
         return _slots("rlm_batch", slots, "value")
 
     functions: dict[str, Any] = {

@@ -53,6 +53,7 @@ class Solo:
         self._settings = settings
         self._loaded: Any = None
         sys.displayhook = worker.show
+        worker.forgive_refused_modes()
         self.repl = worker.Repl(channel.call, self._streams, None, settings)
 
     def context(self) -> Any:

@@ -22,7 +22,7 @@ import sys
 import time
 from collections import deque
 
-from . import hardening, solo, wire, worker
+from . import folders, hardening, shelf, solo, wire, worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ TELL_SECONDS = 1.5
 BACKLOG_BYTES = 4 << 20
 PENDING_CALLS = 20_000
 CALL_BYTES = 256 << 20  # as much as the host takes
+UNREAD_BYTES = 64 << 20  # of replies, when the host is read slowly; four times as much is the cell's end
+READ_SECONDS = 0.005
 CREDENTIALS = struct.Struct("3i")
 PASS_CREDENTIALS = getattr(socket, "SO_PASSCRED", None)
 DRAIN_BYTES = 8 << 20
@@ -43,6 +45,7 @@ LOOK_SECONDS = 0.25
 WATCH_SECONDS = 0.02
 PIPE_BYTES = 1 << 20
 FIRST, ORDINARY, LATER = -20, 0, 10
+OWN_FOLDERS = "rlm-own-"
 
 
 class HostGone(Exception):
@@ -85,13 +88,14 @@ def hear_settings(host: Host) -> dict[str, Any]:
         raise wire.WireError("a host begins with START")
     settings: dict[str, Any] = wire.decode(payload)
     settings["owns_scratch"] = not settings["scratch"]
-    settings["scratch"] = make_scratch(settings["scratch"])
+    settings["scratch"], settings["scratch_lock"] = make_scratch(settings["scratch"])
     missing: dict[str, str] = {}
     levels = ["own process", "clean environment", "limits"]
     settings["counts_processes"] = settings["bounds_processes"] = settings["quota"] = False
     settings["fork"] = settings["fork"] and hasattr(os, "fork")
     if settings["fork"]:
         levels += isolate(settings, missing)
+        take_descriptors(settings)
     else:
         held, refused = hardening.confine_and_try(settings)
         missing |= {"recovery": "no fork: a cell that dies takes all variables with it", **refused}
@@ -107,6 +111,18 @@ def hear_settings(host: Host) -> dict[str, Any]:
     return settings
 
 
+def take_descriptors(settings: dict[str, Any]) -> None:
+    """Move what the host gave along out of the way; and find out whether there is a shelf."""
+    for name in ("shelf", "piece"):
+        if settings[name] >= 0:
+            settings[name] = hardening.raise_descriptor(settings[name])
+    if settings["scratch_lock"] is not None:
+        settings["scratch_lock"] = hardening.raise_descriptor(settings["scratch_lock"])
+    given, most = settings["shelf"], settings["memory_bytes"]
+    settings["shelf"] = None if given < 0 else shelf.open_shelf(given, most)
+    settings["shelf_bytes"] = 0 if settings["shelf"] is None else most
+
+
 def come_first() -> None:
     """Be scheduled before any number of processes a cell could start; only root may, and only it needs to."""
     with contextlib.suppress(OSError, AttributeError):
@@ -120,16 +136,20 @@ def yield_to_supervisor() -> None:
         os.setpriority(os.PRIO_PROCESS, 0, ORDINARY if came_first else LATER)
 
 
-def make_scratch(given: str) -> str:
-    """The folder that cells may write to: the host's, where it could make one, or a new one."""
+def make_scratch(given: str) -> tuple[str, int | None]:
+    """The folder that cells may write to, the host's where it could make one, or a new one with its lock."""
     import tempfile
 
-    scratch = given or tempfile.mkdtemp(prefix="rlm-own-")  # hosts sweep their own prefix
+    if given:
+        scratch, lock = given, None
+    else:
+        folders.remove_abandoned(OWN_FOLDERS)
+        scratch, lock = folders.make(OWN_FOLDERS)
     os.chdir(scratch)
     for name in ("HOME", "TMPDIR", "TEMP", "TMP"):
         os.environ[name] = scratch
     tempfile.tempdir = None
-    return scratch
+    return scratch, lock
 
 
 def isolate(settings: dict[str, Any], missing: dict[str, str]) -> list[str]:
@@ -424,6 +444,9 @@ class Supervisor:
     def __init__(self, host: Host, settings: dict[str, Any]) -> None:
         self.host = host
         self.settings = settings
+        self.shelf: shelf.Shelf | None = settings.pop("shelf")
+        self._piece: int = settings.pop("piece")
+        self._lock: int | None = settings.pop("scratch_lock")
         self._context: Any = None
         self.ancestor: Process | None = None
         self._next: Process | None = None
@@ -432,7 +455,8 @@ class Supervisor:
 
     def serve(self) -> None:
         """Do what the host asks, one thing at a time."""
-        self._get_ready()
+        if self._piece < 0:
+            self._get_ready()
         while True:
             first = self.host.frame()
             if first[0] in (wire.REPLY, wire.CANCEL):
@@ -446,6 +470,8 @@ class Supervisor:
                 self._run(payload)
             elif kind == wire.LOAD:
                 self._load(payload, more=False)
+            elif kind == wire.PICK:
+                self._pick(**wire.decode(payload))
             elif kind == wire.ASK:
                 self._ask(payload)
             elif kind == wire.RESET:
@@ -453,13 +479,37 @@ class Supervisor:
                 self.host.say(wire.LOADED, None)
 
     def _load(self, first: bytes, *, more: bool) -> None:
+        self._forget()
+        message = Incoming(self.host, first, more=more)
+        self._context = wire.decode_from(message)
+        message.finish()
+        self._loaded(None)
+
+    def _pick(self, offset: int, length: int, values: int) -> None:
+        """Load the context from the inherited piece. A cell wrote it, so it may be no value at all."""
+        piece, self._piece = self._piece, -1
+        self._forget()
+        problem = None
+        try:
+            self._context = shelf.read_value(piece, offset, length, values)
+        except (wire.WireError, OSError, MemoryError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        finally:
+            os.close(piece)
+        self._loaded(problem)
+
+    def _forget(self) -> None:
         self._drop_workers()
         self._context = None
-        self._context = wire.decode_from(Incoming(self.host, first, more=more))
+        if self._piece >= 0:
+            os.close(self._piece)
+            self._piece = -1
+
+    def _loaded(self, problem: str | None) -> None:
         gc.collect()
         gc.freeze()
         self._get_ready()
-        self.host.say(wire.LOADED, None)
+        self.host.say(wire.LOADED, problem)
 
     def _get_ready(self) -> None:
         """Have the process for the first cell there before the cell."""
@@ -473,6 +523,8 @@ class Supervisor:
         state, process = self._ready_worker()
         cell = Cell(self, process, wire.decode(payload)["timeout"])
         outcome, error = cell.watch(payload)
+        if self.shelf is not None:
+            self.shelf.clear()
         if outcome == "":
             try:
                 self._commit(process, self._prove(process))
@@ -610,10 +662,20 @@ class Supervisor:
         if pid == 0:
             self.host.close()
             process.close()
+            self._leave_to_parent()
             if not self.settings["bounds_processes"]:
                 yield_to_supervisor()
             worker.start(theirs, self._context, self.settings)
         return self._greeted(process, theirs, os.getpid())
+
+    def _leave_to_parent(self) -> None:
+        """In a worker: close what is the supervisor's alone."""
+        if self.shelf is not None:
+            self.shelf.close()
+        if self._piece >= 0:
+            os.close(self._piece)
+        if self._lock is not None:
+            os.close(self._lock)
 
     def _fork(self, parent: Process, seconds: float = FORK_SECONDS) -> Process:
         """Have a worker fork; raises `Lost` where it does not."""
@@ -731,6 +793,7 @@ class Cell:
         self._supervisor = supervisor
         self._host = supervisor.host
         self._process = process
+        self._shelf = supervisor.shelf
         self._timeout = timeout
         self.clock = Clock(process)
         self.report: list[bytes] = []
@@ -739,6 +802,7 @@ class Cell:
         self._size = 0
         self.overfilled = False
         settings = supervisor.settings
+        self._read_at = 0.0
         self._looks_every = LOOK_SECONDS if settings["bounds_processes"] else WATCH_SECONDS
         self._look_at = time.monotonic()
         self._measure_at = time.monotonic() + LOOK_SECONDS
@@ -772,7 +836,9 @@ class Cell:
         self._look_around()
         if self._verdict is not None:
             return
-        ready = dict(self._poller().poll(min(left, self._looks_every) * 1000 + 1))
+        stalled = self._process.outbox.size > UNREAD_BYTES
+        patience = READ_SECONDS if stalled else self._looks_every
+        ready = dict(self._poller().poll(min(left, patience) * 1000 + 1))
         self._host.outbox.flush()
         if self._process.outbox.size:
             self._flush_to_cell()
@@ -818,7 +884,8 @@ class Cell:
     def _poller(self) -> select.poll:
         poller = select.poll()
         host, process = self._host, self._process
-        poller.register(host.incoming, select.POLLIN)
+        if self._takes_replies():
+            poller.register(host.incoming, select.POLLIN)
         if process.pidfd >= 0:
             poller.register(process.pidfd, select.POLLIN)
         wanted = select.POLLOUT if process.outbox.size else 0
@@ -830,6 +897,16 @@ class Cell:
                 poller.register(descriptor, select.POLLIN)
         poller.register(process.channel, wanted)
         return poller
+
+    def _takes_replies(self) -> bool:
+        """Not while many wait to be read, but now and then: the host may say CANCEL."""
+        unread = self._process.outbox.size
+        if unread > 4 * UNREAD_BYTES:
+            raise Lost(f"the cell did not read {unread:,} bytes of replies")
+        if unread > UNREAD_BYTES and time.monotonic() < self._read_at:
+            return False
+        self._read_at = time.monotonic() + READ_SECONDS
+        return True
 
     def _flush_to_cell(self) -> None:
         try:
@@ -852,6 +929,8 @@ class Cell:
             elif kind == wire.REPLY and self.clock.is_pending(number):
                 if not more:
                     self.clock.call_ended(number)
+                    if self._shelf is not None:
+                        self._shelf.give_back(number)
                 try:
                     self._process.outbox.put(wire.frame(kind, number, payload, more=more))
                 except OSError:
@@ -863,11 +942,19 @@ class Cell:
             if self._report_done:
                 raise Lost("the cell spoke after its end")
             kind, more, number, payload = arrived.popleft()
+            begins = self._under_way is None
             self._check_order(kind, number, len(payload), more=more)
             if kind == wire.CALL:
+                if begins:
+                    self._tell_places(number)
                 if not more:
                     self.clock.call_began(number)
                 self._host.outbox.put(wire.frame(kind, number, payload, more=more))
+            elif kind == wire.SHELVE and self._shelf is not None:
+                self._shelve(self._shelf, number, payload, more=more)
+            elif kind == wire.UNSHELVE and self._shelf is not None:
+                if not self.clock.is_pending(number):
+                    self._shelf.give_back(number)
             elif kind == wire.DONE:
                 self._take_report(number, payload, more=more)
             else:
@@ -878,16 +965,36 @@ class Cell:
         if self._under_way not in (None, (kind, number)):
             raise Lost("the cell's process sent a message within a message")
         self._size += size
-        report_bytes = 2 * self._supervisor.settings["answer_bytes"] + BACKLOG_BYTES
-        if self._size > (CALL_BYTES if kind == wire.CALL else report_bytes):
-            raise Lost(
-                f"the cell's process sent a message of more than {self._size:,} bytes, which is too long"
-            )
-        if kind == wire.CALL and self.clock.is_pending(number):
+        if self._size > self._most_bytes(kind):
+            raise Lost(f"the cell's process sent a message of {self._size:,} bytes, which is too long")
+        if kind in (wire.CALL, wire.SHELVE) and self.clock.is_pending(number):
             raise Lost("the cell's process made two calls of one number")
         self._under_way = (kind, number) if more else None
         if not more:
             self._size = 0
+
+    def _most_bytes(self, kind: int) -> int:
+        settings = self._supervisor.settings
+        match kind:
+            case wire.CALL:
+                return CALL_BYTES
+            case wire.SHELVE:
+                return int(settings["shelf_bytes"])
+            case _:
+                return int(2 * settings["answer_bytes"] + BACKLOG_BYTES)
+
+    def _shelve(self, board: shelf.Shelf, number: int, payload: bytes, *, more: bool) -> None:
+        try:
+            board.add(number, payload, more=more)
+        except (shelf.Full, OSError) as error:
+            raise Lost(f"the cell's process put more on the shelf than there is room for: {error}") from None
+
+    def _tell_places(self, number: int) -> None:
+        """Where the pieces of a call lie is told by this process alone, right before the call."""
+        places = [] if self._shelf is None else self._shelf.places(number)
+        if places:
+            for data in wire.frames(wire.PLACES, number, wire.encode(places)):
+                self._host.outbox.put(data)
 
     def _take_report(self, keeps_state: int, payload: bytes, *, more: bool) -> None:
         self.report.append(wire.frame(wire.DONE, 0, payload, more=more))
@@ -921,6 +1028,14 @@ class Incoming:
             data += payload[:needed]
             self._buffer = memoryview(payload)[needed:]
         return bytes(data)
+
+    def finish(self) -> None:
+        """Read the end of the message: its last frame may be empty."""
+        while self._more:
+            _, self._more, _, payload = self._host.frame()
+            self._buffer = memoryview(payload)
+        if len(self._buffer):
+            raise wire.WireError("bytes too many after a value")
 
 
 def put_on_leash(descriptor: int, pid: int) -> None:

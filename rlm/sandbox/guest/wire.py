@@ -19,8 +19,9 @@ time and waits for the end of it:
     host                            guest
     START   {settings}          →   READY {facts}                     once
     LOAD    value               →   LOADED None                       the context; forgets every variable
+    PICK    {place}             →   LOADED None, or why not           the same, from the piece that it inherited, once
     RESET   None                →   LOADED None                       back to the state after LOAD
-    RUN     {cell}              →   OUTPUT*, CALL*, DONE?, ENDED      one cell
+    RUN     {cell}              →   OUTPUT*, (PLACES? CALL)*, DONE?, ENDED      one cell
     ASK     {what, name}        →   TOLD {...}                        what variables are there; one value
     REPLY   (true, value)       →   answers CALL of the same number, in any order, while a RUN is under way
             (false, kind, text)
@@ -31,12 +32,19 @@ exits. OUTPUT is raw bytes, number 1 for stdout and 2 for stderr. CALL is (name,
 cell. DONE is what the cell's own process reports; ENDED is the supervisor's verdict on it and always the last
 word. DONE reaches the host only after the cell's process has proved that it can go on, by forking the next one.
 
+**The shelf.** Where the guest has one (`shelf.py`), the large contexts of child runs do not go to the host. Before a
+call, the cell's process sends each as a SHELVE of that call's number; the supervisor writes it down, and right before
+the call itself tells the host where: PLACES, of the same number. In the call's arguments `shelved` then stands for
+`context`: (which of them, a sketch). The pieces are given up with the reply, or by UNSHELVE where no call was made.
+
 The fields of the dicts, sizes in bytes and times in seconds:
 
     START   memory_bytes, answer_bytes, scratch_bytes, processes: limits; scratch: a folder or ''; confine,
-            namespaces, fork: whether to try that
+            namespaces, fork: whether to try that; shelf, piece: inherited descriptors, to write and to read, or -1
     READY   python, platform: text; fork: whether a cell that dies costs only itself; levels: names of what is in
             force; missing: {name: why it is not}
+    PICK    offset and length in `piece`; values: of how many values what lies there may be made
+    PLACES  a list: offset and length of one piece, of the next, and so on
     RUN     cell: its number in tracebacks; code; fresh_answer: whether a new question begins; timeout
     DONE    (outcome, traceback, draft, (source, value) or None), outcome one of ok, raised, exited
     ENDED   outcome: '' where DONE says it, else timeout, memory, exited, crashed, protocol, cancelled; error; state:
@@ -48,7 +56,8 @@ The fields of the dicts, sizes in bytes and times in seconds:
 **Inside the guest** the supervisor and each process that runs a cell speak the same frames over a Unix socket
 pair: FORK (with four descriptors: channel, stdout, stderr, and a pipe that is held only to notice that the
 supervisor has ended) → HELLO from the new process on its new channel; RUN, ASK, CALL, REPLY, DONE as above, DONE with
-number 1 when its state is worth keeping, else 0; REAP pid → STATUS, numbered by the wait status.
+number 1 when its state is worth keeping, else 0; REAP pid → STATUS, numbered by the wait status; SHELVE value;
+UNSHELVE, empty.
 
 **Values** are a tag byte and what follows it, lengths and counts big-endian:
 
@@ -105,14 +114,18 @@ __all__ = [
     "LOAD",
     "LOADED",
     "OUTPUT",
+    "PICK",
+    "PLACES",
     "READY",
     "REAP",
     "REPLY",
     "RESET",
     "RUN",
+    "SHELVE",
     "START",
     "STATUS",
     "TOLD",
+    "UNSHELVE",
     "Assembler",
     "Buffer",
     "Frame",
@@ -126,11 +139,13 @@ __all__ = [
     "encode_tuple",
     "frame",
     "frames",
+    "plain",
+    "size_of",
 ]
 
-START, LOAD, RUN, REPLY, CANCEL, ASK, RESET = 1, 2, 3, 4, 5, 6, 7
-READY, LOADED, OUTPUT, CALL, DONE, ENDED, TOLD = 16, 17, 18, 19, 20, 21, 22
-FORK, HELLO, REAP, STATUS = 32, 33, 34, 35
+START, LOAD, RUN, REPLY, CANCEL, ASK, RESET, PICK = 1, 2, 3, 4, 5, 6, 7, 8
+READY, LOADED, OUTPUT, CALL, DONE, ENDED, TOLD, PLACES = 16, 17, 18, 19, 20, 21, 22, 23
+FORK, HELLO, REAP, STATUS, SHELVE, UNSHELVE = 32, 33, 34, 35, 36, 37
 
 HEADER = struct.Struct(">BBII")
 FRAME_BYTES = 1 << 18
@@ -195,6 +210,11 @@ def encode_tuple(*encoded: Parts) -> Parts:
     """The wire form of a tuple whose values are encoded already."""
     header: Parts = [b"t" + _U32.pack(len(encoded))]
     return header + [part for parts in encoded for part in parts]
+
+
+def size_of(parts: Parts) -> int:
+    """About how many bytes these are: texts that are still to be encoded count by the character."""
+    return sum(map(len, parts))
 
 
 class _Encoder:
@@ -417,6 +437,19 @@ def _flatten(value: Any) -> tuple[Callable[[_Encoder, Any, int], None], Any]:
         if base in type.__getattribute__(kind, "__mro__"):
             return put, flat(value)
     raise Uncrossable(f"a value of type {_type_name(kind)}, which cannot cross")
+
+
+def plain(value: Any) -> Any:
+    """A value as it will be where it arrives, but for what it holds: of a subclass, its base."""
+    if type(value) in _PUT:
+        return value
+    put, flat = _flatten(value)
+    if put is _Encoder.put_path:
+        from pathlib import Path
+
+        return Path(value)
+    base = next((kind for kind, known in _PUT.items() if known is put), None)
+    return value if base is None else base(flat)
 
 
 def _loaded(module: str, name: str) -> Any:

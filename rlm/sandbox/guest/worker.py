@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn, Self
 
-__all__ = ["Repl", "Worker", "start", "text_stream"]
+__all__ = ["Repl", "Worker", "forgive_refused_modes", "start", "text_stream"]
 
 PREVIEW_CHARS = 200
 ECHO_CHARS = 200_000
@@ -48,8 +48,8 @@ class Worker:
         self._last_child = 0
         self._handlers: dict[int, Any] = {}
 
-    def _call(self, name: str, arguments: dict[str, Any]) -> Any:
-        return self._channel.call(name, arguments)
+    def _call(self, *call: Any) -> Any:
+        return self._channel.call(*call)
 
     def serve(self) -> NoReturn:
         """Do what the supervisor asks, for ever."""
@@ -104,8 +104,8 @@ class Worker:
 
     def _become(self, descriptors: list[int]) -> None:
         old, old_leash = self._channel.incoming, self._leash
-        *ends, self._leash = adopt(descriptors)
-        self._channel = calls.Channel(*ends)
+        incoming, outgoing, self._leash = adopt(descriptors)
+        self._channel = calls.Channel(incoming, outgoing, self._settings["shelf_bytes"])
         close_all_of(old, old_leash)
         self._channel.send(wire.HELLO, os.getpid())
 
@@ -258,7 +258,7 @@ class Repl:
 
     def __init__(
         self,
-        call: Callable[[str, dict[str, Any]], Any],
+        call: Callable[..., Any],
         streams: Callable[[], tuple[io.TextIOBase, io.TextIOBase]],
         context: Any,
         settings: dict[str, Any],
@@ -682,6 +682,23 @@ def restore_builtins(pristine: dict[str, Any]) -> None:
     sys.excepthook = sys.__excepthook__
 
 
+def forgive_refused_modes() -> None:
+    """Let `shutil.copy` and its kin copy files: that a copy keeps a mode and times of its own here is no failure."""
+    import shutil  # it is there already: `tempfile` needs it
+
+    for name in ("copymode", "copystat"):
+        setattr(shutil, name, _forgiving(getattr(shutil, name)))
+
+
+def _forgiving(function: Callable[..., None]) -> Callable[..., None]:
+    def copied(*arguments: Any, **options: Any) -> None:
+        with contextlib.suppress(PermissionError):
+            function(*arguments, **options)
+
+    copied.__name__, copied.__doc__ = function.__name__, function.__doc__
+    return copied
+
+
 def start(descriptors: list[int], context: Any, settings: dict[str, Any]) -> NoReturn:
     """Become the first worker, in a process the supervisor has just forked; never returns to it."""
     try:
@@ -690,6 +707,7 @@ def start(descriptors: list[int], context: Any, settings: dict[str, Any]) -> NoR
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         *ends, leash = adopt(descriptors)
         hardening.confine(settings)
+        forgive_refused_modes()
         worker = Worker(calls.Channel(*ends), leash, context, settings)
         gc.collect()
         gc.freeze()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Launcher", "local"]
 
 PASSED_ON = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "SYSTEMROOT")
-MODULES = ("wire", "hardening", "calls", "worker", "solo", "supervisor")
+MODULES = ("wire", "shelf", "sketch", "hardening", "folders", "calls", "worker", "solo", "supervisor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,8 @@ class Launcher:
         inherit: further variables to pass on by name, for a command that needs them (`HOME`, `SSH_AUTH_SOCK`).
         through_shell: the prefix hands the rest to a shell, as `ssh` does, so it must be quoted.
         shares_files: the guest sees this machine's files, so its scratch folder can be made here.
+        keeps_descriptors: the guest has the descriptors that its command was started with, so contexts of child
+            runs can lie in memory that both have.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Launcher:
     inherit: tuple[str, ...] = ()
     through_shell: bool = False
     shares_files: bool = False
+    keeps_descriptors: bool = False
 
     def command(self) -> list[str]:
         """The whole command that starts a guest."""
@@ -59,7 +62,7 @@ class Launcher:
 
 def local(*, python: str = sys.executable) -> Launcher:
     """A guest that is a process of this machine; what confines it is what it can do to itself."""
-    return Launcher(name="local", python=python, shares_files=True)
+    return Launcher(name="local", python=python, shares_files=True, keeps_descriptors=True)
 
 
 @cache

@@ -1,0 +1,80 @@
+"""Folders for guests to write in, none of which outlives its owner for long.
+
+An owner that is killed cannot remove its folder. So each folder is locked by whoever made it, for as long as that
+process lives, and the next one to make a folder of the same prefix removes those that nobody holds any more. Hosts
+do so, and guests on machines whose files their host does not see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+from .hardening import empty_folder
+
+if sys.platform != "win32":
+    import fcntl
+
+__all__ = ["make", "remove", "remove_abandoned"]
+
+
+def make(prefix: str) -> tuple[str, int | None]:
+    """A new folder for temporary files and its lock; again where another owner swept it before it was locked."""
+    import tempfile
+
+    while True:
+        path = tempfile.mkdtemp(prefix=prefix)
+        lock = _locked(path)
+        if os.path.isdir(path) and (lock is not None or sys.platform == "win32"):  # noqa: PTH112 - no pathlib in guests
+            return path, lock
+        if lock is not None:
+            os.close(lock)
+
+
+def remove(path: str) -> None:
+    """Remove a folder and all that is in it, as far as this user may, however deep a cell has made it."""
+    if sys.platform == "win32":
+        import shutil
+
+        with contextlib.suppress(RecursionError):
+            shutil.rmtree(path, ignore_errors=True)
+        return
+    empty_folder(path)
+    with contextlib.suppress(OSError):
+        os.rmdir(path)  # noqa: PTH106 - no pathlib in guests
+
+
+def remove_abandoned(prefix: str) -> None:
+    """Remove the folders of this prefix whose owner is gone, as far as this user may remove them."""
+    import tempfile
+
+    parent = tempfile.gettempdir()
+    try:
+        names = [name for name in os.listdir(parent) if name.startswith(prefix)]  # noqa: PTH208 - no pathlib in guests
+    except OSError:
+        return
+    for name in names:
+        path = os.path.join(parent, name)  # noqa: PTH118 - no pathlib in guests
+        lock = _locked(path)
+        if lock is not None:
+            try:
+                remove(path)
+            finally:
+                os.close(lock)
+
+
+def _locked(path: str) -> int | None:
+    """A descriptor that holds the folder's lock, or None: somebody else holds it, or there are no such locks here."""
+    if sys.platform == "win32":
+        return None
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,0 +1,168 @@
+"""What is told of a context before anybody looks at it: its type, its size, the first of its keys. Data, no words.
+
+Whoever has the value makes the sketch. Of a child run's context that is the cell that gives it, and the host never
+sees the value; so what comes from a cell is read with `Sketch.read`, which takes nothing but the form below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+__all__ = ["SHOWN_KEYS", "SHOWN_TYPES", "Sketch", "sketch"]
+
+SHOWN_KEYS = 20
+SHOWN_TYPES = 5
+END_CHARS = 80
+MOST = 1 << 63
+
+KINDS = {
+    "str": ("str",),
+    "bytes": ("bytes", "bytearray"),
+    "dict": ("dict",),
+    "items": ("list", "tuple", "set", "frozenset"),
+}
+ITEM_TYPES = frozenset(
+    (
+        *("NoneType", "bool", "int", "float", "complex", "str", "bytes", "bytearray", "list", "tuple", "set"),
+        *("frozenset", "dict", "datetime", "date", "time", "timedelta", "timezone", "Decimal", "UUID"),
+        *("PosixPath", "WindowsPath"),
+    )
+)
+
+
+class Sketch:
+    """Of one context.
+
+    Attributes:
+        form: "str", "bytes", "dict" or "items".
+        kind: the name of its type.
+        length: its `len`.
+        keys: of a dict the first keys, each as the two ends of its `repr` and how long that is.
+        types: of items the names of their types, the first few in the order of the alphabet.
+        texts: how many characters the texts among its items or values have in all, and the longest; or None.
+        is_messages: whether it is a list of chat messages.
+    """
+
+    __slots__ = ("form", "is_messages", "keys", "kind", "length", "texts", "types")
+
+    def __init__(
+        self,
+        form: str,
+        kind: str,
+        length: int,
+        *,
+        keys: tuple[tuple[str, int], ...] = (),
+        types: tuple[str, ...] = (),
+        texts: tuple[int, int] | None = None,
+        is_messages: bool = False,
+    ) -> None:
+        self.form = form
+        self.kind = kind
+        self.length = length
+        self.keys = keys
+        self.types = types
+        self.texts = texts
+        self.is_messages = is_messages
+
+    def plain(self) -> tuple[Any, ...]:
+        """The sketch as a value that can cross."""
+        return self.form, self.kind, self.length, self.keys, self.types, self.texts, self.is_messages
+
+    @classmethod
+    def read(cls, told: Any) -> Sketch:
+        """The sketch that `plain` made; raises `ValueError` at anything else."""
+        match told:
+            case (str(form), str(kind), int(length), tuple(keys), tuple(types), texts, bool(is_messages)):
+                made = cls(form, kind, length, keys=keys, types=types, texts=texts, is_messages=is_messages)
+                if kind in KINDS.get(form, ()) and _is_count(length) and made._has_sound_parts():
+                    return made
+        raise ValueError("not the sketch of a context")
+
+    def _has_sound_parts(self) -> bool:
+        return (
+            len(self.keys) <= (SHOWN_KEYS if self.form == "dict" else 0)
+            and all(map(_is_key, self.keys))
+            and len(self.types) <= (SHOWN_TYPES if self.form == "items" else 0)
+            and all(type(name) is str and name in ITEM_TYPES for name in self.types)
+            and (self.texts is None or _is_two_counts(self.texts))
+            and (not self.is_messages or self.kind == "list")
+        )
+
+
+def sketch(context: Any, plain: Callable[[Any], Any] = lambda value: value) -> Sketch | None:
+    """The sketch of a context, or None where it is neither text nor bytes nor a container.
+
+    Args:
+        context: any value.
+        plain: makes of a value, but not of what it holds, what it will be where it arrives.
+    """
+    context = plain(context)
+    kind = type(context).__name__
+    if isinstance(context, str):
+        return Sketch("str", "str", len(context))
+    if isinstance(context, (bytes, bytearray)):
+        return Sketch("bytes", kind, len(context))
+    if isinstance(context, Mapping):
+        keys = [repr(plain(key)) for key, _ in zip(context, range(SHOWN_KEYS), strict=False)]
+        return Sketch(
+            "dict", "dict", len(context), keys=tuple(map(_ends, keys)), texts=_texts(context.values())
+        )
+    if isinstance(context, (list, tuple, set, frozenset)):
+        examples = {type(item): item for item in context}
+        names = sorted({type(plain(item)).__name__ for item in examples.values()})
+        return Sketch(
+            "items",
+            kind,
+            len(context),
+            types=tuple(names[:SHOWN_TYPES]),
+            texts=_texts(context),
+            is_messages=_are_messages(context),
+        )
+    return None
+
+
+def _ends(text: str) -> tuple[str, int]:
+    return (text if len(text) <= 2 * END_CHARS else text[:END_CHARS] + text[-END_CHARS:]), len(text)
+
+
+def _texts(values: Iterable[Any]) -> tuple[int, int] | None:
+    total, longest, found = 0, 0, False
+    for value in values:
+        if isinstance(value, str):
+            found = True
+            length = len(value)
+            total += length
+            longest = max(longest, length)
+    return (total, longest) if found else None
+
+
+def _are_messages(items: Any) -> bool:
+    return (
+        isinstance(items, list)
+        and bool(items)
+        and all(isinstance(item, Mapping) and {"role", "content"} <= item.keys() for item in items)
+    )
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 <= value < MOST
+
+
+def _is_key(value: Any) -> bool:
+    return (
+        type(value) is tuple
+        and len(value) == 2  # noqa: PLR2004 - a text and its length
+        and type(value[0]) is str
+        and len(value[0]) <= 2 * END_CHARS
+        and _is_count(value[1])
+        and value[1] >= len(value[0])
+    )
+
+
+def _is_two_counts(value: Any) -> bool:
+    return type(value) is tuple and len(value) == 2 and all(map(_is_count, value)) and value[1] <= value[0]  # noqa: PLR2004
