@@ -82,8 +82,6 @@ class BatchAPI:
         wait: False ends the job, with `JobStopped`, when all is submitted; resume it to collect.
     """
 
-    price_factor = BATCH_FACTOR
-
     def __init__(
         self,
         *,
