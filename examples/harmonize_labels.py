@@ -68,8 +68,8 @@ async def harmonize(jobs: JobGroup, rows: list[Row], usual: dict[tuple[str, str]
     costs = [report.cost_usd for report in reports]
     cost = "price unknown" if None in costs else f"${sum(filter(None, costs)):.5f}"
     by_rule, calls = sum(one.by_rule for one in reports), sum(one.usage.calls for one in reports)
-    outliers = ", ".join(word for word in known if usual[kind, word] == "outlier")
-    print(f"{kind}: {len(known)} words, {by_rule} by rule; {calls} calls, {cost}; outliers: {outliers}")
+    left = ", ".join(word for word in known if usual[kind, word] in {"outlier", None})
+    print(f"{kind}: {len(known)} words, {by_rule} by rule; {calls} calls, {cost}; outliers or failed: {left}")
 
 
 def question(kind: str, word: str, known: Counter[str]) -> Row:

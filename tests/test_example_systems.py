@@ -333,6 +333,14 @@ def test_harmonizing_asks_only_about_words_that_neighbours_do_not_decide(tmp_pat
     assert [row["usual"] for row in rows_of(tmp_path / "out.csv")] == ["crimson", "crimson", "outlier"]
 
 
+def test_a_word_without_an_answer_is_told(tmp_path):
+    (tmp_path / "in.csv").write_text("type,merchant,word\ncolour,a,red\ncolour,b,redd\n")
+    with OpenAIServer(lambda request: answer(request.prompt, lambda _: 7)) as server:
+        printed = run("harmonize_labels", tmp_path / "in.csv", "-o", tmp_path / "out.csv", server=server)
+    assert "outliers or failed: red, redd" in printed
+    assert [row["usual"] for row in rows_of(tmp_path / "out.csv")] == ["", ""]
+
+
 def test_harmonizing_has_many_calls_at_once_but_never_more_than_its_gate_allows(tmp_path):
     words = [
         (kind, shop, f"{md5(f'{kind} {shop}'.encode()).hexdigest()}{n}")
