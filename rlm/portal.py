@@ -98,6 +98,7 @@ class Portal:
         except BaseException:
             # An exception of the job itself also passes here; its job is done, so there is nothing to cancel.
             thread.cancel_and_wait(job)
+            job.forget()
             raise
 
     async def acall(self, function: Callable[[Unpack[Arguments]], Awaitable[T]], *arguments: *Arguments) -> T:
@@ -121,6 +122,7 @@ class Portal:
             thread.cancel(job)
             with anyio.CancelScope(shield=True):
                 await done.wait()
+            job.forget()
             raise
         return job.outcome.result()
 
@@ -305,6 +307,10 @@ class _Job(Generic[T]):
         if self._scope is not None:
             self._scope.cancel()
 
+    def forget(self) -> None:
+        """Let go of a result that came too late for anybody to take it; in a cycle, it would live on for a while."""
+        self.outcome = Future()
+
     def fail(self, error: BaseException) -> None:
         if not self.outcome.done():
             self.outcome.set_exception(error)
@@ -440,7 +446,8 @@ def _forget_after_fork() -> None:
     _shared = None
 
 
-os.register_at_fork(after_in_child=_forget_after_fork)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def _called_on_own_loop() -> RuntimeError:

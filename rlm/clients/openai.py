@@ -690,10 +690,10 @@ def _without_key(error: CallError, key: str) -> CallError:
 
 
 def _endpoint_of(url: str) -> str:
-    """Host and port of the URL, without the credentials it may hold.
+    """Host and port of the URL.
 
     Raises:
-        SettingsError: it is no URL of a server.
+        SettingsError: it is no URL of a server, or holds credentials.
     """
     try:
         parts = urlsplit(url)
@@ -702,6 +702,11 @@ def _endpoint_of(url: str) -> str:
         parts, host, port = None, None, None
     if parts is None or host is None or parts.scheme not in ("http", "https"):
         raise SettingsError(f"base_url={redact(url)!r}: must be a URL such as http://localhost:11434/v1")
+    if parts.username is not None:
+        raise SettingsError(
+            f"the base_url of {host} holds a user name, which cannot be sent beside a key: pass the key as api_key, "
+            "and the URL without it"
+        )
     host = f"[{host}]" if ":" in host else host
     return f"{host}:{port}" if port else host
 

@@ -730,9 +730,15 @@ def test_a_key_that_no_header_can_carry_is_refused_without_being_shown(key):
     assert key not in str(caught.value)
 
 
-def test_neither_key_nor_password_is_in_the_repr():
-    client = AsyncOpenAIClient(api_key=KEY, base_url="https://user:secret@example.com:8443/v1")
+def test_the_key_is_not_in_the_repr():
+    client = AsyncOpenAIClient(api_key=KEY, base_url="https://example.com:8443/v1")
     assert repr(client) == "AsyncOpenAIClient(model='gpt-5-nano', endpoint='example.com:8443')"
+
+
+def test_a_base_url_with_a_password_is_refused_without_showing_it():
+    with pytest.raises(errors.SettingsError, match="api_key") as caught:
+        AsyncOpenAIClient(api_key=KEY, base_url="https://user:secret@example.com:8443/v1")
+    assert "secret" not in str(caught.value)
 
 
 def test_the_models_of_the_endpoint_are_listed(server):
