@@ -163,6 +163,10 @@ def _trials(session: Session) -> dict[str, Trial]:
             "  print(list(p.map(llm_query, 'abcdefgh')))",
             stdout="['A', 'B', 'C', 'D', 'E', 'F', 'G', 'H']",
         ),
+        "calls: a large context of a child run arrives": _cell(
+            "t = [('é\\r\\n\\0\\ud800', n, {n: b'\\xff'}) for n in range(20_000)]\nrlm_query('q', t) == t",
+            stdout="True",
+        ),
         "answers: FINAL, FINAL_VAR, answer": _answers,
         "limits: time": _dies("while True: pass", {"timeout"}),
         "limits: memory": _dies(

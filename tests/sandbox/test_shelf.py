@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from rlm import RLM_REPL, ScriptedClient, prompts
 from rlm.errors import ContextError, HostCallRefused
 from rlm.sandbox.guest import wire
-from rlm.sandbox.guest.shelf import PIECE_BYTES, Slice, open_shelf, read_value
+from rlm.sandbox.guest.shelf import ALIGNMENT, Full, Slice, open_shelf, read_value
 from rlm.sandbox.guest.sketch import Sketch, sketch
 from rlm.sandbox.launchers import Launcher
-from rlm.sandbox.session import open_session
+from rlm.sandbox.session import PLACES_BYTES, open_session
 from rlm.sandbox.shelf import Shelved, make_shelf
 from rlm.settings import SandboxSettings
 
@@ -427,7 +427,8 @@ async def test_no_cell_has_the_shelf_in_its_hands(parent):
 
 @pytest.mark.parametrize("end", ["cancelled", "killed", "timed out"])
 async def test_a_cell_that_ends_in_the_middle_leaves_an_empty_shelf(end):
-    session = await open_session(SandboxSettings(cell_timeout_s=0.7, memory_bytes=512 * MB))
+    seconds = 2.0 if end == "timed out" else 30.0
+    session = await open_session(SandboxSettings(cell_timeout_s=seconds, memory_bytes=512 * MB))
     await session.run("mine = 'kept'", serve=nobody)
     called = anyio.Event()
 
@@ -456,7 +457,8 @@ async def test_a_cell_that_ends_in_the_middle_leaves_an_empty_shelf(end):
             return either
 
         tasks.start_soon(run_it)
-        await called.wait()
+        with anyio.fail_after(30):
+            await called.wait()
         if end == "cancelled":
             tasks.cancel_scope.cancel()
     await goes_on(session)
@@ -711,7 +713,20 @@ def test_the_host_can_only_read(memory):
 
 
 def test_a_shelf_is_not_used_where_its_room_is_less_than_its_trial(memory):
-    assert open_shelf(memory.writing, PIECE_BYTES) is None
+    assert open_shelf(memory.writing, ALIGNMENT) is None
+
+
+@pytest.mark.parametrize("most", [64 * MB, 1 << 45])
+def test_there_are_never_more_pieces_than_can_be_told_of(memory, most):
+    shelf = open_shelf(memory.writing, most)
+
+    def fill():
+        for _ in range(100_000):
+            shelf.add(7, b"", more=False)
+
+    with pytest.raises(Full):
+        fill()
+    assert wire.size_of(wire.encode(shelf.places(7))) < PLACES_BYTES
 
 
 @settings(max_examples=60, deadline=None)

@@ -173,7 +173,7 @@ class Channel:
     def _put_piece(self, number: int, name: str, parts: wire.Parts, cell: object | None) -> None:
         with self._writing:
             self._require(cell)
-            self._take_room(number, name, shelf.PIECE_BYTES)
+            self._take_room(number, name, shelf.piece_bytes(self._shelf_bytes))
             begun = False
             for data in wire.frames(wire.SHELVE, number, parts):
                 try:

@@ -17,15 +17,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["PIECE_BYTES", "Full", "Shelf", "Slice", "open_shelf", "read_value"]
+__all__ = ["ALIGNMENT", "Full", "Shelf", "Slice", "open_shelf", "piece_bytes", "read_value"]
 
-PIECE_BYTES = 1 << 16
-"""What a piece counts besides its bytes. Pieces begin at multiples of it, so at the beginning of a page."""
+ALIGNMENT = 1 << 16
+"""Pieces begin at multiples of it, so at the beginning of a page."""
+MOST_PIECES = 1 << 16
 FAR_OFF = 1 << 46
 
 
 class Full(Exception):
     """There is no room for a piece."""
+
+
+def piece_bytes(most: int) -> int:
+    """What a piece counts besides its bytes on a shelf of `most`, so that there are never too many to tell of."""
+    return max(ALIGNMENT, most // MOST_PIECES)
 
 
 def open_shelf(descriptor: int, most: int) -> Shelf | None:
@@ -51,6 +57,7 @@ class Shelf:
     def __init__(self, descriptor: int, most: int) -> None:
         self._descriptor = descriptor
         self._most = most
+        self._piece_bytes = piece_bytes(most)
         self._used = 0
         self._end = 0
         self._pieces: dict[int, list[list[int]]] = {}
@@ -60,7 +67,7 @@ class Shelf:
         """Add to the piece of this call that is under way, or begin one; raises `Full`."""
         pieces = self._pieces.setdefault(call, [])
         if not self._is_open:
-            self._take(PIECE_BYTES)
+            self._take(self._piece_bytes)
             pieces.append([self._end, 0])
             self._is_open = True
         self._take(len(data))
@@ -69,7 +76,7 @@ class Shelf:
         pieces[-1][1] = length + len(data)
         if not more:
             self._is_open = False
-            self._end = offset + -(-pieces[-1][1] // PIECE_BYTES) * PIECE_BYTES
+            self._end = offset + -(-pieces[-1][1] // ALIGNMENT) * ALIGNMENT
 
     def places(self, call: int) -> list[int]:
         """Offset and length of each piece of a call, one after the other."""
@@ -80,7 +87,7 @@ class Shelf:
         pieces = self._pieces.pop(call, None)
         if pieces is None:
             return
-        self._used -= sum(PIECE_BYTES + length for _, length in pieces)
+        self._used -= sum(self._piece_bytes + length for _, length in pieces)
         if not self._pieces:
             os.ftruncate(self._descriptor, 0)
             return

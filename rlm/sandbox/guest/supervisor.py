@@ -95,7 +95,7 @@ def hear_settings(host: Host) -> dict[str, Any]:
     settings["fork"] = settings["fork"] and hasattr(os, "fork")
     if settings["fork"]:
         levels += isolate(settings, missing)
-        take_descriptors(settings)
+        try_shelf(settings)
     else:
         held, refused = hardening.confine_and_try(settings)
         missing |= {"recovery": "no fork: a cell that dies takes all variables with it", **refused}
@@ -111,13 +111,8 @@ def hear_settings(host: Host) -> dict[str, Any]:
     return settings
 
 
-def take_descriptors(settings: dict[str, Any]) -> None:
-    """Move what the host gave along out of the way; and find out whether there is a shelf."""
-    for name in ("shelf", "piece"):
-        if settings[name] >= 0:
-            settings[name] = hardening.raise_descriptor(settings[name])
-    if settings["scratch_lock"] is not None:
-        settings["scratch_lock"] = hardening.raise_descriptor(settings["scratch_lock"])
+def try_shelf(settings: dict[str, Any]) -> None:
+    """Find out whether what the host gave along is a shelf that can be used."""
     given, most = settings["shelf"], settings["memory_bytes"]
     settings["shelf"] = None if given < 0 else shelf.open_shelf(given, most)
     settings["shelf_bytes"] = 0 if settings["shelf"] is None else most
@@ -523,8 +518,6 @@ class Supervisor:
         state, process = self._ready_worker()
         cell = Cell(self, process, wire.decode(payload)["timeout"])
         outcome, error = cell.watch(payload)
-        if self.shelf is not None:
-            self.shelf.clear()
         if outcome == "":
             try:
                 self._commit(process, self._prove(process))
@@ -549,6 +542,8 @@ class Supervisor:
             "compute": cell.clock.seconds(),
         }
         self.host.say(wire.ENDED, verdict)
+        if self.shelf is not None:
+            self.shelf.clear()  # now that the host gives up the calls which the cell did not wait for
 
     def _prove(self, process: Process) -> Process:
         """Have the process that ran the cell fork the one for the next; that is what it is there for."""
