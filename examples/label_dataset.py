@@ -57,12 +57,12 @@ def main() -> None:
         examples = [f"{row['text']} -> {row['label']}" for row in train + new]
         prompt = escape("\n".join(["Label a text.", *rules, "", *examples])) + "\n\nThe text: {{text}}"
         STAND_IN[prompt] = nearest(train + new)
-        schema = "predicted: " + "|".join(sorted({repr(row["label"]) for row in train}))
+        schema = {"type": "string", "enum": sorted({row["label"] for row in train})}
         output = folder / "labelled.csv"
         labelled = jobs.map_rows(  # blocking
             test, prompt, schema=schema, model=list(models), temperature=models, output=output, resume=True
         )
-    right = [row["predicted"] == row["label"] for row in FileSource(output).rows()]
+    right = [row["answer"] == row["label"] for row in FileSource(output).rows()]
     print(f"\n{labelled.report}\n\n{sum(right)} of {len(right)} right ({sum(right) / len(right):.0%}).")
 
 

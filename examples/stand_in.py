@@ -105,17 +105,17 @@ def words_and_new_names(row: dict[str, Any], _model: str) -> dict[str, Any]:
     return {"rule": f"often has {often}", "new": new}
 
 
-def nearest(examples: Sequence[Mapping[str, str]]) -> Callable[[dict[str, Any], str], dict[str, str]]:
+def nearest(examples: Sequence[Mapping[str, str]]) -> Callable[[dict[str, Any], str], str]:
     """The label of the most similar example; each model compares runs of letters of another length."""
 
-    def rule(row: dict[str, Any], model: str) -> dict[str, str]:
+    def rule(row: dict[str, Any], model: str) -> str:
         length = 2 + len(model) % 3
         wanted = _runs(next(iter(row.values())), length)
         shared = [
             len(wanted & runs) / len(wanted | runs)
             for runs in (_runs(one["text"], length) for one in examples)
         ]
-        return {"predicted": examples[shared.index(max(shared))]["label"]}
+        return examples[shared.index(max(shared))]["label"]
 
     return rule
 

@@ -144,7 +144,7 @@ def label(tmp_path, settings, *, server=None):
 def learned(request):
     """A model that learns a rule and invents as many texts as it is asked for, and labels all the same."""
     if "Write one rule" not in request.prompt:
-        return answer(request.prompt, lambda _: {"predicted": "TypeError"})
+        return answer(request.prompt, lambda _: "TypeError")
     count = int(re.search(r"and (\d+) new texts", request.prompt)[1])
     return answer(request.prompt, lambda _: {"rule": "{{short}}", "new": [f"new {n}" for n in range(count)]})
 
@@ -153,7 +153,7 @@ def test_labelling_learns_rules_balances_votes_and_is_better_than_the_largest_la
     printed = label(tmp_path, {})
     rows = rows_of(tmp_path / "job" / "labelled.csv")
     labels = [row["label"] for row in rows]
-    right = sum(row["label"] == row["predicted"] for row in rows)
+    right = sum(row["label"] == row["answer"] for row in rows)
     assert right > 1.3 * max(map(labels.count, labels))
     assert f"{right} of {len(rows)} right" in printed
     assert {row["agreement"] for row in rows} > {"1.0"}
@@ -168,8 +168,8 @@ def test_labelling_runs_with_the_settings_beside_its_data():
     assert "agreement of the opinions" in run("label_dataset", EXAMPLES / "data" / "label_dataset.toml")
 
 
-def test_labelling_takes_texts_with_braces_in_them(tmp_path):
-    (tmp_path / "in.csv").write_text("said,kind\n" + "{{a}} b,x\n{{c d,y\n" * 6)
+def test_labelling_takes_texts_with_braces_and_labels_with_quotes_in_them(tmp_path):
+    (tmp_path / "in.csv").write_text("said,kind\n" + "{{a}} b,x\n{{c d,'y' or \\z\n" * 6)
     columns = {"text_column": "said", "label_column": "kind"}
     assert "6 of 6 right" in label(tmp_path, {"input": "in.csv", **columns})
 
