@@ -59,7 +59,7 @@ async def grade(options: argparse.Namespace) -> None:
     (folder / "parts").mkdir(parents=True)
     size, place = options.part_tokens, folder / "parts"
     parts = split_rows(options.input, folder=place, max_tokens=size, prompt=prompt, schema=SCHEMA)
-    print(f"{len(parts)} parts; they and their grades are in {folder}.")
+    print(f"Parts: {len(parts)}; they and their grades are in {folder}.")
     if options.until == "split":
         return
     rows: list[Row] = []
