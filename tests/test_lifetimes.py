@@ -49,7 +49,7 @@ def process_of(session):
 
 
 def scratch_of(session):
-    return session._kept.guest._guest._scratch.path
+    return session._kept.guest._guest._belongings.scratch.path
 
 
 def wait_until(is_so, seconds=10):
