@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
+from rlm.cli.settings_file import settings_option
 from rlm.cli.tables import (
     DEFAULT_MODEL,
     encoding_option,
     models_option,
     price_option,
-    prices_of,
     prompt_option,
     rows_per_call_option,
     schema_of_option,
@@ -21,11 +21,15 @@ from rlm.cli.tables import (
     text_of_option,
 )
 
+if TYPE_CHECKING:
+    from rlm.cli.tables import Prices
+
 __all__ = ["command"]
 
 
 @click.command("count")
 @click.argument("table", metavar="INPUT")
+@settings_option
 @prompt_option
 @schema_option
 @models_option
@@ -42,7 +46,7 @@ def command(
     models: tuple[str, ...],
     rows_per_call: int | Literal["auto"],
     limit: int | None,
-    price: str | None,
+    prices: Prices,
     encoding: str,
     as_json: bool,
 ) -> int:
@@ -51,7 +55,9 @@ def command(
     \b
     Examples:
       rlm count in.csv
-      rlm count in.csv -p 'Label {{text}}' --schema 'label: str' -m gpt-5-nano -m gpt-5-mini
+      rlm count in.csv -p 'Label {{text}}' --schema 'label: str' -m gpt-5-nano \\
+        -m own-model --price own-model=0.1,0.8
+      rlm count --settings job.toml          # that of rlm map
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
     from rlm.bulk import count_rows
 
@@ -63,7 +69,7 @@ def command(
         models=asked,
         rows_per_call=rows_per_call,
         limit=limit,
-        prices=prices_of(price, asked),
+        prices=prices.of(asked),
         encoding=encoding,
     )
     click.echo(json.dumps(asdict(count)) if as_json else str(count))

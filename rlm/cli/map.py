@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from rlm.cli.progress_line import ProgressLine
+from rlm.cli.settings_file import settings_option, without_overruled
 from rlm.cli.tables import (
     DEFAULT_MODEL,
     encoding_option,
     models_option,
     number_or_auto,
     price_option,
-    prices_of,
     prompt_option,
     require_endpoint,
     rows_per_call_option,
@@ -29,15 +29,22 @@ from rlm.cli.tables import (
 
 if TYPE_CHECKING:
     from rlm.bulk import Estimate, Report
-    from rlm.cli.tables import Temperatures
+    from rlm.cli.tables import Prices, Temperatures
 
 __all__ = ["command"]
 
 PILOT_ROWS = 20
+NOT_WITH = {
+    "retry": ("table", "prompt", "output"),
+    "resume": ("overwrite",),
+    "overwrite": ("resume",),
+}
+"""Option → those that it cannot be together with."""
 
 
 @click.command("map")
 @click.argument("table", required=False, metavar="[INPUT]")
+@settings_option
 @prompt_option
 @schema_option
 @click.option(
@@ -88,7 +95,8 @@ PILOT_ROWS = 20
 @encoding_option
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @click.option("--quiet", is_flag=True, help="Show no progress and no report.")
-def command(table: str | None, **values: Any) -> int:
+@click.pass_context
+def command(context: click.Context, /, **values: Any) -> int:
     """Ask the same of every row of a table, many rows in one call.
 
     The output has every row of the input, in order, with the new columns. Rows that failed are in
@@ -96,18 +104,37 @@ def command(table: str | None, **values: Any) -> int:
 
     \b
     Examples:
-      rlm map in.csv -p 'Label {{text}}' --schema "label: 'spam'|'ham', score: float" -o out.csv
-      rlm map in.csv -p 'Label {{text}}' --schema 'label: str' -o out.csv --resume
-      rlm map in.parquet -p @prompt.txt --schema @schema.json -o out.parquet --budget 5 --skip-when 'len(text) < 3'
-      rlm map in.csv -p 'Label {{text}}' -m gpt-5-nano -m gpt-5-mini -o out.csv       two opinions and their agreement
-      rlm map in.csv -p 'Label {{text}}' -m a -m b --temperature 0.2 --temperature b=0.9 -o out.csv
-      rlm map in.csv -p 'Label {{text}}' -o out.csv --batch-api                      half the price, within a day
-      rlm map --retry out.csv.failed.jsonl --max-output-tokens 4000                  for answers that were cut
+      rlm map in.csv -p 'Label {{text}}' -o out.csv \\
+        --schema "label: 'spam'|'ham', score: float"
+      rlm map in.csv -p 'Label {{text}}' -o out.csv --resume
+      rlm map in.parquet -p @prompt.txt --schema @schema.json -o out.parquet \\
+        --budget 5 --skip-when 'len(text) < 3'
+      rlm map --retry out.csv.failed.jsonl --max-output-tokens 4000
+    \b
+    Two opinions and their agreement; half the price, within a day:
+      rlm map in.csv -p 'Label {{text}}' -o out.csv -m gpt-5-nano -m a \\
+        --temperature 0.2 --temperature a=0.9 --price a=0.1,0.8
+      rlm map in.csv -p 'Label {{text}}' -o out.csv --batch-api
+    \b
+    With all of it in a file, which `rlm count` and `rlm split` take, too:
+      rlm map --settings job.toml --limit 50
+    \b
+      # job.toml: any option by its long name, and input
+      input = "in.csv"             # paths begin at the folder of this file
+      output = "out.csv"
+      prompt = "Label {{text}}"    # or "@prompt.txt"
+      schema = "label: 'spam'|'ham', score: float"
+      model = ["gpt-5-nano", "a"]
+      temperature = {a = 0.9}
+      rows-per-call = 20
+      resume = true
+
+    What the command line says goes before the file. Keys stay in the environment.
 
     Exit codes: 0 done, 1 stopped or no row was answered, 2 wrong usage or input, 3 the budget is used up, 5 the
     provider failed or refused, 130 interrupted.
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
-    options = _Options(table=table, **values)
+    options = _Options(**without_overruled(context, values, NOT_WITH))
     _check(options)
     require_endpoint(options.base_url)
 
@@ -151,7 +178,7 @@ class _Options:
     yes: bool
     skip_when: str | None
     budget: float | None
-    price: str | None
+    prices: Prices
     resume: bool
     overwrite: bool
     retry: str | None
@@ -190,7 +217,7 @@ async def _run(options: _Options) -> Report:
     from rlm.bulk.batch_api import BatchAPI
 
     models = options.models or _models_of_job(options.retry)
-    prices = prices_of(options.price, models)
+    prices = options.prices.of(models)
     async with AsyncExitStack() as stack:
         line = stack.enter_context(ProgressLine()) if _shows_progress(options) else None
         progress = None if line is None else line.show

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import click
 
+from rlm.cli.settings_file import settings_option
 from rlm.cli.tables import (
     DEFAULT_MODEL,
     encoding_option,
+    models_option,
     prompt_option,
     schema_of_option,
     schema_option,
@@ -18,12 +20,13 @@ __all__ = ["command"]
 
 @click.command("split")
 @click.argument("table", metavar="INPUT")
+@settings_option
 @click.option("--max-tokens", type=click.IntRange(min=1), metavar="N", help="The most tokens of a part.")
 @click.option("--rows", "max_rows", type=click.IntRange(min=1), metavar="N", help="The most rows of a part.")
 @click.option("--folder", metavar="FOLDER", help="Where the parts go.  [default: beside the input]")
 @prompt_option
 @schema_option
-@click.option("-m", "--model", default=DEFAULT_MODEL, metavar="NAME", help="Whose tokens are counted.")
+@models_option
 @encoding_option
 def command(
     table: str,
@@ -33,18 +36,20 @@ def command(
     folder: str | None,
     prompt: str | None,
     schema: str | None,
-    model: str,
+    models: tuple[str, ...],
     encoding: str,
 ) -> int:
     """Cut a table into parts, each small enough, which together are the table. Prints their names.
 
     With --max-tokens each row counts as a request of its own: the prompt, the schema and what the chat format adds
-    are part of it.
+    are part of it. Tokens are those of the model, or of the first of several.
 
     \b
     Examples:
       rlm split in.csv --rows 10000
-      rlm split in.csv --max-tokens 500000 -p 'Label {{text}}' --schema 'label: str' --folder parts
+      rlm split in.csv --max-tokens 500000 --folder parts \\
+        -p 'Label {{text}}' --schema 'label: str'
+      rlm split --settings job.toml --rows 10000          # that of rlm map
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
     if max_tokens is None and max_rows is None:
         raise click.UsageError("nothing says how large a part may be: add --rows N or --max-tokens N")
@@ -58,7 +63,7 @@ def command(
         max_tokens=max_tokens,
         prompt=text_of_option(prompt),
         schema=schema_of_option(schema),
-        model=model,
+        model=(models or (DEFAULT_MODEL,))[0],
         encoding=encoding,
     )
     for part in parts:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rlm.prices import Price
 
 __all__ = [
+    "Prices",
     "Temperatures",
     "encoding_option",
     "models_option",
@@ -79,6 +80,43 @@ def temperatures_of(
     return Temperatures(of_all, by_name)
 
 
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Prices as a command line gives them: one for all models, and of some models by name."""
+
+    of_all: Price | None
+    by_name: Mapping[str, Price]
+
+    def of(self, models: Sequence[str]) -> dict[str, Price]:
+        """The price of each of these models that has one."""
+        others = {} if self.of_all is None else dict.fromkeys(models, self.of_all)
+        return {**others, **self.by_name}
+
+
+def prices_of(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> Prices:
+    """Read prices such as `0.05,0.4` and `gpt-5=1.25,10`; the last one for a name counts."""
+    if not values:
+        return Prices(None, {})
+    from rlm.errors import SettingsError
+    from rlm.prices import Price
+
+    of_all, by_name = None, {}
+    for value in values:
+        name, _, numbers = value.rpartition("=")
+        try:
+            sent, received = map(float, numbers.split(","))
+            price = Price(input=sent, output=received)
+        except (ValueError, SettingsError) as error:
+            raise click.BadParameter(
+                f"{value!r}: write two numbers, such as 0.05,0.4 or gpt-5=1.25,10"
+            ) from error
+        if name.strip():
+            by_name[name.strip()] = price
+        else:
+            of_all = price
+    return Prices(of_all, by_name)
+
+
 prompt_option = click.option(
     "-p",
     "--prompt",
@@ -103,8 +141,11 @@ rows_per_call_option = click.option(
 )
 price_option = click.option(
     "--price",
-    metavar="IN,OUT",
-    help="Dollars per million tokens, in and out, of a model that has no known price.",
+    "prices",
+    callback=prices_of,
+    multiple=True,
+    metavar="IN,OUT|NAME=IN,OUT",
+    help="Dollars per million tokens, of the models or of one of them; repeatable.",
 )
 encoding_option = click.option(
     "--encoding", default="utf-8-sig", metavar="NAME", help="Encoding of the input.  [default: UTF-8]"
@@ -139,23 +180,6 @@ def schema_of_option(value: str | None) -> str | Mapping[str, Any] | None:
     except ValueError:
         return text
     return read if isinstance(read, dict) else text
-
-
-def prices_of(price: str | None, models: tuple[str, ...]) -> dict[str, Price]:
-    """The price that was given, for each of the models.
-
-    Raises:
-        click.UsageError: it is no pair of numbers.
-    """
-    if price is None:
-        return {}
-    from rlm.prices import Price
-
-    try:
-        sent, received = (float(part) for part in price.split(","))
-    except ValueError as error:
-        raise click.UsageError(f"--price {price!r}: write two numbers, such as 0.05,0.4") from error
-    return {model: Price(input=sent, output=received) for model in models}
 
 
 def require_endpoint(base_url: str | None) -> None:

@@ -339,7 +339,9 @@ def test_doctor_opens_a_guest_and_never_shows_a_key(folder):
     assert b"secret" not in done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("command", [(), ("ask",), ("chat",), ("demo",), ("doctor",)])
+@pytest.mark.parametrize(
+    "command", [(), ("ask",), ("chat",), ("map",), ("count",), ("split",), ("demo",), ("doctor",)]
+)
 def test_help_fits_a_terminal_of_80_columns(folder, command):
     done = rlm(*command, "--help", folder=folder, COLUMNS="80", PYTHONIOENCODING="utf-8")
     assert max(map(len, done.stdout.decode().splitlines())) < 80
