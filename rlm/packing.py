@@ -9,7 +9,7 @@ A `Task` is what is asked of each item. `task.prompt(contents)` packs contents u
 
 Replies are read leniently in form (fences, prose around, trailing commas, a tail that was cut off) and strictly in
 meaning: a value is taken only from an entry that names the item's id, never from its place, and never from inside
-of another value. What is left over is asked again by `mapping.py`.
+of another value; where a reply has two different answers for an item, it has none. What is left over is asked again by `mapping.py`.
 """
 
 from __future__ import annotations
@@ -115,17 +115,20 @@ class Task:
         """The outcome of each of the `count` items of a prompt, whatever the reply holds."""
         if count == 1:
             return [self._read_single(reply)]
-        outcomes: list[Outcome] = [Missing()] * count
-        seen: set[int] = set()
-        for number, value in _numbered_values(reply, self.schema):
-            if not 1 <= number <= count:
-                continue
-            if number in seen:
-                outcomes[number - 1] = Invalid("the reply has more than one entry for it")
-            else:
-                outcomes[number - 1] = self._checked(value)
-                seen.add(number)
-        return outcomes
+        lists = [self._read_list(pairs, count) for pairs in _lists(reply, self.schema)]
+        if not lists:
+            return [Missing()] * count
+        # What a reply quotes of an item may look like an answer. So the longest list counts, of several the last, and
+        # where another one says otherwise, nobody knows which is meant.
+        meant = max(
+            reversed(lists), key=lambda outcomes: sum(not isinstance(one, Missing) for one in outcomes)
+        )
+        return [
+            Invalid("the reply has several answers for it")
+            if _contradicted(outcome, index, lists)
+            else outcome
+            for index, outcome in enumerate(meant)
+        ]
 
     @property
     def lead_chars(self) -> int:
@@ -167,6 +170,19 @@ class Task:
         if self.schema is None:
             return Valid(text) if text else Missing("the reply is empty")
         return read_json(text, self.schema)
+
+    def _read_list(self, pairs: Sequence[tuple[int, Any]], count: int) -> list[Outcome]:
+        outcomes: list[Outcome] = [Missing()] * count
+        seen: set[int] = set()
+        for number, value in pairs:
+            if not 1 <= number <= count:
+                continue
+            if number in seen:
+                outcomes[number - 1] = Invalid("the reply has more than one entry for it")
+            else:
+                outcomes[number - 1] = self._checked(value)
+                seen.add(number)
+        return outcomes
 
     def _checked(self, value: Any) -> Outcome:
         if self.schema is None:
@@ -312,8 +328,13 @@ _COMPACT = json.JSONEncoder(ensure_ascii=False, default=str)
 # Prompts -------------------------------------------------------------------------------------------------------
 
 
+_BREAKS: Final = {0x85: "\\u0085", 0x2028: "\\u2028", 0x2029: "\\u2029"}
+"""What ends a line to some readers, and may stand in JSON as it is."""
+
+
 def _item_line(number: int, content: Any) -> str:
-    return _compact({"id": number, "item": content})
+    line = _compact({"id": number, "item": content})
+    return line if line.isascii() else line.translate(_BREAKS)
 
 
 def _text(content: Any) -> str:
@@ -353,19 +374,29 @@ _TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*+")|,(?=\s*[}\]])')
 _BROKEN: Final = object()
 
 
-def _numbered_values(reply: str, schema: Schema | None) -> Iterator[tuple[int, Any]]:
-    """The ids and values of the last list of entries in a reply; earlier ones are drafts."""
-    last: list[tuple[int, Any]] = []
+def _lists(reply: str, schema: Schema | None) -> list[list[tuple[int, Any]]]:
+    """The ids and values of every list of entries in a reply, in order."""
+    lists: list[list[tuple[int, Any]]] = []
     lines: list[tuple[int, Any]] = []
     for document in _documents(_without_thoughts(reply)):
         if isinstance(document, dict) and "id" in document:  # one entry per line, without a list around them
+            if not lines:
+                lists.append(lines)
             lines += _entry(document, schema)
-            last = lines or last
             continue
         lines = []
-        entries = [pair for entry in _entries(document) for pair in _entry(entry, schema)]
-        last = entries or last
-    yield from last
+        lists.append([pair for entry in _entries(document) for pair in _entry(entry, schema)])
+    return [pairs for pairs in lists if pairs]
+
+
+def _contradicted(outcome: Outcome, index: int, lists: Sequence[Sequence[Outcome]]) -> bool:
+    """Whether one of the lists has another answer that could be used."""
+    if len(lists) == 1 or not isinstance(outcome, Valid):
+        return False
+    others = (outcomes[index] for outcomes in lists)
+    return any(
+        isinstance(other, Valid) and canonical(other.value) != canonical(outcome.value) for other in others
+    )
 
 
 def _entries(document: Any) -> list[Any]:

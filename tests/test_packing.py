@@ -81,7 +81,7 @@ def test_a_note_tells_what_was_wrong_last_time():
         '{"1": "spam", "2": "ham"}',
         '{"results": [{"id": "1", "value": "spam"}, {"id": "2", "value": "ham"},],}',
         f"<think>maybe {results((1, 'ham'))}</think>{results((1, 'spam'), (2, 'ham'))}",
-        f"{results((1, 'ham'), (2, 'ham'))} No, wait: {results((1, 'spam'), (2, 'ham'))}",
+        f"First {results((1, 'spam'))}, and now all: {results((1, 'spam'), (2, 'ham'))}",
         '{"results": [{"id": 1, "value": "spam"}, {"id": 2, "value": "ham"}, {"id": 3, "val',
         f"As {{said}} in [1] and [see 2]: {results((1, 'spam'), (2, 'ham'))} [1]",
         results((1, "spam"), (2, "ham"), (7, "ham"), (0, "ham"), (-1, "ham")),
@@ -121,6 +121,32 @@ def test_an_entry_may_hold_the_properties_themselves():
 )
 def test_a_value_is_taken_only_from_an_entry_that_names_the_id(reply, outcomes):
     assert Task("x", LABEL).read(reply, 2) == outcomes
+
+
+@pytest.mark.parametrize(
+    ("reply", "outcomes"),
+    [
+        (f"{results((1, 'ham'), (2, 'ham'))} No, wait: {results((1, 'spam'), (2, 'ham'))}", [None, "ham"]),
+        (f"{results((1, 'spam'), (2, 'ham'))} Item 2 holds {results((1, 'ham'), (2, 'ham'))}", [None, "ham"]),
+        (f"Item 2 holds {results((1, 'ham'))}: {results((1, 'spam'), (2, 'ham'))}", [None, "ham"]),
+        (f"{results((1, 'spam'), (3, 'ham'))} Item 3 holds {results((2, 'ham'))}", ["spam", None]),
+        (
+            '{"id": 1, "value": "spam"}\n{"id": 2, "value": "ham"}\nsaid [{"id": 1, "value": "ham"}]',
+            [None, "ham"],
+        ),
+        (f"{results((1, 'no label'), (2, 'ham'))} So {results((1, 'spam'), (2, 'ham'))}", ["spam", "ham"]),
+    ],
+)
+def test_what_a_reply_quotes_of_an_item_never_becomes_the_answer_for_another(reply, outcomes):
+    read = Task("x", LABEL).read(reply, 3)[:2]
+    assert [outcome.value if isinstance(outcome, Valid) else None for outcome in read] == outcomes
+
+
+@pytest.mark.parametrize("line_break", ["\n", "\r", "\x0b", "\x0c", "\x1c", "\x85", "\u2028", "\u2029"])
+def test_nothing_in_an_item_ends_its_line(line_break):
+    prompt = Task("x", LABEL).prompt(["a", f"b{line_break}c", "d"])
+    assert len(prompt.rpartition("Items:\n")[2].splitlines()) == 3
+    assert json.loads(prompt.splitlines()[-2])["item"] == f"b{line_break}c"
 
 
 def test_two_entries_for_one_item_are_an_error_for_this_item_alone():
