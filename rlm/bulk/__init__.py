@@ -9,7 +9,7 @@ from __future__ import annotations
 from rlm.bulk.counting import Count, count_rows, split_rows
 from rlm.bulk.finishing import FinishedRow, RowStream
 from rlm.bulk.groups import JobGroup, MappedRows
-from rlm.bulk.report import Estimate, Progress, Report
+from rlm.bulk.report import Estimate, Progress, Report, total
 from rlm.bulk.rows import amap_rows, aretry_rows, astream_rows, map_rows, retry_rows, stream_rows
 from rlm.bulk.templates import escape
 
@@ -31,4 +31,5 @@ __all__ = [
     "retry_rows",
     "split_rows",
     "stream_rows",
+    "total",
 ]

@@ -8,14 +8,18 @@ each row as a request of its own, which is the most it can take.
 from __future__ import annotations
 
 import json
+import re
 from contextlib import ExitStack
 from dataclasses import dataclass
 from heapq import heapify, heappushpop
+from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rlm import tokens
 from rlm.bulk.formats import Row, as_source, create
+from rlm.bulk.report import number_of
 from rlm.bulk.templates import Template, read_template
 from rlm.errors import InputError, OutputError, SettingsError
 from rlm.mapping import MapSettings, PlainModels, pack_call
@@ -61,8 +65,14 @@ class Count:
     def __str__(self) -> str:
         longest = ", ".join(f"row {number:,} with {size:,}" for number, size in self.longest)
         lines = [
-            f"{self.rows:,} rows, {self.tokens:,} tokens, {self.tokens / self.rows:,.1f} each; longest: {longest}",
-            f"{self.calls:,} calls: {self.input_tokens:,} tokens in, about {self.output_tokens:,} out",
+            (
+                f"{number_of(self.rows, 'row')}, {number_of(self.tokens, 'token')}, "
+                f"{self.tokens / self.rows:,.1f} each; longest: {longest}"
+            ),
+            (
+                f"{number_of(self.calls, 'call')}: {number_of(self.input_tokens, 'token')} in, "
+                f"about {self.output_tokens:,} out"
+            ),
         ]
         for model, cost in self.cost_usd.items():
             price = (
@@ -85,6 +95,7 @@ def count_rows(
     limit: int | None = None,
     prices: Mapping[str, Price] | None = None,
     encoding: str = "utf-8-sig",
+    count_tokens: Callable[[str], int] | None = None,
 ) -> Count:
     """Count rows, tokens, calls and dollars of a job.
 
@@ -98,12 +109,13 @@ def count_rows(
         limit: only the first rows.
         prices: of models that the price list does not have.
         encoding: of text files.
+        count_tokens: counts a text by a tokenizer of your own, instead of the model's.
 
     Raises:
         InputError: rows and prompt do not fit together, or there are no rows.
     """
     template, read = _template(prompt), None if schema is None else schema_of(schema)
-    counter = _Requests(template, read, models[0])
+    counter = _Requests(template, read, models[0], count_tokens)
     task = Task(template.instruction, read, single=template.render)
     settings = MapSettings(model=models[0], per_call=rows_per_call, window_chars=window_chars)
     room = settings.room(task)
@@ -149,23 +161,27 @@ def split_rows(
     schema: SchemaSource | None = None,
     model: str = "gpt-5-nano",
     encoding: str = "utf-8-sig",
+    count_tokens: Callable[[str], int] | None = None,
+    overwrite: bool = False,
 ) -> list[Path]:
     """Cut a file into parts that together are the file, `NAME.part001.csv` and so on; gives their paths.
 
     Args:
         source: the file.
-        folder: where the parts go; by default beside the file.
+        folder: where the parts go; by default beside the file. It is made where there is none.
         max_rows: the most rows of a part.
         max_tokens: the most tokens of a part, where each row is a request of its own.
         prompt: the template that the rows will be asked with.
         schema: of the answers.
         model: whose tokens are counted.
         encoding: of text files.
+        count_tokens: counts a text by a tokenizer of your own, instead of the model's.
+        overwrite: replace all parts of an earlier split of a file of this name.
 
     Raises:
         SettingsError: neither limit is given, or one is below 1.
         InputError: the file cannot be read, or a single row is larger than a part may be.
-        OutputError: a part exists or cannot be written. No part is left behind.
+        OutputError: a part exists or cannot be written. The parts appear when all of them are whole.
     """
     if max_rows is None and max_tokens is None:
         raise SettingsError("nothing says how large a part may be: give max_rows or max_tokens")
@@ -173,20 +189,43 @@ def split_rows(
         if value is not None and value < 1:
             raise SettingsError(f"{name}={value!r}: must be at least 1")
     path = Path(source)
-    template, read = _template(prompt), None if schema is None else schema_of(schema)
-    counter = _Requests(template, read, model)
     place = path.parent if folder is None else Path(folder)
-    parts = _Parts(path, place, max_rows=max_rows, max_tokens=max_tokens)
-    try:
-        with parts:
-            for number, row in enumerate(_rows(path, None, encoding), 1):
-                parts.add(row, counter.of_single(template.content(row)) if max_tokens else 0, number)
-    except BaseException:
-        parts.remove()
-        raise
-    if not parts.paths:
+    template, read = _template(prompt), None if schema is None else schema_of(schema)
+    counter = _Requests(template, read, model, count_tokens)
+    earlier = _parts_of(path, place)
+    if earlier and not overwrite:
+        raise OutputError(
+            f"{earlier[0]} exists: remove it, name another folder, or overwrite the earlier parts"
+        )
+    rows = _rows(path, None, encoding)
+    first = next(rows, None)
+    if first is None:
         raise InputError(f"{path} has no rows")
-    return parts.paths
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(prefix=f".{path.stem}-", dir=place) as scratch:
+            parts = _Parts(path, Path(scratch), max_rows=max_rows, max_tokens=max_tokens)
+            with parts:
+                for number, row in enumerate(chain([first], rows), 1):
+                    parts.add(row, counter.of_single(template.content(row)) if max_tokens else 0, number)
+            made = [part.replace(place / part.name) for part in parts.paths]
+        for part in earlier:
+            if part not in made:
+                part.unlink()
+    except OSError as error:
+        raise OutputError(
+            f"parts of {path} cannot be written to {place}: {error.strerror or error}"
+        ) from error
+    return made
+
+
+def _parts_of(path: Path, folder: Path) -> list[Path]:
+    """The parts of a file of this name that a folder has, in order."""
+    is_part = re.compile(rf"{re.escape(path.stem)}\.part\d{{3,}}{re.escape(path.suffix)}").fullmatch
+    try:
+        return sorted(found for found in folder.iterdir() if is_part(found.name))
+    except OSError:  # there is no such folder yet
+        return []
 
 
 def request_tokens(call: Call, count: Callable[[str], int]) -> int:
@@ -199,19 +238,25 @@ def request_tokens(call: Call, count: Callable[[str], int]) -> int:
 class _Requests:
     """Counts the tokens of requests about rows, with what is the same in all of them counted once."""
 
-    def __init__(self, template: Template, schema: Schema | None, model: str) -> None:
-        self._encoder = tokens.encoder_for(model)
+    def __init__(
+        self,
+        template: Template,
+        schema: Schema | None,
+        model: str,
+        count_tokens: Callable[[str], int] | None,
+    ) -> None:
+        self._count = count_tokens or tokens.encoder_for(model).count
         self._settings = MapSettings(model=model)
         self._task = Task(template.instruction, schema, single=template.render)
 
     def content_tokens(self, content: Mapping[str, Any]) -> int:
-        return self._encoder.count(json.dumps(content, ensure_ascii=False, default=str))
+        return self._count(json.dumps(content, ensure_ascii=False, default=str))
 
     def of_single(self, content: Mapping[str, Any]) -> int:
         return self.of_pack(self._task, [content], self._settings)
 
     def of_pack(self, task: Task, pack: Sequence[Mapping[str, Any]], settings: MapSettings) -> int:
-        return request_tokens(pack_call(task, pack, settings, PlainModels()), self._encoder.count)
+        return request_tokens(pack_call(task, pack, settings, PlainModels()), self._count)
 
 
 class _Parts:
@@ -239,10 +284,6 @@ class _Parts:
         self._tokens += size
         self._write(row)
 
-    def remove(self) -> None:
-        for path in self.paths:
-            path.unlink(missing_ok=True)
-
     def __enter__(self) -> None:
         return None
 
@@ -259,8 +300,6 @@ class _Parts:
         self._files.close()
         self._rows = self._tokens = 0
         path = self._folder / f"{self._path.stem}.part{len(self.paths) + 1:03}{self._path.suffix}"
-        if path.exists():
-            raise OutputError(f"{path} exists: remove it, or name another folder")
         writer = self._files.enter_context(create(path, fields))
         self.paths.append(path)
         return writer.write

@@ -10,6 +10,9 @@
 Whatever the jobs do, there are never more calls at once than the group allows, and their sum never passes its budget.
 When it is used up, all jobs of the group stop, with what they have paid for in their journals. A job by itself, as
 `rlm.bulk.map_rows` makes it, is a group of one.
+
+Equal calls of jobs at once are each made, so that a limit or the end of one job is no failure of another. With
+`SchedulerSettings(cache="on")`, a call that equals a finished one is not made again.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import anyio.to_thread
 
 from rlm.bulk.checkpoint import read_job
 from rlm.bulk.finishing import ROWS_AHEAD, FinishedRow, RowStream, TellRow
-from rlm.bulk.formats import Row, Source, as_source
+from rlm.bulk.formats import FileSource, Row, Source, as_source
 from rlm.bulk.jobs import AskPacks, Job, run_job
 from rlm.clients.openai import AsyncOpenAIClient
 from rlm.errors import CallError, ConnectionFailed, InputError, JobStopped, SettingsError
@@ -58,16 +61,29 @@ NOT_OF_THE_JOB: Final = frozenset({"ask_packs", "budget", "confirm", "encoding",
 
 @dataclass(frozen=True, slots=True)
 class MappedRows:
-    """What came of a job: its report, and its rows where no output was named for them."""
+    """What came of a job: its report, and, to iterate over, its rows.
+
+    Where an output was named, they are read from it, each time anew, a few at a time; those of CSV are text.
+
+    Attributes:
+        report: how the job ended.
+        rows: the rows, where no output was named.
+    """
 
     report: Report
     rows: Sequence[Row] = ()
 
     def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
+        """The rows.
+
+        Raises:
+            InputError: the output cannot be read any more.
+        """
+        output = self.report.output
+        return iter(self.rows) if output is None else FileSource(output).rows()
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.rows) if self.report.output is None else self.report.rows
 
 
 class RetryOptions(TypedDict, total=False):

@@ -1,17 +1,23 @@
-"""What a job over rows tells: progress while it runs, an estimate after its pilot, a report at its end."""
+"""What a job over rows tells: progress while it runs, an estimate after its pilot, a report at its end.
+
+print(total([first.report, second.report]))     # several jobs as one
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from typing import TYPE_CHECKING, Any, Final
 
+from rlm.values import Usage
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from rlm.values import Usage
-
-__all__ = ["Estimate", "LabelCounts", "Progress", "Report"]
+__all__ = ["Estimate", "LabelCounts", "Progress", "Report", "number_of", "total"]
 
 MOST_LABELS: Final = 50
 
@@ -73,8 +79,8 @@ class Estimate:
         price = "at an unknown price" if self.usd is None else f"for about ${self.usd:,.4f}"
         spent = "" if self.pilot_usd is None else f" (${self.pilot_usd:,.4f})"
         return (
-            f"pilot: {self.pilot_rows:,} rows{spent}, {self.pilot_failed:,} failed; the other {self.rows_left:,} rows "
-            f"{price}, in about {self.seconds:,.0f} s"
+            f"pilot: {number_of(self.pilot_rows, 'row')}{spent}, {self.pilot_failed:,} failed; the other "
+            f"{number_of(self.rows_left, 'row')} {price}, in about {self.seconds:,.0f} s"
         )
 
 
@@ -150,10 +156,11 @@ class Report:
     def __str__(self) -> str:
         cost = "price unknown" if self.cost_usd is None else f"${self.cost_usd:,.4f}"
         lines = [
-            f"{self.rows:,} rows: {self.answered:,} answered, {self.failed:,} failed, {self.by_rule:,} without a model",
+            f"{number_of(self.rows, 'row')}: {self.answered:,} answered, {self.failed:,} failed, {self.by_rule:,} without a model",
             (
-                f"{self.usage.calls:,} calls, {self.usage.total_tokens:,} tokens, {cost}, {self.seconds:,.1f} s; "
-                f"{self.resumed:,} answers resumed, {self.stored:,} replies from the cache"
+                f"{number_of(self.usage.calls, 'call')}, {number_of(self.usage.total_tokens, 'token')}, {cost}, "
+                f"{self.seconds:,.1f} s; {number_of(self.resumed, 'answer')} resumed, "
+                f"{number_of(self.stored, 'reply', 'replies')} from the cache"
             ),
         ]
         if self.agreement is not None:
@@ -172,3 +179,47 @@ class Report:
         if self.dead_letters is not None:
             lines.append(f"failed rows: {self.dead_letters}; ask them again with --retry {self.dead_letters}")
         return "\n".join(lines)
+
+
+def number_of(count: int, one: str, many: str | None = None) -> str:
+    """A count with its word: `1 call`, `2,000 calls`."""
+    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
+
+
+def total(reports: Iterable[Report]) -> Report:
+    """Several reports as one.
+
+    Its `seconds` are those of all jobs together, more than passed where they ran at once. `labels` has the columns
+    that every job with answers has counts for, `agreement` is the mean by row, and files it names none.
+    """
+    each = tuple(reports)
+    failures = sum((Counter(one.failures) for one in each), Counter[str]())
+    costs = [one.cost_usd for one in each]
+    return Report(
+        rows=sum(one.rows for one in each),
+        answered=sum(one.answered for one in each),
+        by_rule=sum(one.by_rule for one in each),
+        failed=sum(one.failed for one in each),
+        failures=dict(failures.most_common()),
+        asked=sum(one.asked for one in each),
+        resumed=sum(one.resumed for one in each),
+        stored=sum(one.stored for one in each),
+        usage=reduce(add, (one.usage for one in each), Usage()),
+        cost_usd=None if None in costs else sum(filter(None, costs)),
+        seconds=sum(one.seconds for one in each),
+        labels=_labels_of_all([one.labels for one in each if one.answered]),
+        agreement=_mean([(one.agreement, one.answered - one.by_rule) for one in each]),
+    )
+
+
+def _labels_of_all(tables: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
+    """The sums of the columns that all have; in those that some lack, they had too many values to be counted."""
+    columns = [name for name in tables[0] if all(name in table for table in tables)] if tables else []
+    sums = {name: sum((Counter(table[name]) for table in tables), Counter[str]()) for name in columns}
+    return {name: dict(counts.most_common()) for name, counts in sums.items() if len(counts) <= MOST_LABELS}
+
+
+def _mean(weighted: Sequence[tuple[float | None, int]]) -> float | None:
+    known = [(value, weight) for value, weight in weighted if value is not None]
+    weights = sum(weight for _, weight in known)
+    return sum(value * weight for value, weight in known) / weights if weights else None

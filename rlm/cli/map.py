@@ -144,7 +144,8 @@ def command(context: click.Context, /, **values: Any) -> int:
     try:
         with lease() as portal:
             if options.cancel:
-                click.echo(f"{portal.call(_cancel, options)} batches cancelled")
+                number = portal.call(_cancel, options)
+                click.echo(f"{number} {'batch' if number == 1 else 'batches'} cancelled")
                 return 0
             report = portal.call(_run, options)
     except JobStopped as stop:

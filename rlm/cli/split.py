@@ -28,6 +28,7 @@ __all__ = ["command"]
 @schema_option
 @models_option
 @encoding_option
+@click.option("--overwrite", is_flag=True, help="Replace all parts of an earlier split.")
 def command(
     table: str,
     *,
@@ -38,6 +39,7 @@ def command(
     schema: str | None,
     models: tuple[str, ...],
     encoding: str,
+    overwrite: bool,
 ) -> int:
     """Cut a table into parts, each small enough, which together are the table. Prints their names.
 
@@ -65,6 +67,7 @@ def command(
         schema=schema_of_option(schema),
         model=(models or (DEFAULT_MODEL,))[0],
         encoding=encoding,
+        overwrite=overwrite,
     )
     for part in parts:
         click.echo(str(part))

@@ -88,6 +88,32 @@ def test_a_part_that_exists_is_not_overwritten(rows, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "in.part002.csv"]
 
 
+def test_parts_are_replaced_all_of_them_or_none(rows, tmp_path):
+    split_rows(rows, folder=tmp_path / "new" / "parts", max_rows=60)
+    other = tmp_path / "new" / "parts" / "in.part001.part001.csv"
+    other.write_text("not of this split")
+    with pytest.raises(InputError, match="alone has"):
+        split_rows(rows, folder=other.parent, max_tokens=35, prompt=PROMPT, overwrite=True)
+    assert [len(lines_of(path)) for path in sorted(other.parent.glob("in.part???.csv"))] == [61] * 5
+    made = split_rows(rows, folder=other.parent, max_rows=200, overwrite=True)
+    assert sorted(other.parent.iterdir()) == [made[0], other, made[1]]
+    assert [len(lines_of(path)) for path in made] == [201, 101]
+
+
+def test_tokens_may_be_counted_by_a_tokenizer_of_ones_own(rows, tmp_path):
+    by_letter = count_rows(rows, PROMPT, count_tokens=len)
+    assert by_letter.longest[0][1] == len('{"text": "' + "word " * 30 + '"}')
+    assert by_letter.input_tokens > count_rows(rows, PROMPT).input_tokens
+    free = split_rows(rows, folder=tmp_path / "free", max_tokens=300 * 11, count_tokens=lambda _text: 0)
+    assert len(free) == 1
+
+
+def test_one_of_a_thing_is_no_plural():
+    said = str(count_rows([{"text": "x"}], PROMPT, count_tokens=lambda _text: 1))
+    assert said.startswith("1 row, 1 token, ")
+    assert "\n1 call: " in said
+
+
 def test_a_split_needs_a_limit(rows):
     for limits in ({}, {"max_rows": 0}, {"max_tokens": -1}):
         with pytest.raises(SettingsError):
