@@ -27,6 +27,7 @@ __all__ = [
     "as_source",
     "create",
     "format_of",
+    "refuse_repeated",
     "require",
 ]
 
@@ -101,6 +102,8 @@ class FileSource:
             MissingExtra: the format needs a package that is not installed.
         """
         kind = format_of(self.path)
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(f"{self.path} is no file, and rows are read more than once: write them into one")
         try:
             match kind:
                 case "csv" | "tsv":
@@ -120,6 +123,10 @@ class FileSource:
                 f"{self.path} is not {self.encoding.removesuffix('-sig').upper()}: {error.reason} near byte "
                 f"{error.start:,}; name its encoding, such as latin-1 or cp1252"
             ) from error
+        except (LookupError, UnicodeError) as error:
+            raise InputError(
+                f"{self.path} cannot be read with the encoding {self.encoding!r}: {error}"
+            ) from error
 
 
 def as_source(rows: Any, *, encoding: str = "utf-8-sig") -> Source:
@@ -137,13 +144,19 @@ def as_source(rows: Any, *, encoding: str = "utf-8-sig") -> Source:
     if hasattr(rows, "to_dicts"):  # polars
         return ListSource(rows.to_dicts(), "the data frame")
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):  # pandas
-        _refuse_repeated([str(name) for name in rows.columns], "the data frame")
-        return ListSource(rows.to_dict("records"), "the data frame")
+        refuse_repeated([str(name) for name in rows.columns], "the data frame")
+        records = rows.to_dict("records")
+        return ListSource(
+            [{str(name): value for name, value in row.items()} for row in records], "the data frame"
+        )
     if isinstance(rows, Iterable):
         records = list(rows)
         for number, row in enumerate(records, 1):
             if not isinstance(row, Mapping):
                 raise InputError(f"row {number} is a {type(row).__name__}, and not a mapping of fields")
+            for name in row:
+                if not isinstance(name, str):
+                    raise InputError(f"row {number} has a field named {name!r}: the names of fields are text")
         return ListSource([dict(row) for row in records])
     raise InputError(
         f"rows come from a path, an iterable of mappings or a data frame, not {type(rows).__name__}"
@@ -161,6 +174,19 @@ def format_of(path: Path) -> str:
     except KeyError:
         known = ", ".join(FORMATS)
         raise InputError(f"{path}: its name does not say what it is; names end in {known}") from None
+
+
+def refuse_repeated(names: Iterable[str], where: str) -> None:
+    """Make sure that no two columns have one name.
+
+    Raises:
+        InputError: two of them have.
+    """
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise InputError(f"{where} has two columns named {name!r}: rename one of them")
+        seen.add(name)
 
 
 def require(path: Path) -> None:
@@ -183,18 +209,22 @@ def create(path: Path, fields: Sequence[str]) -> Iterator[Writer]:
         OutputError: it cannot be written.
         MissingExtra: its format needs a package that is not installed.
     """
+    kind = format_of(path)
+    path = path.resolve()  # a link goes on to be one
     partial = path.with_name(f".{path.name}.partial")
     try:
-        writer = _WRITERS[format_of(path)](partial, fields)
+        partial.touch()  # not every writer opens its file before it is closed, and then it is late to hear of it
         try:
-            yield writer
+            writer = _WRITERS[kind](partial, fields)
+            try:
+                yield writer
+            finally:
+                writer.close()
+            partial.replace(path)
         finally:
-            writer.close()
-        partial.replace(path)
+            partial.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 # Reading -------------------------------------------------------------------------------------------------------
@@ -209,7 +239,7 @@ def _csv_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Row]:
             header = next(lines, None)
             if not header:
                 raise InputError(f"{path} is empty: it has not even a line of column names")
-            _refuse_repeated(header, str(path))
+            refuse_repeated(header, str(path))
             width = len(header)
             for values in lines:
                 if len(values) != width:
@@ -222,12 +252,6 @@ def _csv_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Row]:
                 yield dict(zip(header, values, strict=True))
         except csv.Error as error:
             raise InputError(f"{path}, line {lines.line_num}: broken CSV: {error}") from error
-
-
-def _refuse_repeated(names: Sequence[str], where: str) -> None:
-    for index, name in enumerate(names):
-        if name in names[:index]:
-            raise InputError(f"{where} has two columns named {name!r}: rename one of them")
 
 
 def _jsonl_rows(path: Path, encoding: str) -> Iterator[Row]:
@@ -243,9 +267,10 @@ def _jsonl_rows(path: Path, encoding: str) -> Iterator[Row]:
 
 
 def _json_rows(path: Path, encoding: str) -> Iterator[Row]:
+    text = path.read_text(encoding=encoding)
     try:
-        rows = json.loads(path.read_text(encoding=encoding))
-    except (json.JSONDecodeError, RecursionError) as error:
+        rows = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: broken JSON: {error}") from error
     if not isinstance(rows, list):
         raise InputError(f"{path} holds no list of objects; one object a line is JSONL: name it so")

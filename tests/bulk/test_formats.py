@@ -1,6 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+from datetime import UTC, date, datetime
+from decimal import Decimal
 
 import pytest
 
@@ -123,3 +127,132 @@ def test_a_large_field_is_read(tmp_path):
 def test_lone_surrogates_are_written_out(tmp_path):
     write(tmp_path / "a.jsonl", [{"text": "\ud800", "n": 1}])
     assert json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8"))["n"] == 1
+
+
+def parquet_of(tmp_path, values):
+    """A column of these values, all but the last of which are 2,000 times the first."""
+    first, *later = values
+    write(tmp_path / "a.parquet", [{"x": value} for value in [first] * 2_000 + later], ("x",))
+    read = [row["x"] for row in as_source(tmp_path / "a.parquet").rows()]
+    assert len(read) == 2_000 + len(later)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.parquet"]
+    return [read[0], *read[2_000:]]
+
+
+@pytest.mark.parametrize(
+    ("values", "read"),
+    [
+        ([1, 2.5], [1.0, 2.5]),
+        ([2**60 + 1, 0.5], [str(2**60 + 1), "0.5"]),
+        ([0.5, 2**60 + 1], ["0.5", str(2**60 + 1)]),
+        ([1, "one"], ["1", "one"]),
+        ([1, True], ["1", "true"]),
+        ([1, 2**70], ["1", str(2**70)]),
+        ([Decimal("1.5"), Decimal("1234.25")], [Decimal("1.50"), Decimal("1234.25")]),
+        ([Decimal("1.1"), 0.5], ['"1.1"', "0.5"]),
+        (
+            [date(2020, 1, 1), datetime.fromisoformat("2020-01-01T05:00")],
+            ['"2020-01-01"', '"2020-01-01 05:00:00"'],
+        ),
+        ([[], ["a"]], [[], ["a"]]),
+        ([{"a": 1}, {"b": 2}], [{"a": 1, "b": None}, {"a": None, "b": 2}]),
+        ([{"a": 1}, {"a": 1.5}], [{"a": 1.0}, {"a": 1.5}]),
+        ([{"a": 1}, {"a": "x"}], ['{"a": 1}', '{"a": "x"}']),
+        ([1, None, 3], [1, None, 3]),
+        ([None, 3], [None, "3"]),
+    ],
+)
+def test_a_later_value_that_does_not_fit_a_parquet_column_widens_it_and_loses_nothing(tmp_path, values, read):
+    assert parquet_of(tmp_path, values) == read
+
+
+def test_dates_among_times_in_parquet_keep_the_times(tmp_path):
+    write(
+        tmp_path / "a.parquet",
+        [{"x": date(2020, 1, 1)}, {"x": datetime.fromisoformat("2020-01-01T05:00")}],
+        ("x",),
+    )
+    assert "05:00" in list(as_source(tmp_path / "a.parquet").rows())[1]["x"]
+
+
+def test_what_a_cell_of_excel_cannot_hold_is_written_as_text_or_refused_and_never_cut(tmp_path):
+    when = datetime(2020, 1, 1, tzinfo=UTC)
+    write(tmp_path / "a.xlsx", [{"text": when, "n": {1}}])
+    assert list(as_source(tmp_path / "a.xlsx").rows()) == [{"text": when.isoformat(), "n": '"{1}"'}]
+    with pytest.raises(OutputError, match="row 2: a text of 40,000 characters"):
+        write(tmp_path / "b.xlsx", [{"text": "a"}, {"text": "x" * 40_000}])
+    assert not (tmp_path / "b.xlsx").exists()
+
+
+def excel_of(path, lines):
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    for line in lines:
+        book.active.append(line)
+    book.save(path)
+    return as_source(path)
+
+
+def test_a_value_of_an_excel_column_without_a_name_is_not_lost(tmp_path):
+    assert list(excel_of(tmp_path / "a.xlsx", [["a", None], ["1", None]]).rows()) == [{"a": "1"}]
+    with pytest.raises(InputError, match="line 2: a value in column 2, which has no name"):
+        list(excel_of(tmp_path / "b.xlsx", [["a"], ["1", "lost"]]).rows())
+
+
+def test_an_excel_chart_holds_no_rows(tmp_path):
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    book.create_chartsheet()
+    book.active = 1
+    book.save(tmp_path / "a.xlsx")
+    with pytest.raises(InputError):
+        list(as_source(tmp_path / "a.xlsx").rows())
+
+
+@pytest.mark.parametrize("encoding", ["utf-99", "utf-16"])
+def test_an_encoding_that_cannot_be_is_an_error_that_names_it(tmp_path, encoding):
+    (tmp_path / "a.csv").write_text("a\n12\n")
+    with pytest.raises(InputError, match=encoding):
+        list(as_source(tmp_path / "a.csv", encoding=encoding).rows())
+
+
+def test_a_number_that_is_too_long_is_broken_json(tmp_path):
+    (tmp_path / "a.json").write_text('[{"a": ' + "1" * 5_000 + "}]")
+    with pytest.raises(InputError, match="broken JSON"):
+        list(as_source(tmp_path / "a.json").rows())
+
+
+def test_a_pipe_is_refused_since_rows_are_read_more_than_once(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(InputError, match="is no file"):
+        list(as_source(tmp_path / "a.csv").rows())
+
+
+def test_the_names_of_fields_are_text():
+    with pytest.raises(InputError, match="row 2 has a field named 1"):
+        as_source([{"a": 1}, {1: 1}])
+
+
+def test_ten_thousand_columns_are_read_at_once(tmp_path):
+    header = ",".join(f"column {number}" for number in range(10_000))
+    (tmp_path / "a.csv").write_text(f"{header}\n{header}\n")
+    began = time.perf_counter()
+    assert len(next(as_source(tmp_path / "a.csv").rows())) == 10_000
+    assert time.perf_counter() - began < 0.5
+
+
+def test_an_output_that_is_a_link_goes_on_to_be_one(tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "real").write_text("old")
+    (tmp_path / "a.csv").symlink_to(tmp_path / "data" / "real")
+    write(tmp_path / "a.csv", ROWS)
+    assert (tmp_path / "a.csv").is_symlink()
+    assert list(as_source(tmp_path / "a.csv").rows()) == ROWS
+
+
+@pytest.mark.parametrize("ending", [".csv", ".xlsx", ".parquet"])
+def test_an_output_that_cannot_be_written_is_told_before_its_first_row(tmp_path, ending):
+    with pytest.raises(OutputError, match="too long"), create(tmp_path / ("a" * 245 + ending), ("a",)):
+        pytest.fail("began to write")
