@@ -8,6 +8,7 @@ anew. Memory is about 150 bytes for each distinct row, however long the rows and
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final, Self
@@ -81,9 +82,10 @@ class Checkpoint:
             forget(path)
         self._journal = Journal.open(path, kind=KIND)
         try:
-            if not self._load(job):
+            latest = self._load(job)
+            if latest is None or not _are_equal(latest, job.options):
                 self._journal.append({"type": "job", "task": dict(job.task), "options": dict(job.options)})
-                self._holds_nothing = True
+            self._holds_nothing = latest is None
             if retry:
                 self._journal.append({"type": "retry"})
                 self._forget_failures()
@@ -113,8 +115,10 @@ class Checkpoint:
             usage = reply.usage
             record["u"] = [usage.calls, usage.input_tokens, usage.cached_tokens, usage.output_tokens]
             record["usd"] = reply.cost_usd
+        self._holds_nothing = (
+            False  # before there is an answer, so that an interruption in between costs none
+        )
         offset = self._journal.append(record)
-        self._holds_nothing = False
         for key, mapped in settled:
             self._answers[opinion].pop(key, None)
             (self._failures if mapped.failed else self._answers)[opinion][key] = offset
@@ -147,8 +151,8 @@ class Checkpoint:
 
     def note(self, record: Mapping[str, Any]) -> None:
         """Keep something that is no answer: what became of a batch."""
-        self._note(self._journal.append(record), record)
         self._holds_nothing = False
+        self._note(self._journal.append(record), record)
 
     def batches(self, opinion: int) -> Iterator[tuple[str, str | None, list[list[int]]]]:
         """Tag, number and packs of keys of the batches that were not collected yet."""
@@ -176,14 +180,14 @@ class Checkpoint:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _load(self, job: JobRecord) -> bool:
-        """Take in what the journal holds; whether it holds anything."""
-        begun = False
+    def _load(self, job: JobRecord) -> Mapping[str, Any] | None:
+        """Take in what the journal holds; gives the options of the last session, or None where it holds nothing."""
+        latest: Mapping[str, Any] | None = None
         for offset, record in read(self.path, kind=KIND):
             match record.get("type"):
                 case "job":
                     _check_same_task(self.path, record["task"], job.task)
-                    begun = True
+                    latest = record["options"]
                 case "answers":
                     self._take(offset, record)
                 case "retry":
@@ -191,7 +195,7 @@ class Checkpoint:
                 case _:
                     self._note(offset, record)
         self.resumed = sum(map(len, self._answers))
-        return begun
+        return latest
 
     def _note(self, offset: int, record: Mapping[str, Any]) -> None:
         match record.get("type"):
@@ -275,15 +279,18 @@ class Memory:
 
 
 def read_job(path: Path) -> JobRecord:
-    """What a journal says of its job.
+    """What a journal says of its job, as its last session did it.
 
     Raises:
         JournalError: it is none of a job over rows.
     """
+    latest = None
     for _, record in read(path, kind=KIND):
         if record.get("type") == "job":
-            return JobRecord(record["task"], record["options"])
-    raise JournalError(f"the journal {path} does not say what its job is")
+            latest = JobRecord(record["task"], record["options"])
+    if latest is None:
+        raise JournalError(f"the journal {path} does not say what its job is")
+    return latest
 
 
 def forget(path: Path) -> None:
@@ -308,6 +315,11 @@ def _require_nothing_in(path: Path) -> None:
         raise InputError(
             f"{path} holds answers of an earlier job: resume that one, or remove the file to begin anew"
         )
+
+
+def _are_equal(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    """Whether options from a journal are these, which JSON makes lists of tuples in."""
+    return json.dumps(there, sort_keys=True) == json.dumps(here, sort_keys=True)
 
 
 def _check_same_task(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -93,9 +93,12 @@ def _compiled(node: ast.expr) -> Rule:  # noqa: PLR0911, PLR0912 - one case for 
             return lambda row: row[name]
         case ast.Subscript(value=ast.Name(id="row"), slice=ast.Constant(value=str(name))):
             return lambda row: row[name]
-        case ast.List(elts=elements) | ast.Tuple(elts=elements) | ast.Set(elts=elements):
+        case ast.List(elts=elements) | ast.Set(elts=elements):
             items = [_compiled(element) for element in elements]
             return lambda row: [item(row) for item in items]
+        case ast.Tuple(elts=elements):
+            items = [_compiled(element) for element in elements]
+            return lambda row: tuple(item(row) for item in items)
         case ast.BoolOp(op=op, values=values):
             return _junction(isinstance(op, ast.And), [_compiled(value) for value in values])
         case ast.UnaryOp(op=ast.Not(), operand=operand):

@@ -94,6 +94,18 @@ class FileSource:
         """The file's name."""
         return str(self.path)
 
+    def stamp(self) -> tuple[int, int, int]:
+        """Something that is another when the file has changed.
+
+        Raises:
+            InputError: it is not there.
+        """
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read: {error.strerror or error}") from error
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
     def rows(self) -> Iterator[Row]:
         """The rows from the start.
 

@@ -306,11 +306,6 @@ class JobGroup:
         self, rows: Any, prompt: str, options: JobOptions, *, tell_row: TellRow | None = None
     ) -> MappedRows:
         job = _job(prompt, options)
-        if job.samples > 1 and self._settings.cache != "off":
-            raise SettingsError(
-                f"samples={job.samples} asks the same again, and cache={self._settings.cache!r} would answer it with "
-                "the first sample"
-            )
         source = as_source(rows, encoding=options.get("encoding", "utf-8-sig"))
         return await self._run(job, source, options, confirm=options.get("confirm"), tell_row=tell_row)
 
@@ -332,6 +327,11 @@ class JobGroup:
         if self._scheduler is None:
             raise RuntimeError(
                 "this group is not open: its jobs belong into `async with JobGroup(...) as jobs`"
+            )
+        if len(set(job.opinions)) < len(job.opinions) and self._settings.cache != "off":
+            raise SettingsError(
+                f"this job asks {job.models[0]} the same several times, and cache={self._settings.cache!r} would answer "
+                "it with the first sample"
             )
         tree = self._scheduler.tree(
             run_id="bulk", budget=_budget(options.get("budget")), models=job.models, within=self._ledger

@@ -41,7 +41,6 @@ from rlm.errors import (
     LimitReached,
     OutputError,
     QuotaExhausted,
-    RLMError,
     SettingsError,
     UnknownModel,
 )
@@ -222,13 +221,15 @@ async def run_job(
         knock: finds out whether there is anybody to ask, when all else is in order; its errors are raised.
 
     Raises:
-        InputError: rows, prompt, schema and output do not fit together; nothing was spent.
+        InputError: rows, prompt, schema and output do not fit together; nothing was spent. Or the input has changed
+            while the job ran; the answers are in the journal.
         OutputError: the output exists, or cannot be written; the answers are in the journal.
         JobStopped: a limit, or a failure that concerns every row; the answers so far are in the journal.
         JournalError: the journal cannot be used, or the disk is full.
     """
     run = _Run(job, source, tree, rule=rule, on_progress=on_progress, tell_row=tell_row)
     _check_output(job, source)
+    stamp = _stamp(source)
     survey = await anyio.to_thread.run_sync(run.survey)
     record = JobRecord(job.task(), _options(job, source))
     if knock is not None:
@@ -248,6 +249,11 @@ async def run_job(
         ) as writing:
             run.writing = writing
             await run.ask(survey, confirm, ask_packs or ask_at_once)
+            if _stamp(source) != stamp:
+                raise InputError(
+                    f"{source.name} has changed while the job ran, so its rows and answers may not belong together; "
+                    "the answers are kept: resume"
+                )
             await anyio.to_thread.run_sync(writing.finish)
             return run.report()
 
@@ -326,7 +332,7 @@ class _Run:
         self._counts = _Counts()
         self._keys: dict[int, int] = {}
         self._more_to_write = anyio.Event()
-        self._write_failure: OSError | RLMError | None = None
+        self._write_failure: Exception | None = None
         self._started = self._synced_at = anyio.current_time()
         self._started_at = time.monotonic()
         self._told_at = float("-inf")
@@ -483,7 +489,8 @@ class _Run:
             content = self._template.content(row)
             if self._skip_when is not None and self._skip_when(row):
                 return _Decided(Mapped())
-            if self._rule is not None and (answer := self._rule(row)) is not None:
+            answer = None if self._rule is None else _told_by(self._rule, row)
+            if answer is not None:
                 return _Decided(self._checked(answer))
         except InputError as error:
             return _Decided(Mapped(kind=InputError.__name__, reason=str(error)))
@@ -538,7 +545,7 @@ class _Run:
                 self._more_to_write = anyio.Event()
                 while self.writing.advance(ROWS_TO_WRITE):
                     await lowlevel.checkpoint()
-        except (OSError, RLMError) as error:  # for the caller of `ask`, who hears of it with the next answer
+        except Exception as error:  # noqa: BLE001 - for the caller of `ask`, who hears of it with the next answer
             self._write_failure = error
 
     async def _sync(self) -> None:
@@ -577,7 +584,9 @@ class _Run:
             return
         left = survey.rows - self._job.pilot
         cost_usd = self._tree.ledger.cost_usd
-        share = left * len(self._opinions) / counts.settled
+        # What a session before has asked would make the pilot look cheap.
+        asked_of = counts.settled / len(self._opinions) if self.checkpoint.resumed else self._job.pilot
+        share = left / asked_of
         estimate = Estimate(
             pilot_rows=self._job.pilot,
             pilot_failed=counts.failed,
@@ -684,6 +693,18 @@ class _Run:
         )
 
 
+def _told_by(rule: Callable[[Row], Any], row: Row) -> Any:
+    """What a rule says of a row, which it may do with what it likes.
+
+    Raises:
+        InputError: it fails; a single odd row of a million is then the only one without an answer.
+    """
+    try:
+        return rule(dict(row))
+    except Exception as error:  # somebody else's function
+        raise InputError(f"the rule fails for the row: {type(error).__name__}: {error}") from error
+
+
 def _take(rows: Iterator[Row]) -> list[Row]:
     return list(islice(rows, ROWS_AT_ONCE))
 
@@ -694,18 +715,24 @@ NEVER_ASKED: Final = Mapped(
 )
 
 
+def _stamp(source: Source) -> tuple[int, int, int] | None:
+    """Something that is another when the rows have changed, where they are in a file."""
+    return source.stamp() if isinstance(source, FileSource) else None
+
+
 def _check_output(job: Job, source: Source) -> None:
     """Make sure, before anything is spent, that the output can be written.
 
     Raises:
-        OutputError: it exists, is the input, or its folder does not exist.
+        OutputError: it exists, is a folder, is or would replace the input, or its folder does not exist.
     """
+    _check_distinct(job, source)
     if job.output is None:
         return
     output = Path(job.output)
     require(output)
-    if isinstance(source, FileSource) and output.resolve() == source.path.resolve():
-        raise OutputError(f"{output} is the input: name another file for the output")
+    if output.is_dir():
+        raise OutputError(f"{output} is a folder: name a file for the output")
     if not output.absolute().parent.is_dir():
         raise OutputError(f"{output} cannot be written: there is no folder {output.absolute().parent}")
     if output.exists() and not (job.overwrite or job.resume or job.retry):
@@ -714,11 +741,31 @@ def _check_output(job: Job, source: Source) -> None:
         )
 
 
+def _check_distinct(job: Job, source: Source) -> None:
+    """Make sure that no file of the job takes the place of another.
+
+    Raises:
+        OutputError: two of them are one.
+    """
+    output = None if job.output is None else Path(job.output)
+    named = {"output": output, "checkpoint": job.journal, "file of failed rows": job.dead_letters}
+    taken: dict[Path, str] = {}
+    if isinstance(source, FileSource):
+        taken[source.path.resolve()] = "input"
+    for what, path in named.items():
+        if path is None:
+            continue
+        if (other := taken.setdefault(path.resolve(), what)) != what:
+            raise OutputError(
+                f"{path} is the {other}, and would be the {what}, too: name another file for the output"
+            )
+
+
 def _options(job: Job, source: Source) -> dict[str, Any]:
     """What a later session needs to do the job again."""
     options = asdict(job)
     for name in ("schema", "overwrite", "resume", "retry"):
         del options[name]
     if isinstance(source, FileSource):
-        options |= {"input": str(source.path), "encoding": source.encoding}
+        options |= {"input": str(source.path.absolute()), "encoding": source.encoding}
     return options

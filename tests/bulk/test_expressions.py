@@ -27,6 +27,9 @@ ROW = {"text": "Hello", "n": 3, "price": "2.5", "odd name": "x", "none": None, "
         ("'yes' if n else 'no'", "yes"),
         ("-n % 2", 1),
         ("'a' in tags", True),
+        ("tags == ['a']", True),
+        ("text.startswith(('X', 'H'))", True),
+        ("n in (1, 2)", False),
     ],
 )
 def test_a_rule_is_evaluated_for_a_row(text, value):
