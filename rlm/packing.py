@@ -211,7 +211,7 @@ def canonical(content: Any) -> str:
     try:
         return _CANONICAL.encode(content)
     except (TypeError, ValueError, RecursionError):
-        return repr(content)
+        return _written(content)
 
 
 def content_chars(content: Any) -> int:
@@ -220,7 +220,7 @@ def content_chars(content: Any) -> int:
         return len(content)
     if isinstance(content, dict):
         return sum(
-            len(str(name)) + 6 + (len(value) if isinstance(value, str) else len(_compact(value)))
+            len(_text(name)) + 6 + (len(value) if isinstance(value, str) else len(_compact(value)))
             for name, value in content.items()
         )
     return len(_compact(content))
@@ -345,7 +345,27 @@ def _compact(value: Any) -> str:
     try:
         return _COMPACT.encode(value)
     except (TypeError, ValueError, RecursionError):  # keys that are no text, values that hold themselves
-        return json.dumps(repr(value), ensure_ascii=False)
+        return json.dumps(_written(value), ensure_ascii=False)
+
+
+def _written(value: Any) -> str:
+    """As `repr`; but ints of more digits than Python writes out, which another's cell may hold, are in hexadecimal."""
+    try:
+        return repr(value)
+    except ValueError:
+        return repr(_in_hexadecimal(value))
+
+
+def _in_hexadecimal(value: Any) -> Any:
+    match value:
+        case int():
+            return hex(value)
+        case list() | tuple() | set() | frozenset():
+            return type(value).__name__, [_in_hexadecimal(item) for item in value]
+        case dict():
+            return [(_in_hexadecimal(key), _in_hexadecimal(item)) for key, item in value.items()]
+        case _:
+            return value
 
 
 def _object(properties: dict[str, Any]) -> dict[str, Any]:

@@ -81,8 +81,8 @@ class HostCalls:
     """Serves the host calls of one cell of a run at `depth`; `await calls(host_call)` gives the value for the cell.
 
     A limit of the tree does not kill the cell: its call fails, as do all that follow, so that the cell can give
-    what it has, and `reached` says which limit it was. `misconfigured` is the error of a sub-model that no call can
-    reach: its name, the key or the account is wrong, which is the user's to mend.
+    what it has, and `reached` says which limit it was. `misconfigured` is the error of a model of the settings that no
+    call can reach: its name, the key or the account is wrong, which is the user's to mend.
     """
 
     settings: RunSettings
@@ -116,6 +116,10 @@ class HostCalls:
                 self.outcomes.note_failure(error)
                 self._judge(error)
                 raise
+            except HostCallRefused as refusal:
+                if host_call.name == "rlm_query":  # it counts, as in a slot of `rlm_batch`
+                    self.outcomes.note_failure(refusal)
+                raise
         raise HostCallRefused(f"{self.reached}; give the answer with what there is")
 
     def _note(self, host_call: HostCall, value: Any) -> None:
@@ -125,7 +129,7 @@ class HostCalls:
             self.outcomes.note_answer()
 
     def _judge(self, error: RLMError) -> None:
-        if isinstance(error, UNREACHABLE) and error.model in ("", self.settings.recursive_model):
+        if isinstance(error, UNREACHABLE) and error.model in ("", *self.settings.models):
             self.misconfigured = error
 
     def _failed(self, error: RLMError) -> dict[str, str]:

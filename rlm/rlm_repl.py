@@ -138,7 +138,9 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         on_event: Emit | None = None,
         journal: str | os.PathLike[str] | None = None,
     ) -> None:
+        child_models = _names("child_models", child_models)
         _require_no_key(model=model, recursive_model=recursive_model)
+        _require_no_key(**{f"child_models[{index}]": name for index, name in enumerate(child_models)})
         if client == "offline":
             client = OfflineClient()
         if base_url is not None and recursive_model == _DEFAULTS.recursive_model and model != _DEFAULTS.model:
@@ -152,7 +154,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             timeout_s=timeout_s,
             on_limit=on_limit,
             max_children=max_children,
-            child_models=() if only_model else _names("child_models", child_models),
+            child_models=() if only_model else child_models,
             child_iterations=child_iterations,
             child_timeout_s=child_timeout_s,
             sub_context_chars=sub_context_chars,
@@ -388,7 +390,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
                 run_id=run_id,
                 budget=self.budget,
                 emit=telling,
-                models=self._models,
+                models=self.settings.models,
                 stream=bool(self._listeners) or listener is not ignore,
             )
             try:
@@ -407,14 +409,10 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
     def _require_prices(self) -> None:
         if self.budget is None or self.budget.dollars is None:
             return
-        for model in self._models:
+        for model in self.settings.models:
             if self._price(model, Usage(calls=1)) is None:
                 by_hand = f"prices={{{model!r}: Price(input=..., output=...)}}"
                 raise SettingsError(missing_price(model, by_hand=by_hand))
-
-    @property
-    def _models(self) -> tuple[str, str]:
-        return self.settings.model, self.settings.recursive_model
 
     def _emit(self, event: Event) -> list[str]:
         """Tell the listeners; those that raise are told no more. What is to be said of them."""

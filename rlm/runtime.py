@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from rlm.settings import RunSettings
 
 __all__ = ["OpenGuest", "Run", "new_run_id"]
+
+T = TypeVar("T")
 
 OpenGuest: TypeAlias = Callable[[Shelved | None], Awaitable["Session"]]
 """Opens a fresh guest with the limits of the run's settings, for a context that lies on a shelf or None."""
@@ -136,10 +138,11 @@ class Run:
         started = time.monotonic()
         self._tell_start(question, conversation)
         reached: LimitReached | None = None
+        run = self._with_deadline()
         try:
-            conclusion = await conclude(self._with_deadline())
+            conclusion = await conclude(run)
         except LimitReached as limit:
-            if self.depth and not self._is_own(limit):
+            if self.depth and not self._is_alone(limit, run.deadline):
                 self._tell_failure(limit)
                 raise  # it is a limit of the whole tree, and the root's to report
             reached = limit
@@ -151,7 +154,7 @@ class Run:
             self.emit(Warned(**self._here(), message=failed))
         answer = self._answer(conclusion, time.monotonic() - started)
         self.emit(AnswerGiven(**self._here(), answer=answer))
-        if reached is not None and self.settings.on_limit == "raise":
+        if reached is not None and self.settings.on_limit == "raise" and not self.depth:
             reached.partial = answer
             raise reached
         return answer
@@ -159,9 +162,10 @@ class Run:
     async def _on_own_guest(
         self, question: str, conversation: Conversation, context: Any, run: Run
     ) -> Conclusion:
-        guest = await self.open_guest(context if isinstance(context, Shelved) else None)
+        piece = context if isinstance(context, Shelved) else None
+        guest = await _in_time(run.deadline, self.open_guest(piece))
         try:
-            await guest.load(context)
+            await _in_time(run.deadline, guest.load(context))
             return await _converse(question, conversation, guest, "", run)
         finally:
             with anyio.CancelScope(shield=True):
@@ -194,9 +198,7 @@ class Run:
         call = Call(
             model=self.settings.model, messages=messages, role="root", run_id=self.run_id, depth=self.depth
         )
-        with anyio.CancelScope(deadline=self.deadline.at):
-            return await self.tree.complete(call)
-        raise self.deadline.exceeded()
+        return await _in_time(self.deadline, self.tree.complete(call))
 
     def _host_calls(self) -> HostCalls:
         return HostCalls(
@@ -230,9 +232,9 @@ class Run:
         seconds = settings.child_timeout_s if self.depth else settings.timeout_s
         return replace(self, deadline=self.deadline.within(seconds))
 
-    def _is_own(self, limit: LimitReached) -> bool:
-        """Whether it is this run's own wall clock that ran out, and not that of a run above it."""
-        return isinstance(limit, DeadlineExceeded) and anyio.current_time() < self.deadline.at
+    def _is_alone(self, limit: LimitReached, own: Deadline) -> bool:
+        """Whether it is this run's own wall clock that ran out, and neither the tree's nor that of a run above it."""
+        return isinstance(limit, DeadlineExceeded) and own.at <= anyio.current_time() < self.deadline.at
 
     def _tell_start(self, question: str, conversation: Conversation) -> None:
         budget = self.tree.ledger.budget
@@ -277,6 +279,13 @@ class Run:
 
     def _here(self) -> dict[str, Any]:
         return {"run_id": self.run_id, "depth": self.depth, "at": time.time()}
+
+
+async def _in_time(deadline: Deadline, work: Awaitable[T]) -> T:
+    """What comes of some work; raises `DeadlineExceeded` where it does not come in time."""
+    with anyio.CancelScope(deadline=deadline.at):
+        return await work
+    raise deadline.exceeded()
 
 
 async def _converse(

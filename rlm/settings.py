@@ -196,8 +196,17 @@ class RunSettings:
             raise SettingsError(f"on_limit={self.on_limit!r}: must be 'partial' or 'raise'")
         for name in ("model", "recursive_model"):
             _require_model(name, getattr(self, name))
+        models: object = self.child_models  # whatever the annotation says
+        if not isinstance(models, tuple):
+            raise SettingsError(f"child_models={models!r}: must be a tuple, such as ('gpt-5-nano',)")
         for index, model in enumerate(self.child_models):
             _require_model(f"child_models[{index}]", model)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Every model that these settings name and a run may ask, each once."""
+        of_children = self.child_models[: self.max_depth - 1]
+        return tuple(dict.fromkeys((self.model, self.recursive_model, *of_children)))
 
     def for_child(self, depth: int, model: str | None = None) -> RunSettings:
         """The settings of a child run at this depth, with the root model that its parent's cell named, if any."""

@@ -306,6 +306,23 @@ def test_a_key_in_the_place_of_a_model_is_refused_and_not_shown(name):
     assert "abcdefgh" not in repr(caught.value)
 
 
+def test_a_key_among_the_models_of_child_runs_is_refused_and_not_shown():
+    with pytest.raises(SettingsError, match=r"child_models\[1\].*API key") as caught:
+        RLM_REPL(child_models=["gpt-5", "sk-proj-abcdefghijklmnop"], client=ScriptedClient(str))
+    assert "abcdefgh" not in repr(caught.value)
+
+
+def test_a_budget_in_dollars_needs_the_prices_of_the_models_of_child_runs_that_there_can_be():
+    options = {"client": ScriptedClient(root=["FINAL(1)"]), "budget": Budget(dollars=1.0)}
+    with RLM_REPL("gpt-5", max_depth=1, child_models=["nobody-knows-it"], **options) as rlm:
+        assert rlm.completion("x", "q") == "1"
+    with (
+        RLM_REPL("gpt-5", max_depth=2, child_models=["nobody-knows-it"], **options) as rlm,
+        pytest.raises(SettingsError, match="nobody-knows-it"),
+    ):
+        rlm.completion("x", "q")
+
+
 def test_a_stream_yields_events_as_they_happen():
     slow = cell("print('one')\nimport time\ntime.sleep(0.5)\nFINAL('two')")
     with scripted(slow) as rlm:

@@ -170,6 +170,39 @@ def test_the_wall_clock_of_the_whole_ends_child_runs_that_have_a_longer_one():
     assert (answer, answer.status) == ("so far", "timeout")
 
 
+async def never(call):
+    import anyio
+
+    await anyio.sleep(60)
+
+
+def test_the_wall_clock_of_a_child_run_is_no_limit_of_the_root_run_that_raises():
+    parent = cell("FINAL([slot or slot.error for slot in rlm_batch([('q', 'slow'), ('q', 'quick')])])")
+    child = cell("FINAL(llm_query('a') if context == 'slow' else context)")
+    answer = complete(
+        root=by_depth(parent, child), sub=never, max_depth=2, child_timeout_s=1.0, on_limit="raise"
+    )
+    assert answer.status == "ok"
+    assert "longer than 1 s" in answer.value[0]
+    assert answer.value[1] == "quick"
+
+
+def test_the_wall_time_of_a_budget_that_runs_out_in_a_child_run_is_the_limit_of_the_whole():
+    parent = cell("found = []\nanswer['content'] = 'so far'\nfound = rlm_batch(['q'])\nFINAL('done')")
+    answer = complete(
+        root=by_depth(parent, cell("llm_query('a')")), sub=never, max_depth=2, budget=Budget(seconds=1.0)
+    )
+    assert (answer, answer.status) == ("so far", "timeout")
+
+
+def test_the_wall_clock_of_a_child_run_runs_while_its_guest_takes_the_context():
+    parent = cell("FINAL([slot.error for slot in rlm_batch([('q', [None] * 1_900_000)])])")
+    started = time.monotonic()
+    answer = complete(root=by_depth(parent, cell("1")), max_depth=2, child_timeout_s=0.05)
+    assert "longer than 0.05 s" in answer.value[0]
+    assert time.monotonic() - started < 30
+
+
 # --- Answers ----------------------------------------------------------------------------------------------------
 
 
@@ -268,12 +301,52 @@ def test_prompts_that_failed_in_a_child_run_are_told_once_and_by_the_root():
     assert (answer, answer.warnings) == ("C", ("1 of 3 prompts to sub-models failed: Refused (1)",))
 
 
+def test_a_child_run_that_does_not_finish_is_told_by_either_way_to_start_it():
+    parent = cell("try: rlm_query('q')\nexcept LLMError: rlm_batch(['q', 'q'])\nFINAL('done')")
+    answer = complete(root=by_depth(parent, cell("pass")), max_depth=2, child_iterations=1)
+    assert "3 of 3 prompts to sub-models failed: HostCallRefused (3)" in answer.warnings[0]
+
+
 def test_a_value_that_looks_like_a_failed_slot_is_a_value():
     def value(call):
         return '{"error": "none", "kind": "fine"}'
 
     answer = complete(cell("FINAL(llm_query('x', schema='error: str, kind: str')['kind'])"), sub=value)
     assert (answer, answer.warnings) == ("fine", ())
+
+
+@pytest.mark.parametrize("names", [("typo",), ("right", "typo")])
+def test_a_model_of_child_runs_that_does_not_exist_fails_the_run_instead_of_its_answer(names):
+    swallow = cell("try: FINAL(rlm_query('q', 'c'))\nexcept LLMError: FINAL('nothing found')")
+
+    def root(call):
+        return UnknownModel("there is no such model", model="typo") if call.model == "typo" else swallow
+
+    with pytest.raises(UnknownModel):
+        complete(root=root, max_depth=3, child_models=names)
+
+
+def test_a_model_that_a_cell_named_for_a_child_run_and_nobody_knows_fails_that_child_alone():
+    def root(call):
+        if call.model == "invented":
+            return UnknownModel("there is no such model", model="invented")
+        return cell("try: rlm_query('q', 'c', model='invented')\nexcept LLMError: FINAL('without')")
+
+    assert complete(root=root, max_depth=2, child_models=["right"]) == "without"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "rlm_query('q', {10**5000: 1})",
+        "rlm_query('q', {10**5000: 'x' * 100_000})",
+        "rlm_query('q', {(1, 10**5000): 1})",
+        "llm_map([[10**5000], {10**5000: 1}, {'a': (10**5000,)}], 'Label.')",
+    ],
+)
+def test_an_int_that_is_too_long_to_write_out_is_no_end_of_a_run(call):
+    answer = complete(root=by_depth(cell(f"{call}\nFINAL('went on')"), cell("FINAL(1)")), max_depth=2)
+    assert (answer, answer.status) == ("went on", "ok")
 
 
 def test_a_sub_model_that_does_not_exist_fails_the_run_instead_of_its_answer():

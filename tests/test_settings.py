@@ -75,6 +75,20 @@ def test_the_models_of_child_runs_are_names(models):
         RunSettings(child_models=models)
 
 
+def test_one_name_is_not_the_models_of_child_runs():
+    with pytest.raises(SettingsError, match="child_models='gpt-5'"):
+        RunSettings(child_models="gpt-5")
+
+
+@pytest.mark.parametrize(
+    ("depth", "models"),
+    [(1, ("a", "b")), (2, ("a", "b", "c")), (3, ("a", "b", "c", "d")), (9, ("a", "b", "c", "d"))],
+)
+def test_the_models_of_a_run_are_those_it_may_ask_each_once(depth, models):
+    settings = RunSettings(model="a", recursive_model="b", child_models=("c", "d"), max_depth=depth)
+    assert settings.models == models
+
+
 def test_the_settings_of_a_child_run_are_those_of_its_depth():
     settings = RunSettings(
         model="big", child_models=("middle", "small"), max_iterations=9, child_iterations=4

@@ -108,7 +108,7 @@ def sketch(context: Any, plain: Callable[[Any], Any] = lambda value: value) -> S
     if isinstance(context, (bytes, bytearray)):
         return Sketch("bytes", kind, len(context))
     if isinstance(context, Mapping):
-        keys = [repr(plain(key)) for key, _ in zip(context, range(SHOWN_KEYS), strict=False)]
+        keys = [_written(plain(key)) for key, _ in zip(context, range(SHOWN_KEYS), strict=False)]
         return Sketch(
             "dict", "dict", len(context), keys=tuple(map(_ends, keys)), texts=_texts(context.values())
         )
@@ -124,6 +124,14 @@ def sketch(context: Any, plain: Callable[[Any], Any] = lambda value: value) -> S
             is_messages=_are_messages(context),
         )
     return None
+
+
+def _written(key: Any) -> str:
+    """As `repr`; an int of more digits than Python writes out, or what holds one, is named by its type."""
+    try:
+        return repr(key)
+    except ValueError:
+        return f"<{type(key).__name__} that cannot be written out>"
 
 
 def _ends(text: str) -> tuple[str, int]:
