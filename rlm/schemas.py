@@ -8,8 +8,9 @@
     schema_of("score: float").check({"score": "high"})   →   'score: must be a number, not "high"'
 
 The short form knows `str`, `int`, `float`, `bool`, `null`, `list[...]`, `{name: type, ...}`, literals such as `'a'`
-or `3`, and `|` between them; `name?` is a property that may be null. Of JSON Schema it takes what providers take
-for structured output (`KEYWORDS`); anything else is a `SchemaError`, because a rule that nobody checks is no rule.
+or `3`, and `|` between them; `name?` is a property that may be null. In a literal, a backslash before a quote or
+another backslash makes it a part of the text. Of JSON Schema it takes what providers take for structured output (`KEYWORDS`); anything
+else is a `SchemaError`, because a rule that nobody checks is no rule.
 """
 
 from __future__ import annotations
@@ -232,8 +233,9 @@ _KEYWORD_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
 # From the short form -------------------------------------------------------------------------------------------
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<text>'[^']*'|\"[^\"]*\")|(?P<number>-?\d+(?:\.\d+)?)|(?P<name>[^\W\d]\w*)|(?P<mark>[:,|\[\]{}?])|(?P<end>$))"
+    r"\s*(?:(?P<text>'(?:[^'\\]|\\(?s:.))*'|\"(?:[^\"\\]|\\(?s:.))*\")|(?P<number>-?\d+(?:\.\d+)?)|(?P<name>[^\W\d]\w*)|(?P<mark>[:,|\[\]{}?])|(?P<end>$))"
 )
+_ESCAPE = re.compile(r"\\(['\"\\])")
 _NAMED = {
     "str": "string",
     "string": "string",
@@ -361,7 +363,7 @@ class _ShortForm:
         self._position = found.end()
         self._kind = str(found.lastgroup)
         token = found[self._kind]
-        self._token = token[1:-1] if self._kind == "text" else token
+        self._token = _ESCAPE.sub(r"\1", token[1:-1]) if self._kind == "text" else token
 
     def _unexpected(self, expected: str) -> SchemaError:
         found = f"{self._token!r}" if self._kind != "end" else "its end"

@@ -52,6 +52,8 @@ def test_the_short_form_is_a_closed_object_with_every_property_required():
         ("list[list[int]]", {"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}),
         ("'a'|int", {"anyOf": [{"type": "string", "enum": ["a"]}, {"type": "integer"}]}),
         ("true", {"type": "boolean", "enum": [True]}),
+        (r"""'both \' and "' | "a \"b\"" """, {"type": "string", "enum": ["both ' and \"", 'a "b"']}),
+        (r"'C:\dir\\' | '\\\''", {"type": "string", "enum": ["C:\\dir\\", "\\'"]}),
     ],
 )
 def test_a_single_type_is_a_schema_too(short, json_schema):

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,7 +141,7 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
         nonlocal stopped_calls
         stopped_calls += isinstance(event, CallFailed) and event.kind == "Cancelled"
         if display is not None:
-            display(event)
+            display(_without_last_words(event))
         if also is not None:
             also(event)
 
@@ -180,6 +180,13 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
             if display is not None:
                 display.close()
             rlm.close()
+
+
+def _without_last_words(event: Event) -> Event:
+    """What ended a run is told by the command, with its exit code; a display that told it, too, would repeat it."""
+    from rlm.events import RunFailed
+
+    return replace(event, error="") if isinstance(event, RunFailed) and not event.depth else event
 
 
 def _prices(options: RunOptions, choice: Choice) -> dict[str, Price]:

@@ -129,7 +129,8 @@ class PlainLines:
             case RunFailed(kind="Cancelled"):
                 yield f"{child}stopped"
             case RunFailed():
-                yield f"{child}failed: {one_line(event.error, SHOWN_CHARS)}"
+                why = f": {one_line(event.error, SHOWN_CHARS)}" if event.error else ""
+                yield f"{child}failed{why}"
             case Warned():
                 yield f"warning: {one_line(event.message, SHOWN_CHARS)}"
             case _:

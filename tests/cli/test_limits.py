@@ -8,7 +8,7 @@ import sys
 import pytest
 from cli.test_commands import clean_environment, complaint, rlm
 from click.testing import CliRunner
-from openai_server import OpenAIServer, reply
+from openai_server import OpenAIServer, Response, reply
 
 from rlm.cli import command
 
@@ -49,6 +49,17 @@ def test_progress_in_a_pipe_is_a_few_plain_lines(ask, server):
     assert "turn 1: cell 1 ok, 10 calls for 100 prompts, printed 'ok'" in lines[2]
     assert "answered: 2 turns, 12 calls" in lines[3]
     assert any(body.get("stream") for body in server.bodies), "the root model's reply came as a stream"
+
+
+def test_what_ended_a_run_is_told_once(tmp_path):
+    (tmp_path / "a.txt").write_text("A fee of three rents.")
+    with OpenAIServer(lambda _request: Response(401, {"error": {"message": "no such key"}})) as refusing:
+        common = ("-m", "made-up", "--base-url", refusing.base_url)
+        done = rlm("ask", "a.txt", "-q", "What fee?", *common, folder=tmp_path)
+    assert done.returncode == 5
+    lines = done.stderr.decode().splitlines()
+    assert lines[-2].endswith("s] failed")
+    assert [line.startswith("rlm: ") for line in lines if "no such key" in line] == [True]
 
 
 def test_json_has_the_costs_by_model_and_depth(ask, server):
