@@ -500,7 +500,7 @@ class _CellRun:
         if kind == wire.OUTPUT and number in self._output:
             self._output[number].take(payload)
         elif kind == wire.PLACES and self._told is None and self._guest.shelf is not None:
-            self._told = number, _places(payload)
+            self._told = number, await _off_the_loop(_places, payload)
         elif kind == wire.CALL and number not in self._calls:
             places = self._places_of(number)
             self._calls[number] = len(payload)

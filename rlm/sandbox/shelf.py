@@ -65,11 +65,14 @@ class Shelf:
         """A descriptor to read with, open for as long as it is used, whatever becomes of the guest.
 
         Raises:
-            HostCallRefused: the guest is gone.
+            HostCallRefused: the guest is gone, or this process has too many descriptors.
         """
         if self._reading < 0:
             raise HostCallRefused("the context is gone with the guest that it lay in")
-        descriptor = fcntl.fcntl(self._reading, fcntl.F_DUPFD_CLOEXEC, 3)
+        try:
+            descriptor = fcntl.fcntl(self._reading, fcntl.F_DUPFD_CLOEXEC, 3)
+        except OSError as error:
+            raise HostCallRefused(f"the context cannot be read: {error}") from None
         try:
             yield descriptor
         finally:

@@ -425,6 +425,65 @@ async def test_no_cell_has_the_shelf_in_its_hands(parent):
         assert not any(is_file for _, is_file in numbers)
 
 
+async def test_a_shelf_that_a_guest_cannot_use_is_in_no_cells_hands():
+    """Its room is less than its trial takes, so contexts go with their calls."""
+    session = await open_session(SandboxSettings(memory_bytes=ALIGNMENT))
+    code = "import os\nfound = []\nfor n in range(3, 4096):\n  try: os.fstat(n); found.append(n)\n  except OSError: pass\nfound"
+    result = await session.run(code, serve=nobody)
+    await session.aclose()
+    assert len(eval(result.stdout)) == 2, result
+
+
+async def test_a_text_that_takes_more_memory_than_a_guest_may_have_is_refused():
+    """One character in each piece of it makes all of them take four bytes, which its sender never had to hold."""
+    settings = SandboxSettings(cell_timeout_s=20.0, memory_bytes=64 * MB, highest_tier="process")
+    parent = await open_session(settings)
+    heard = []
+
+    async def serve(call):
+        child = await open_session(settings, piece=call.arguments["context"])
+        try:
+            with pytest.raises(ContextError, match="more memory than a guest may have"):
+                await child.load(call.arguments["context"])
+            heard.append((await child.run("context", serve=nobody)).outcome)
+            await child.load("x")
+            heard.append((await child.run("context", serve=nobody)).stdout)
+        finally:
+            await child.aclose()
+
+    code = (
+        f"{SPEAK}\npiece = ('x' * 250_000 + '😀').encode()\npiece = struct.pack('>I', len(piece)) + piece\n"
+        "F(SHELVE, 1, 9, b'S')\nfor _ in range(250): F(SHELVE, 1, 9, piece)\nF(SHELVE, 0, 9, bytes(4))\n"
+        "F(CALL, 0, 9, ASK(0))\nos.read(channel, 1000)"
+    )
+    assert (await parent.run(code, serve=serve, keep_shelved=True)).outcome == "ok"
+    await parent.aclose()
+    assert heard == ["ok", "'x'\n"]
+
+
+@pytest.mark.parametrize(
+    "call", ["rlm_query('q', t)", "rlm_batch([('q', t), ('r', t + '1')])", "llm_query(t)"]
+)
+async def test_a_timer_that_goes_off_while_a_call_is_on_its_way_costs_that_call_alone(parent, call):
+    async def serve(call):
+        return [{"value": "v"}] * 2 if call.name == "rlm_batch" else "v" * 300_000
+
+    code = (
+        "import random, signal\nclass Late(Exception): pass\ndef ring(*_): raise Late\n"
+        "signal.signal(signal.SIGALRM, ring)\nt, rung = 'x' * 5_000_000, 0\n"
+        "for _ in range(20):\n"
+        "    try:\n"
+        "        try:\n"
+        "            signal.setitimer(signal.ITIMER_REAL, 0.001 + random.random() / 100)\n"
+        f"            while True: {call}\n"
+        "        finally: signal.setitimer(signal.ITIMER_REAL, 0)\n"
+        "    except Late: rung += 1\n"
+        "print(rung, llm_query('?') == 'v' * 300_000)"
+    )
+    result = await parent.run(code, serve=serve, keep_shelved=True)
+    assert (result.outcome, result.stdout) == ("ok", "20 True\n"), result
+
+
 @pytest.mark.parametrize("end", ["cancelled", "killed", "timed out"])
 async def test_a_cell_that_ends_in_the_middle_leaves_an_empty_shelf(end):
     seconds = 2.0 if end == "timed out" else 30.0
@@ -710,6 +769,17 @@ def test_pieces_given_back_free_their_memory_and_leave_the_others(memory):
 def test_the_host_can_only_read(memory):
     with memory.opened() as descriptor, pytest.raises(OSError, match=r"Bad file descriptor"):
         os.write(descriptor, b"x")
+
+
+def test_a_host_that_has_too_many_descriptors_refuses_to_read(memory):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(HostCallRefused, match="cannot be read"), memory.opened():
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_a_shelf_is_not_used_where_its_room_is_less_than_its_trial(memory):

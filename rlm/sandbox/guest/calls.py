@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import signal
 import sys
 import threading
 
@@ -18,7 +19,7 @@ from . import sketch as sketches
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any, NoReturn, Self, TypeAlias
 
     Arguments: TypeAlias = dict[str, Any]
@@ -29,6 +30,9 @@ _read = os.read
 _write = os.write
 _getpid = os.getpid
 _poll = getattr(select, "poll", None)
+_mask = getattr(signal, "pthread_sigmask", None)
+
+TIMERS = [getattr(signal, name) for name in ("SIGALRM", "SIGVTALRM", "SIGPROF") if hasattr(signal, name)]
 
 SHELVED_BYTES = 1 << 16
 SHELVED_TYPES = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
@@ -171,19 +175,19 @@ class Channel:
             child["shelved"] = index, drawn.plain()
 
     def _put_piece(self, number: int, name: str, parts: wire.Parts, cell: object | None) -> None:
-        with self._writing:
+        with self._writing, timers_wait():
             self._require(cell)
             self._take_room(number, name, shelf.piece_bytes(self._shelf_bytes))
             begun = False
-            for data in wire.frames(wire.SHELVE, number, parts):
-                try:
+            try:
+                for data in wire.frames(wire.SHELVE, number, parts):
                     self._take_room(number, name, len(data) - wire.HEADER.size)
-                except LLMError:
-                    if begun:
-                        self._put(wire.SHELVE, number, [])  # the end of it: what follows must be understood
-                    raise
-                self._write(data)
-                begun = True
+                    self._write(data)
+                    begun = True
+            except BaseException:
+                if begun:
+                    self._put(wire.SHELVE, number, [])  # the end of it: what follows must be understood
+                raise
 
     def _take_room(self, number: int, name: str, count: int) -> None:
         with self._calls:
@@ -216,8 +220,9 @@ class Channel:
                     self._put(wire.OUTPUT, number, [text[start : start + wire.FRAME_BYTES]])
 
     def _put(self, kind: int, number: int, parts: wire.Parts) -> None:
-        for data in wire.frames(kind, number, parts):
-            self._write(data)
+        with timers_wait():
+            for data in wire.frames(kind, number, parts):
+                self._write(data)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
@@ -254,7 +259,7 @@ class Channel:
     def _receive_in_cell(self, cell: object | None) -> tuple[int, int, bytes]:
         """The same for the reader among a cell's threads; it never returns once that cell has ended."""
         while True:
-            with self._reading:
+            with self._reading, timers_wait():
                 if self._cell is not cell:
                     break
                 message = self.message()
@@ -302,6 +307,20 @@ class Channel:
             else:
                 heir.leads = True
                 heir.signal.release()
+
+
+@contextlib.contextmanager
+def timers_wait() -> Iterator[None]:
+    """Meanwhile no timer goes off in this thread: its handler may raise, and half a message would end the cell."""
+    if _mask is None:
+        yield
+        return
+    before = _mask(signal.SIG_BLOCK, ())
+    try:
+        _mask(signal.SIG_BLOCK, TIMERS)
+        yield
+    finally:
+        _mask(signal.SIG_SETMASK, before)
 
 
 def wait_for_ever() -> NoReturn:

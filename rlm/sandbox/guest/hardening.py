@@ -37,6 +37,7 @@ __all__ = [
     "numbers_are_limited",
     "probe",
     "raise_descriptor",
+    "within_memory",
 ]
 
 OPEN_FILES = 256
@@ -396,6 +397,25 @@ def _move_soft_limits(cells: int) -> None:
             hard = resource.getrlimit(limit)[1]
             if hard != resource.RLIM_INFINITY and name in SET_LIMITS:
                 resource.setrlimit(limit, (hard - margin * cells, hard))
+
+
+@contextlib.contextmanager
+def within_memory(most: int) -> Iterator[None]:
+    """Meanwhile this process may take so many bytes more, where the platform can hold it to that: `MemoryError`."""
+    try:
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    except (ImportError, AttributeError):
+        yield
+        return
+    wanted = virtual_bytes() + most + MARGIN_BYTES
+    try:
+        if soft == resource.RLIM_INFINITY or wanted < soft:
+            resource.setrlimit(resource.RLIMIT_AS, (wanted, hard))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def virtual_bytes() -> int:

@@ -115,6 +115,8 @@ def try_shelf(settings: dict[str, Any]) -> None:
     """Find out whether what the host gave along is a shelf that can be used."""
     given, most = settings["shelf"], settings["memory_bytes"]
     settings["shelf"] = None if given < 0 else shelf.open_shelf(given, most)
+    if given >= 0 and settings["shelf"] is None:
+        os.close(given)  # else the processes that run cells would have it
     settings["shelf_bytes"] = 0 if settings["shelf"] is None else most
 
 
@@ -486,8 +488,13 @@ class Supervisor:
         self._forget()
         problem = None
         try:
-            self._context = shelf.read_value(piece, offset, length, values)
-        except (wire.WireError, OSError, MemoryError) as error:
+            with hardening.within_memory(
+                2 * self.settings["memory_bytes"]
+            ):  # while it is joined, it is there twice
+                self._context = shelf.read_value(piece, offset, length, values)
+        except MemoryError:
+            problem = "it takes more memory than a guest may have"
+        except (wire.WireError, OSError) as error:
             problem = f"{type(error).__name__}: {error}"
         finally:
             os.close(piece)
