@@ -8,7 +8,8 @@ A batch is answered when it has been looked at `polls` times. It is validated as
 all batches that have not ended below `enqueued_tokens`. The answer of a request is text, or `(status, body)`.
 Faults to order: `expire` is how many requests of each batch in turn are answered before it expires; `hold` keeps
 batches in progress until it is cleared; so many looks at a batch, `outages`, find a server that hangs up, and so many
-downloads, `cut_downloads`, break off in the middle. `requests` counts the answers that were billed, `prompts` are what they asked.
+downloads, `cut_downloads`, break off in the middle. `write_line` makes a line of a file of results.
+`requests` counts the answers that were billed, `prompts` are what they asked.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class BatchServer:
         self.looks: dict[str, int] = {}
         self.prompts: list[str] = []
         self.requests = 0
+        self.write_line = lambda line: json.dumps(line).encode() + b"\n"
         self.problem: dict[str, Any] | None = None
         self._numbers = count(1)
         self._lock = threading.Lock()
@@ -217,7 +219,7 @@ class BatchServer:
                 number = f"file-{next(self._numbers)}"
                 if self.output_in_reverse:
                     lines.reverse()
-                self.files[number] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+                self.files[number] = b"".join(self.write_line(line) for line in lines)
                 batch[name] = number
 
     def response_to(self, body):

@@ -22,6 +22,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
+from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.to_thread
@@ -46,7 +47,7 @@ from rlm.packing import Outcome, Task, Valid
 from rlm.prices import BATCH_FACTOR, Price
 from rlm.prices import price as price_of
 from rlm.scheduler.batch import first_error
-from rlm.scheduler.budget import Amount, Reservation
+from rlm.scheduler.budget import Amount, Reservation, surely_unbilled
 from rlm.scheduler.measure import estimate_tokens
 from rlm.values import Call, Reply, Usage
 
@@ -115,8 +116,7 @@ class BatchAPI:
         self.wait = wait
         self.plain_models = PlainModels()
         self._prices = dict(prices or {})
-        self._tries: dict[int, int] = {}
-        self._fruitless = 0
+        self._courses: WeakKeyDictionary[Checkpoint, dict[int, _Course]] = WeakKeyDictionary()
 
     async def __aenter__(self) -> Self:
         await self.batches.__aenter__()
@@ -142,17 +142,18 @@ class BatchAPI:
             LimitReached: the tree may spend no more; what was sent is collected first.
             JobStopped: all is submitted and `wait` is False, or batches come to nothing again and again.
         """
-        one = _Pass(self, tree, task=task, sink=sink, settings=settings, memory=memory)
+        course = self._courses.setdefault(memory.checkpoint, {}).setdefault(memory.opinion, _Course())
+        one = _Pass(self, tree, course=course, task=task, sink=sink, settings=settings, memory=memory)
         await one.run(packs)
         if not one.released:
             return None
-        self._fruitless = 0 if one.settled else self._fruitless + 1
-        if self._fruitless >= FRUITLESS_PASSES:
+        course.fruitless = 0 if one.settled else course.fruitless + 1
+        if course.fruitless >= FRUITLESS_PASSES:
             raise JobStopped(
-                f"stopped: {self._fruitless} times in a row no request of a batch was answered ({one.last_problem}); "
+                f"stopped: {course.fruitless} times in a row no request of a batch was answered ({one.last_problem}); "
                 "resume to try again"
             )
-        return self._next_size(one.released, settings.per_call)
+        return course.next_size(one.released, settings.per_call)
 
     async def cancel(self, journal: Path) -> int:
         """Ask for the end of all batches of a job that were not collected; gives their number.
@@ -175,19 +176,28 @@ class BatchAPI:
                         cancelled += 1
         return cancelled
 
-    def note_failure(self, key: int) -> bool:
-        """One more answer for this item could not be used; whether that was the last try."""
-        self._tries[key] = self._tries.get(key, 0) + 1
-        return self._tries[key] >= ATTEMPTS
-
     def price(self, model: str, usage: Usage) -> float | None:
         """Dollars of a usage through the Batch API."""
         return price_of(
             model, usage, overrides=self._prices, endpoint=self.batches.endpoint, factor=BATCH_FACTOR
         )
 
-    def _next_size(self, released: Sequence[int], per_call: PerCall) -> PerCall:
-        worst = max(self._tries.get(key, 0) for key in released)
+
+@dataclass(slots=True)
+class _Course:
+    """How one opinion of one job has gone so far: a `BatchAPI` may serve several."""
+
+    tries: dict[int, int] = field(default_factory=dict)
+    fruitless: int = 0
+
+    def note_failure(self, key: int) -> bool:
+        """One more answer for this item could not be used; whether that was the last try."""
+        self.tries[key] = self.tries.get(key, 0) + 1
+        return self.tries[key] >= ATTEMPTS
+
+    def next_size(self, released: Sequence[int], per_call: PerCall) -> PerCall:
+        """How many of the items that are left go into a request."""
+        worst = max(self.tries.get(key, 0) for key in released)
         if worst == 0:
             return per_call
         if worst >= ATTEMPTS - 1 or per_call == 1:
@@ -197,11 +207,15 @@ class BatchAPI:
 
 @dataclass(slots=True)
 class _Request:
-    """One line of a file: the items it asks about, and what is set aside for it."""
+    """One line of a file: the items it asks about, what is set aside for it, and whether it may have been sent.
+
+    One of an earlier session has nothing set aside, and nobody knows whether it had a schema.
+    """
 
     keys: list[int]
     call: Call
     reservation: Reservation | None
+    sent: bool = False
 
 
 @dataclass(slots=True)
@@ -237,6 +251,7 @@ class _Pass:
         api: BatchAPI,
         tree: Tree,
         *,
+        course: _Course,
         task: Task,
         sink: Sink,
         settings: MapSettings,
@@ -247,12 +262,14 @@ class _Pass:
         self.last_problem = "they expired"
         self._api = api
         self._tree = tree
+        self._course = course
         self._task = task
         self._sink = sink
         self._settings = settings
         self._memory = memory
         self._file: _File
         self._running: dict[str, _Batch] = {}
+        self._unsettled: dict[int, _Request] = {}
         self._changed = anyio.Event()
         self._all_sent = False
         self._exceeded: LimitReached | None = None
@@ -260,6 +277,12 @@ class _Pass:
         self._reached_at = anyio.current_time()
 
     async def run(self, packs: AsyncGenerator[list[Item], None]) -> None:
+        try:
+            await self._run(packs)
+        finally:
+            self._leave()
+
+    async def _run(self, packs: AsyncGenerator[list[Item], None]) -> None:
         await self._take_up_earlier_batches()
         try:
             async with anyio.create_task_group() as tasks:
@@ -271,6 +294,20 @@ class _Pass:
             raise self._exceeded
         if self._running:
             raise self._come_back()
+
+    def _leave(self) -> None:
+        """Let go of what is set aside: of requests that are still out, nobody knows here what they will cost."""
+        for request in list(self._unsettled.values()):
+            reservation = self._take_reservation(request)
+            if request.sent:
+                self._tree.ledger.settle_unknown(reservation)
+            else:
+                self._tree.ledger.settle(reservation, None, None)
+
+    def _take_reservation(self, request: _Request) -> Reservation:
+        self._unsettled.pop(id(request), None)
+        reservation, request.reservation = request.reservation, None
+        return reservation or Reservation(request.call, Amount())
 
     def _come_back(self) -> JobStopped:
         number = len(self._running)
@@ -294,7 +331,9 @@ class _Pass:
                 except BudgetExceeded as limit:
                     self._exceeded = limit
                     break
-                await self._write(_Request([item.key for item in pack], call, reservation))
+                request = _Request([item.key for item in pack], call, reservation)
+                self._unsettled[id(request)] = request
+                await self._write(request)
             await self._send()
         self._all_sent = True
         self._tell_change()
@@ -307,7 +346,7 @@ class _Pass:
         reason = f"the prompt has {chars:,} characters, and the model is given at most {self._settings.window_chars:,}"
         if len(keys) > 1:
             for key in keys:
-                self._api.note_failure(key)
+                self._course.note_failure(key)
             self._release(keys)
         else:
             await self._fail(keys, ContextTooLong.__name__, reason)
@@ -354,11 +393,21 @@ class _Pass:
         while self._running and self._enqueued() + file.tokens > self._api.enqueued_tokens:
             await self._changed.wait()
         self._memory.begun(file.tag, [request.keys for request in file.requests])
-        state = await self._api.batches.start(file.path, file.tag)
+        state = await self._start(file)
         self._memory.started(file.tag, state.id)
         self._running[file.tag] = _Batch(file.tag, state, file.requests, file.tokens)
         file.path.unlink()
         self._tell_change()
+
+    async def _start(self, file: _File) -> BatchState:
+        for request in file.requests:
+            request.sent = True
+        try:
+            return await self._api.batches.start(file.path, file.tag)
+        except CallError as error:
+            for request in file.requests:
+                request.sent = not surely_unbilled(error)
+            raise
 
     def _enqueued(self) -> int:
         return sum(batch.tokens for batch in self._running.values())
@@ -372,14 +421,18 @@ class _Pass:
             if state is None:  # the session ended between the journal and the provider
                 self._memory.collected(tag)
                 continue
-            call = Call(model=self._settings.model, messages=())
-            self._running[tag] = _Batch(tag, state, [_Request(keys, call, None) for keys in packs])
+            self._running[tag] = _Batch(tag, state, [self._earlier_request(keys) for keys in packs])
         while self._running:
             if await self._collect_ended():
                 continue
             if not self._api.wait:
                 raise self._come_back()
             await self._pause()
+
+    def _earlier_request(self, keys: list[int]) -> _Request:
+        # Where it is refused, it may be for its schema.
+        schema = self._task.reply_schema(len(keys))
+        return _Request(keys, Call(model=self._settings.model, messages=(), schema=schema), None)
 
     async def _collect_all(self) -> None:
         while not (self._all_sent and (not self._running or not self._api.wait)):
@@ -453,8 +506,9 @@ class _Pass:
             await self._take_failure(request, error)
             return
         reply = replace(reply, cost_usd=self._api.price(request.call.model, reply.usage))
+        if request.reservation is not None:
+            self._api.plain_models.note_answer(request.call)
         self._book(request, reply)
-        self._api.plain_models.note_answer(request.call)
         await self._settle(request, self._task.read(reply.text, len(request.keys)), reply)
 
     def _read(self, request: _Request, line: Mapping[str, Any]) -> Reply:
@@ -476,7 +530,7 @@ class _Pass:
         for key, outcome in zip(request.keys, outcomes, strict=True):
             if isinstance(outcome, Valid):
                 settled.append((Item(key, None), Mapped(outcome.value)))
-            elif self._api.note_failure(key):
+            elif self._course.note_failure(key):
                 settled.append((Item(key, None), Mapped(kind=InvalidAnswer.__name__, reason=outcome.reason)))
             else:
                 left.append(key)
@@ -505,13 +559,11 @@ class _Pass:
         await self._sink(Settled(settled, reply))
 
     def _book(self, request: _Request, reply: Reply) -> None:
-        reservation = request.reservation or Reservation(request.call, Amount())
-        self._tree.ledger.settle(reservation, reply.usage, reply.cost_usd)
+        self._tree.ledger.settle(self._take_reservation(request), reply.usage, reply.cost_usd)
 
     def _unbilled(self, request: _Request, usage: Usage | None = None) -> None:
-        reservation = request.reservation or Reservation(request.call, Amount())
         cost_usd = None if usage is None else self._api.price(request.call.model, usage)
-        self._tree.ledger.settle(reservation, usage, cost_usd)
+        self._tree.ledger.settle(self._take_reservation(request), usage, cost_usd)
 
     def _give_back(self, batch: _Batch) -> None:
         for request in batch.requests:

@@ -138,16 +138,24 @@ class OpenAIBatches:
             return _state(await self._client.batches.cancel(batch_id))
 
     async def lines(self, file_id: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The lines of a file of results, as they come.
+        """The lines of a file of results, as they come, but for those that are no JSON objects.
 
         Raises:
-            CallError: the endpoint refuses, or cannot be reached, or a line is no JSON.
+            CallError: the endpoint refuses, cannot be reached, or broke off in the middle of a line.
         """
+        rest = b""
         with self._errors_of_ours():
             async with self._client.files.with_streaming_response.content(file_id) as response:
-                async for text in response.iter_lines():
-                    if text.strip():
-                        yield _line(text, self.endpoint)
+                # Not `iter_lines`, which takes for the end of a line what JSON may hold: U+2028 and its like.
+                async for data in response.iter_bytes():
+                    *whole, rest = (rest + data).split(b"\n")
+                    for text in whole:
+                        if (line := _line(text)) is not None:
+                            yield line
+        if rest.strip():
+            if (line := _line(rest)) is None:
+                raise BadReply(f"{self.endpoint} broke off in a result of a batch: {redact(repr(rest[:80]))}")
+            yield line
 
     @property
     def _client(self) -> openai.AsyncOpenAI:
@@ -192,11 +200,9 @@ def _state(batch: Any) -> BatchState:
     )
 
 
-def _line(text: str, endpoint: str) -> dict[str, Any]:
+def _line(text: bytes) -> dict[str, Any] | None:
     try:
         line = json.loads(text)
     except (ValueError, RecursionError):
-        line = None
-    if not isinstance(line, dict):
-        raise BadReply(f"{endpoint} sent a result of a batch that is no JSON object: {redact(text[:80])!r}")
-    return line
+        return None
+    return line if isinstance(line, dict) else None
