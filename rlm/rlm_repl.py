@@ -141,8 +141,8 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         child_models = _names("child_models", child_models)
         _require_no_key(model=model, recursive_model=recursive_model)
         _require_no_key(**{f"child_models[{index}]": name for index, name in enumerate(child_models)})
-        if client == "offline":
-            client = OfflineClient()
+        if isinstance(client, str):
+            client = _named_client(client)
         if base_url is not None and recursive_model == _DEFAULTS.recursive_model and model != _DEFAULTS.model:
             recursive_model = model  # an endpoint of one's own, told one model, is meant for both roles
         only_model = getattr(client, "only_model", None)
@@ -163,7 +163,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         )
         self.budget = _budget(budget)
         _require_prices_of_ours(prices)
-        self.client = client or _openai_client(recursive_model, api_key, base_url)
+        self.client = _openai_client(recursive_model, api_key, base_url) if client is None else client
         counter = Counter()
         self._price = partial(price, overrides=prices, endpoint=base_url)
         self._new_scheduler = partial(
@@ -503,6 +503,15 @@ def _require_no_key(**models: object) -> None:
             raise SettingsError(
                 f"{name}= was given what looks like an API key (not shown): pass it as api_key="
             )
+
+
+def _named_client(name: str) -> Client:
+    if name != "offline":
+        raise SettingsError(
+            "client= was given a text: 'offline' is the only client that has a name. Leave client= out to ask OpenAI "
+            "or the endpoint at base_url=, or give an object with `async def complete(call)`"
+        )
+    return OfflineClient()
 
 
 def _listener(on_event: Emit) -> Emit:

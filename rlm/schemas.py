@@ -9,8 +9,8 @@
 
 The short form knows `str`, `int`, `float`, `bool`, `null`, `list[...]`, `{name: type, ...}`, literals such as `'a'`
 or `3`, and `|` between them; `name?` is a property that may be null. In a literal, a backslash before a quote or
-another backslash makes it a part of the text. Of JSON Schema it takes what providers take for structured output (`KEYWORDS`); anything
-else is a `SchemaError`, because a rule that nobody checks is no rule.
+another backslash makes that a part of the text. Of JSON Schema it takes what providers take for structured output
+(`KEYWORDS`); anything else is a `SchemaError`, because a rule that nobody checks is no rule.
 """
 
 from __future__ import annotations

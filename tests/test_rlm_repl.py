@@ -306,6 +306,20 @@ def test_a_key_in_the_place_of_a_model_is_refused_and_not_shown(name):
     assert "abcdefgh" not in repr(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("client", "words"),
+    [
+        ("openai", "'offline' is the only client that has a name"),
+        ("", "'offline' is the only client that has a name"),
+        (ScriptedClient, r"client=ScriptedClient: is a class; make one of it: ScriptedClient\(...\)"),
+        (42, "given a value of type int: must be an object with"),
+    ],
+)
+def test_what_is_no_client_is_refused_at_once(client, words):
+    with pytest.raises(SettingsError, match=words):
+        RLM_REPL(client=client)
+
+
 def test_a_key_among_the_models_of_child_runs_is_refused_and_not_shown():
     with pytest.raises(SettingsError, match=r"child_models\[1\].*API key") as caught:
         RLM_REPL(child_models=["gpt-5", "sk-proj-abcdefghijklmnop"], client=ScriptedClient(str))

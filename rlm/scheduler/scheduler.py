@@ -68,6 +68,9 @@ class Scheduler:
         bound_tokens: tokens that a prompt does not exceed, for budgets and for tokens per minute; by default the
             count itself.
         observe: is told the usage of each call that was answered, so that `count_tokens` can learn from it.
+
+    Raises:
+        SettingsError: the client is none, such as a name or a class.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class Scheduler:
         bound_tokens: CountTokens | None = None,
         observe: Observe = lambda _call, _usage: None,
     ) -> None:
+        _require_client(client)
         self.settings = settings or SchedulerSettings()
         self.endpoint = Endpoint(
             client,
@@ -344,6 +348,17 @@ class _Question:
     place: Place
     told: CallEvents
     bill: Spent
+
+
+def _require_client(client: object) -> None:
+    """A name or a class would fail at the first call, long after the line that is wrong."""
+    if isinstance(client, type):
+        raise SettingsError(f"client={client.__name__}: is a class; make one of it: {client.__name__}(...)")
+    if not callable(getattr(client, "complete", None)):
+        raise SettingsError(
+            f"client= was given a value of type {type(client).__name__}: must be an object with `async def complete(call)`, "
+            "such as AsyncOpenAIClient()"
+        )
 
 
 def _make_cache(client: Client, settings: SchedulerSettings) -> Cache | None:
