@@ -17,9 +17,12 @@ if TYPE_CHECKING:
     from rlm.clients.openai import AsyncOpenAIClient, OpenAIClient
     from rlm.clients.scripted import ScriptedClient
     from rlm.errors import RLMError
+    from rlm.prices import Price
     from rlm.repl import REPLEnv, REPLResult, Sub_RLM
     from rlm.rlm_repl import RLM_REPL
     from rlm.rlm_session import RLMSession
+    from rlm.scheduler.budget import Budget
+    from rlm.settings import SandboxSettings, SchedulerSettings
     from rlm.values import Answer
 
 __version__ = "0.1.0"
@@ -28,12 +31,16 @@ __all__ = [
     "RLM_REPL",
     "Answer",
     "AsyncOpenAIClient",
+    "Budget",
     "OfflineClient",
     "OpenAIClient",
+    "Price",
     "REPLEnv",
     "REPLResult",
     "RLMError",
     "RLMSession",
+    "SandboxSettings",
+    "SchedulerSettings",
     "ScriptedClient",
     "Sub_RLM",
     "__version__",
@@ -42,13 +49,17 @@ __all__ = [
 _HOMES = {
     "Answer": "rlm.values",
     "AsyncOpenAIClient": "rlm.clients.openai",
+    "Budget": "rlm.scheduler.budget",
     "OfflineClient": "rlm.clients.offline",
     "OpenAIClient": "rlm.clients.openai",
+    "Price": "rlm.prices",
     "REPLEnv": "rlm.repl",
     "REPLResult": "rlm.repl",
     "RLMError": "rlm.errors",
     "RLMSession": "rlm.rlm_session",
     "RLM_REPL": "rlm.rlm_repl",
+    "SandboxSettings": "rlm.settings",
+    "SchedulerSettings": "rlm.settings",
     "ScriptedClient": "rlm.clients.scripted",
     "Sub_RLM": "rlm.repl",
 }

@@ -118,6 +118,12 @@ def test_every_exported_name_can_be_imported():
     assert all(hasattr(rlm, name) for name in rlm.__all__)
 
 
+def test_the_settings_that_messages_and_the_readme_name_are_at_the_front_door():
+    import rlm
+
+    assert {"Budget", "Price", "SandboxSettings", "SchedulerSettings"} <= set(rlm.__all__)
+
+
 @pytest.mark.parametrize(
     "path",
     [
