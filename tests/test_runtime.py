@@ -291,14 +291,19 @@ def test_prompts_that_failed_are_told_with_an_answer_that_does_not_show_it():
     code = "found = llm_batch(['a', 'b', 'c', 'a'])\ntry: llm_query('a')\nexcept LLMError: pass\nFINAL(llm_query('d'))"
     answer = complete(cell(code), sub=some_fail)
     assert answer == "D"
-    assert answer.warnings == ("4 of 6 prompts to sub-models failed: Refused (3), BadRequest (1)",)
+    assert answer.warnings == (
+        "4 of 6 prompts to sub-models failed: Refused (3), BadRequest (1); the first: declined",
+    )
 
 
 def test_prompts_that_failed_in_a_child_run_are_told_once_and_by_the_root():
     parent = cell("FINAL(rlm_query('q', 'c'))")
     child = cell("FINAL(llm_batch(['a', 'c'])[1])")
     answer = complete(root=by_depth(parent, child), sub=some_fail, max_depth=2)
-    assert (answer, answer.warnings) == ("C", ("1 of 3 prompts to sub-models failed: Refused (1)",))
+    assert (answer, answer.warnings) == (
+        "C",
+        ("1 of 3 prompts to sub-models failed: Refused (1); the first: declined",),
+    )
 
 
 def test_a_child_run_that_does_not_finish_is_told_by_either_way_to_start_it():

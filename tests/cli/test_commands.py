@@ -93,7 +93,7 @@ def test_prompts_that_failed_are_told_next_to_the_answer(folder, options):
     with OpenAIServer(respond) as server:
         done = rlm("ask", "a.txt", "-q", "?", *options, "--base-url", server.base_url, folder=folder)
     assert (done.returncode, done.stdout) == (0, b"fine\n")
-    assert b"warning: 1 of 2 prompts to sub-models failed: BadRequest (1)\n" in done.stderr
+    assert b"warning: 1 of 2 prompts to sub-models failed: BadRequest (1); the first: " in done.stderr
 
 
 def test_a_pipe_is_the_data(folder):
