@@ -108,7 +108,8 @@ class Progress:
         started_at: when the first of them began, in seconds since the epoch.
         doing: what the run is busy with: "" between the runs, "root" or "cell".
         caps: what the run and its children may spend.
-        cell_calls: how many calls of sub-models the running cell, or else the last one, has led to.
+        cell_calls: how many calls of sub-models the running cell, or else the last one, has led to, without those
+            that the budget did not allow.
         cell_repeats: how many prompts of its batches were equal to others, and not asked again.
         read_chars: the length of all prompts that sub-models were given.
         retry: the last failed attempt, in words, until its call is answered.
@@ -251,8 +252,10 @@ class Progress:
             self._written.clear()
 
     def _call_ended(self, event: CallFinished | CallFailed) -> None:
-        _, number = self._in_flight.pop((event.run_id, event.call), ("sub", None))
+        role, number = self._in_flight.pop((event.run_id, event.call), ("sub", None))
         failed = isinstance(event, CallFailed) and event.kind not in NOT_MADE
+        if role == "sub" and isinstance(event, CallFailed) and event.kind == "BudgetExceeded":
+            self.cell_calls -= 1  # the budget did not allow it
         self.failed_calls += failed
         self.retry = ""
         bill = event.reply if isinstance(event, CallFinished) else event

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from display.happenings import HERE, started, whole_run
 
+from rlm.display.lines import calls_in_words
 from rlm.display.progress import Caps, Progress
 from rlm.display.story import frame_of
 from rlm.events import (
@@ -45,6 +46,15 @@ def test_calls_tokens_and_dollars_add_up():
     assert progress.usage.total_tokens == 4 * 110
     assert progress.cost_usd == pytest.approx(0.013)
     assert progress.read_chars == 4 * 50
+
+
+def test_the_calls_of_a_cell_are_without_those_that_the_budget_did_not_allow():
+    progress = Progress()
+    for event in whole_run(calls=4, failed=1):
+        refused = isinstance(event, CallFailed)
+        progress.apply(replace(event, kind="BudgetExceeded", error="used up") if refused else event)
+    assert (progress.cell_calls, progress.failed_calls) == (3, 0)
+    assert calls_in_words(progress) == "3 calls"
 
 
 def test_dollars_are_unknown_as_soon_as_one_price_is():
