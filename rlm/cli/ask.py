@@ -53,7 +53,8 @@ def command(
       jq 'select(.type == "CallFailed") | {call, kind, error}' runs.journal
       jq -n '[inputs | select(.type | IN("CallFinished", "CallFailed"))]
         | group_by(.depth)[] | {depth: .[0].depth, calls: length,
-        usd: map((.reply // .).cost_usd // 0) | add}' runs.journal
+        usd: (map((.reply // .).cost_usd) | if all then add else "unknown" end)}
+        ' runs.journal
 
     Exit codes: 0 answered, 1 the run failed, 2 wrong usage or input, 3 a limit was reached and the answer is
     partial or empty, 5 the provider failed or refused, 130 interrupted.

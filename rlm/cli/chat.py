@@ -51,7 +51,8 @@ def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -
       rlm chat minutes/*.md -m qwen3 --base-url http://localhost:11434/v1
       printf 'Who are the parties?\\n!len(context)\\n' | rlm chat contract.txt
       rlm chat contract.txt --journal runs.journal
-      jq -r 'select(.type == "AnswerGiven") | .answer.text' runs.journal
+      jq -r 'select(.type == "AnswerGiven" and .depth == 0)
+        | .answer.text' runs.journal
 
     \b
     In the chat:
