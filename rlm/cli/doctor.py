@@ -35,6 +35,7 @@ EXTRAS = {
     "fast": ("aiohttp", "more calls per second"),
     "prices": ("genai_prices", "dollars next to tokens"),
     "tables": ("pyarrow", "Parquet and Excel in rlm map"),
+    "tokens": ("toktok", "tokens of OpenAI's models counted exactly, with nothing to fetch"),
 }
 _NARROWEST = 40
 MARKS = {"ok": "ok  ", "note": "note", "bad": "BAD "}
@@ -112,7 +113,7 @@ def _foreign_distributions() -> Iterator[Finding]:
     owners = set(metadata.packages_distributions().get("rlm", ()))
     foreign = sorted(owners - {DISTRIBUTION})
     if foreign:
-        remedy = f"pip uninstall {' '.join(foreign)}; pip install --force-reinstall {DISTRIBUTION}"
+        remedy = f"pip uninstall {' '.join(foreign)} {DISTRIBUTION}, then install {DISTRIBUTION} again"
         yield Finding("bad", "package rlm", f"also installed by {', '.join(foreign)}: {remedy}")
     elif not any(metadata.distributions(name=DISTRIBUTION)):
         yield Finding("note", "package rlm", f"imported from {Path(__file__).parents[1]}, not installed")
@@ -181,8 +182,10 @@ def _vocabulary() -> Finding:
     file = path / hashlib.sha1(VOCABULARY_URL.encode(), usedforsecurity=False).hexdigest()
     if folder != "" and file.is_file():
         return Finding("ok", "tiktoken", "its vocabulary is at hand")
+    if util.find_spec(EXTRAS["tokens"][0]) is not None:
+        return Finding("ok", "tiktoken", "its vocabulary is not needed, because the extra tokens counts")
     return Finding(
-        "note", "tiktoken", f"its vocabulary is not in {path} yet: until it is, tokens are estimated"
+        "note", "tiktoken", f"tokens are estimated: its vocabulary is not in {path}, and is never fetched"
     )
 
 

@@ -715,7 +715,8 @@ def _check(key: str, own_url: str, model: str, timeout_s: float, max_connections
     if not key and not own_url:
         raise AuthenticationFailed(
             "there is no API key and no endpoint: set OPENAI_API_KEY or pass api_key=; or name a server of your "
-            "own with base_url= (--base-url), such as http://localhost:11434/v1; or use the offline client"
+            "own with base_url= (--base-url), such as http://localhost:11434/v1; or ask without a "
+            "model: RLM_REPL(client='offline'), --client offline"
         )
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise AuthenticationFailed(

@@ -376,7 +376,8 @@ def _why(name: str, limit: float, spent: float, needed: float, call: Call) -> st
     option = {"tokens": "--budget-tokens", "dollars": "--budget"}[name]
     return (
         f"{budget} is too small for a single call to {call.model}, which {could}: allow more than that "
-        f"({option}, Budget({name}=…)), or cap the output lower (SchedulerSettings(default_max_output_tokens=…))"
+        f"({option}, Budget({name}=…)), or cap the output lower (rlm map --max-output-tokens, "
+        "SchedulerSettings(default_max_output_tokens=…))"
     )
 
 

