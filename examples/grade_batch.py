@@ -42,8 +42,13 @@ def main() -> None:
     parser.add_argument("--part-tokens", type=int, default=500_000, help="tokens of a part at most")
     parser.add_argument("--budget", type=float, help="dollars that are never exceeded")
     parser.add_argument("--batch-api", action="store_true", help="the whole input, at half the price")
+    options = parser.parse_args()
+    if options.until == "submit" and not options.batch_api:
+        parser.error("--until submit ends after a batch is submitted: add --batch-api")
+    if options.batch_api and not options.folder:
+        parser.error("--batch-api needs a --folder, where a later start finds what was submitted")
     try:
-        anyio.run(grade, parser.parse_args())
+        anyio.run(grade, options)
     except RLMError as error:
         raise SystemExit(str(error)) from None
 

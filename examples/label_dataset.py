@@ -9,10 +9,10 @@ command goes on where it was, in the `folder` of the settings; nothing is asked 
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import random
-import sys
 import tempfile
 import tomllib
 from pathlib import Path
@@ -34,7 +34,11 @@ STAND_IN: dict[str, Any] = {LEARN: words_and_new_names}
 
 
 def main() -> None:
-    path = Path(sys.argv[1]) if sys.argv[1:] else DATA / "label_dataset.toml"
+    parser = argparse.ArgumentParser(description="Label the test part of a data set as the rest teaches.")
+    parser.add_argument(
+        "settings", nargs="?", type=Path, default=DATA / "label_dataset.toml", help=".toml or .json"
+    )
+    path: Path = parser.parse_args().settings
     read = tomllib.loads if path.suffix == ".toml" else json.loads
     settings = COLUMNS | DEFAULTS | read(path.read_text(encoding="utf-8"))
     folder = Path(settings.get("folder") or tempfile.mkdtemp(prefix="label-"))

@@ -27,7 +27,7 @@ notes = llm_batch(
     [f"{question}\\n\\nReply with the sentences that answer it, or NOT FOUND.\\n\\n{section}" for section in sections]
 )
 found = [number for number, note in enumerate(notes) if note and "NOT FOUND" not in note]
-print(f"{len(sections)} sections read in one batch; {len(found)} of them have something: {found}")
+print(f"{len(sections)} sections read in one batch; those that have something: {found}")
 """
 
 BY_CHILD_RUNS = """
@@ -35,7 +35,7 @@ size = max(100_000, -(-len(context) // 4))
 sections = [context[start:start + size] for start in range(0, len(context), size)]
 notes = rlm_batch([(question, section) for section in sections])
 found = [number for number, note in enumerate(notes) if note and "NOT FOUND" not in note]
-print(f"{len(sections)} sections read by child runs; {len(found)} of them have something: {found}")
+print(f"{len(sections)} sections read by child runs; those that have something: {found}")
 """
 
 
@@ -50,6 +50,7 @@ def main() -> None:
     read_sections = BY_CALLS if options.depth == 1 else BY_CHILD_RUNS
     document = options.document or python_topics()
     with RLM_REPL(client=client, max_depth=options.depth) as rlm, rlm.session(document) as session:
+        print(f"Question: {options.question}\n")
         print(session.run(f"question = {options.question!r}\n{read_sections}").stdout)
         answer = session.ask(options.question)
         print(answer)

@@ -27,11 +27,12 @@ if TYPE_CHECKING:
     """Item and model → answer."""
 
 HAS_KEY = bool(os.environ.get("OPENAI_API_KEY"))
+HAS_ENDPOINT = bool(os.environ.get("OPENAI_BASE_URL"))
 WHO_ANSWERS = (
-    "OPENAI_API_KEY is set: asking OpenAI."
+    f"OPENAI_API_KEY is set: asking {'the endpoint of OPENAI_BASE_URL' if HAS_ENDPOINT else 'OpenAI'}."
     if HAS_KEY
     else "No OPENAI_API_KEY: a scripted stand-in answers by rule. It is no language model, and costs nothing; "
-    "dollars below are what the named model would have taken."
+    "dollars below are what the named model would have taken (prices: pip install '.[prices]')."
 )
 
 

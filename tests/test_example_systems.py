@@ -87,7 +87,7 @@ def test_enriching_takes_columns_and_labels_of_ones_own_and_asks_openai(tmp_path
         columns = ["--text-column", "said", "--label-column", "topic", "--labels", "polite"]
         printed = run("enrich_dataset", *output, *columns, server=server)
     assert [row["polite"] for row in rows_of(tmp_path / "out.csv")] == ["true", "false"]
-    assert "asking OpenAI" in printed
+    assert "asking the endpoint of OPENAI_BASE_URL" in printed
     assert server.requests == 1
 
 
@@ -267,6 +267,13 @@ def test_grading_ends_where_it_is_told_to(tmp_path, last, parts):
     assert not list(tmp_path.glob("*.graded.csv"))
 
 
+@pytest.mark.parametrize(
+    ("flags", "said"), [(("--until", "submit"), "add --batch-api"), (("--batch-api",), "needs a --folder")]
+)
+def test_grading_refuses_flags_that_would_not_do_what_they_say(flags, said):
+    assert said in run("grade_batch", *flags, fails=True)
+
+
 def test_grading_again_grades_nothing_again_even_in_other_parts(tmp_path):
     run("grade_batch", "--folder", tmp_path, "--part-tokens", 3000)
     again = run("grade_batch", "--folder", tmp_path, "--part-tokens", 3000)
@@ -381,7 +388,7 @@ def test_520_words_of_one_and_a_half_seconds_each_take_three_waves_and_not_13_mi
 
 def test_the_sections_of_a_long_document_are_read_by_child_runs():
     printed = run("long_document", "--depth", "2")
-    assert "sections read by child runs; 1 of them" in printed
+    assert "sections read by child runs; those that have something: [1]" in printed
     assert "Temporary breakpoint" in printed
     assert re.search(r"'1': \d\d", printed)  # calls of the child runs
 
