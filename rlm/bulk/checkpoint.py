@@ -184,16 +184,18 @@ class Checkpoint:
         """Take in what the journal holds; gives the options of the last session, or None where it holds nothing."""
         latest: Mapping[str, Any] | None = None
         for offset, record in read(self.path, kind=KIND):
-            match record.get("type"):
-                case "job":
+            try:
+                if record.get("type") == "job":
                     _check_same_task(self.path, record["task"], job.task)
-                    latest = record["options"]
-                case "answers":
-                    self._take(offset, record)
-                case "retry":
-                    self._forget_failures()
-                case _:
-                    self._note(offset, record)
+                    latest = dict(record["options"])
+                else:
+                    self._take_in(offset, record)
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+                if isinstance(error, InputError):
+                    raise
+                raise JournalError(
+                    f"the journal {self.path} is damaged at byte {offset:,}: {error!r}"
+                ) from error
         self.resumed = sum(map(len, self._answers))
         return latest
 
@@ -207,23 +209,27 @@ class Checkpoint:
             case "batch collected":
                 self._batches.pop(record["tag"], None)
 
+    def _take_in(self, offset: int, record: Mapping[str, Any]) -> None:
+        match record.get("type"):
+            case "answers":
+                self._take(offset, record)
+            case "retry":
+                self._forget_failures()
+            case _:
+                self._note(offset, record)
+
     def _take(self, offset: int, record: Mapping[str, Any]) -> None:
-        try:
-            answers, failures = self._answers[record["o"]], self._failures[record["o"]]
-            answers.update((int(key, 16), offset) for key in record["a"])
-            failures.update(
-                (int(key, 16), offset) for key, (kind, _) in record["f"].items() if kind not in PASSING
-            )
-            for key in record["a"]:
-                failures.pop(int(key, 16), None)
-            if "u" in record:
-                calls, sent, cached, received = record["u"]
-                self.usage += Usage(
-                    calls=calls, input_tokens=sent, cached_tokens=cached, output_tokens=received
-                )
-                self._add_cost(record["usd"])
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise JournalError(f"the journal {self.path} is damaged at byte {offset:,}: {error!r}") from error
+        answers, failures = self._answers[record["o"]], self._failures[record["o"]]
+        answers.update((int(key, 16), offset) for key in record["a"])
+        failures.update(
+            (int(key, 16), offset) for key, (kind, _) in record["f"].items() if kind not in PASSING
+        )
+        for key in record["a"]:
+            failures.pop(int(key, 16), None)
+        if "u" in record:
+            calls, sent, cached, received = record["u"]
+            self.usage += Usage(calls=calls, input_tokens=sent, cached_tokens=cached, output_tokens=received)
+            self._add_cost(record["usd"])
 
     def _add_cost(self, cost_usd: float | None) -> None:
         self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd

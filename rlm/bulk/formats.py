@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,7 +161,7 @@ def as_source(rows: Any, *, encoding: str = "utf-8-sig") -> Source:
         refuse_repeated([str(name) for name in rows.columns], "the data frame")
         records = rows.to_dict("records")
         return ListSource(
-            [{str(name): value for name, value in row.items()} for row in records], "the data frame"
+            [{str(name): _or_none(value) for name, value in row.items()} for row in records], "the data frame"
         )
     if isinstance(rows, Iterable):
         records = list(rows)
@@ -173,6 +175,14 @@ def as_source(rows: Any, *, encoding: str = "utf-8-sig") -> Source:
     raise InputError(
         f"rows come from a path, an iterable of mappings or a data frame, not {type(rows).__name__}"
     )
+
+
+def _or_none(value: Any) -> Any:
+    """A value of pandas, in which what is missing may be a NaN, a NaT or an NA."""
+    is_missing = type(value).__name__ in {"NaTType", "NAType"} or (
+        isinstance(value, float) and math.isnan(value)
+    )
+    return None if is_missing else value
 
 
 def format_of(path: Path) -> str:
@@ -225,18 +235,41 @@ def create(path: Path, fields: Sequence[str]) -> Iterator[Writer]:
     path = path.resolve()  # a link goes on to be one
     partial = path.with_name(f".{path.name}.partial")
     try:
-        partial.touch()  # not every writer opens its file before it is closed, and then it is late to hear of it
-        try:
-            writer = _WRITERS[kind](partial, fields)
+        with _alone(partial):
             try:
-                yield writer
+                writer = _WRITERS[kind](partial, fields)
+                try:
+                    yield writer
+                finally:
+                    writer.close()
+                partial.replace(path)
             finally:
-                writer.close()
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+                partial.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Make the file, which not every writer opens before it is closed, and let nobody else write it.
+
+    Raises:
+        OutputError: somebody else does.
+    """
+    partial.touch()
+    if sys.platform == "win32":  # where an open file can have no other name
+        yield
+        return
+    import fcntl
+
+    with partial.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise OutputError(
+                f"another job is writing {partial}: wait for it, or name another output"
+            ) from error
+        yield
 
 
 # Reading -------------------------------------------------------------------------------------------------------
@@ -318,7 +351,7 @@ class _JsonlWriter:
         self._file: IO[str] = path.open("w", encoding="utf-8", errors="backslashreplace")
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+        self._file.write(_json(row) + "\n")
 
     def close(self) -> None:
         self._file.close()
@@ -330,12 +363,32 @@ class _JsonWriter(_JsonlWriter):
         self._before = "[\n"
 
     def write(self, row: Mapping[str, Any]) -> None:
-        self._file.write(self._before + json.dumps(row, ensure_ascii=False, default=str))
+        self._file.write(self._before + _json(row))
         self._before = ",\n"
 
     def close(self) -> None:
         self._file.write("\n]\n" if self._before == ",\n" else "[]\n")
         super().close()
+
+
+def _json(value: Any) -> str:
+    """As JSON that any reader takes: it knows no NaN, and no infinity."""
+    try:
+        return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_without_nan(value), ensure_ascii=False, default=str)
+
+
+def _without_nan(value: Any) -> Any:
+    match value:
+        case float() if not math.isfinite(value):
+            return None
+        case dict():
+            return {name: _without_nan(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_without_nan(item) for item in value]
+        case _:
+            return value
 
 
 def _cell(value: Any) -> Any:

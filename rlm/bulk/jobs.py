@@ -117,7 +117,8 @@ class Job:
     def __post_init__(self) -> None:
         if not self.models:
             raise SettingsError("models is empty: name a model, such as 'gpt-5-nano'")
-        for name, least in (("samples", 1), ("max_concurrency", 1), ("pilot", 0), ("limit", 1)):
+        least_of = {"samples": 1, "max_concurrency": 1, "pilot": 0, "limit": 1, "max_output_tokens": 1}
+        for name, least in least_of.items():
             value = getattr(self, name)
             if (name, value) == ("max_concurrency", "auto"):
                 continue
@@ -351,6 +352,11 @@ class _Run:
         if not count:
             raise InputError(f"{self._source.name} has no rows, so there is nothing to ask")
         self._template.check(fields, self._source.name)
+        if "agreement" in self._properties and len(self._opinions) > 1:
+            raise InputError(
+                "the schema has a property 'agreement', which is the name of the column that tells how far the opinions "
+                "agree: give it another name"
+            )
         for name in self._new_columns():
             if name in fields:
                 raise InputError(

@@ -256,3 +256,31 @@ def test_an_output_that_is_a_link_goes_on_to_be_one(tmp_path):
 def test_an_output_that_cannot_be_written_is_told_before_its_first_row(tmp_path, ending):
     with pytest.raises(OutputError, match="too long"), create(tmp_path / ("a" * 245 + ending), ("a",)):
         pytest.fail("began to write")
+
+
+def test_two_jobs_never_write_one_output(tmp_path):
+    with create(tmp_path / "a.csv", ("text", "n")) as writer:
+        writer.write(ROWS[0])
+        with pytest.raises(OutputError, match="another job is writing"):
+            write(tmp_path / "a.csv", ROWS)
+        writer.write(ROWS[1])
+    assert list(as_source(tmp_path / "a.csv").rows()) == ROWS
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl"])
+def test_json_that_is_written_can_be_read_by_anyone(tmp_path, name):
+    write(tmp_path / name, [{"text": [float("nan"), {"x": float("inf")}], "n": float("nan")}])
+    assert list(as_source(tmp_path / name).rows()) == [{"text": [None, {"x": None}], "n": None}]
+
+
+def test_what_is_missing_in_a_data_frame_is_none():
+    class NaTType:
+        pass
+
+    class Frame:
+        columns = (0, "b")
+
+        def to_dict(self, _orient):
+            return [{0: float("nan"), "b": NaTType()}, {0: 1.5, "b": "x"}]
+
+    assert list(as_source(Frame()).rows()) == [{"0": None, "b": None}, {"0": 1.5, "b": "x"}]

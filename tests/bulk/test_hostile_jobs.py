@@ -9,7 +9,7 @@ from labelling import SCHEMA, answer, items_in, label, parity, read_csv, write_c
 
 from rlm.bulk import map_rows, retry_rows
 from rlm.clients.scripted import ScriptedClient
-from rlm.errors import InputError, JobStopped, OutputError, Refused, SettingsError
+from rlm.errors import InputError, JobStopped, JournalError, OutputError, Refused, SettingsError
 from rlm.prices import Price
 from rlm.settings import SchedulerSettings
 
@@ -139,6 +139,26 @@ def test_a_journal_that_was_cut_anywhere_is_resumed_with_no_row_lost_and_none_tw
         assert report.usage.calls == 3
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"type": "job"},
+        {"type": "answers", "o": 5, "a": {}, "f": {}},
+        {"type": "answers", "o": 0, "a": [1], "f": {}},
+        {"type": "answers", "o": 0, "a": {"no key": 1}, "f": {}},
+        {"type": "answers", "o": 0, "a": {}, "f": {"1": "no pair"}},
+        {"type": "batch"},
+        {"type": "batch started", "tag": "unknown", "id": "b"},
+    ],
+)
+def test_a_record_that_makes_no_sense_is_damage_that_is_told(tmp_path, record):
+    job(rows_of(5), checkpoint=tmp_path / "journal")
+    lines = (tmp_path / "journal").read_text().splitlines()
+    (tmp_path / "journal").write_text("\n".join([lines[0], json.dumps({"v": 1, **record}), *lines[1:], ""]))
+    with pytest.raises(JournalError, match="is damaged at byte"):
+        job(rows_of(5), checkpoint=tmp_path / "journal", resume=True)
+
+
 # Rules ---------------------------------------------------------------------------------------------------------
 
 
@@ -203,6 +223,13 @@ def test_the_same_question_is_not_asked_twice_of_a_cache(options):
         map_rows(
             rows_of(1), "{{text}}", client=ScriptedClient(label), scheduler=SchedulerSettings(cache="on"), **options
         )  # fmt: skip
+
+
+def test_an_answer_is_not_replaced_by_the_agreement_of_opinions():
+    client = ScriptedClient([])
+    with pytest.raises(InputError, match="property 'agreement'"):
+        map_rows(rows_of(1), "{{text}}", schema="agreement: str", model=("a", "b"), client=client)
+    assert client.calls == []
 
 
 # Odd rows ------------------------------------------------------------------------------------------------------
