@@ -77,6 +77,7 @@ class Journal:
         try:
             _require_file(descriptor, path)
             _lock(descriptor, path)
+            _require_same(descriptor, path)
             size = os.fstat(descriptor).st_size
             whole = _whole_bytes(descriptor, size)
             first = _read_line(descriptor, 0)
@@ -275,6 +276,16 @@ def _read_line(descriptor: int, start: int) -> bytes:
 def _require_file(descriptor: int, path: Path) -> None:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         raise JournalError(f"{path} is no file that a journal can be kept in")
+
+
+def _require_same(descriptor: int, path: Path) -> None:
+    """Between opening and locking it, whoever had it may have removed it: records would be written to nowhere."""
+    try:
+        is_same = os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        is_same = False
+    if not is_same:
+        raise JournalLocked(f"the journal {path} was removed while it was opened: open it again")
 
 
 def _lock(descriptor: int, path: Path) -> None:

@@ -130,6 +130,13 @@ def test_a_second_writer_is_refused_until_the_first_has_closed(path):
     write(path, 1)
 
 
+def test_a_journal_that_is_removed_while_it_is_opened_is_not_written_to_nowhere(path, monkeypatch):
+    write(path, 1)
+    monkeypatch.setattr("rlm.journal._lock", lambda _descriptor, place: place.unlink())
+    with pytest.raises(JournalLocked, match="was removed"):
+        Journal.open(path, kind="test")
+
+
 def test_the_lock_of_a_killed_writer_goes_with_it_and_its_records_stay(path):
     script = (
         "import sys; from rlm.journal import Journal\n"
