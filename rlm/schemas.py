@@ -258,7 +258,13 @@ def _from_names(source: Mapping[str, Any]) -> dict[str, Any] | None:
     is_short = all(isinstance(value, str) for value in source.values()) and source
     if not is_short or any(key in KEYWORDS or str(key).startswith("$") for key in source):
         return None
-    return _from_text(", ".join(f"{key}: {value}" for key, value in source.items()))
+    return _from_text(", ".join(f"{_quoted(str(key))}: {value}" for key, value in source.items()))
+
+
+def _quoted(name: str) -> str:
+    """A name as the short form takes it."""
+    mark = '"' if "'" in name else "'"
+    return name if name.isidentifier() else f"{mark}{name}{mark}"
 
 
 def _from_text(text: str) -> dict[str, Any]:
@@ -290,7 +296,7 @@ class _ShortForm:
         return schema
 
     def _names_a_property(self) -> bool:
-        return self._kind == "name" and self._text[self._position :].lstrip()[:1] in {":", "?"}
+        return self._kind in {"name", "text"} and self._text[self._position :].lstrip()[:1] in {":", "?"}
 
     def _object(self, closing: str, depth: int = 0) -> dict[str, Any]:
         properties: dict[str, Any] = {}

@@ -68,6 +68,11 @@ def test_objects_nest_and_a_question_mark_allows_null():
 
 def test_a_mapping_of_names_to_types_is_the_short_form():
     assert schema_of({"title": "str", "n": "int|null"}).json == schema_of("title: str, n: int|null").json
+    assert schema_of({"my label": "str", "it's": "int"}).properties == ("my label", "it's")
+
+
+def test_names_in_quotes_may_hold_anything():
+    assert schema_of("'my label': str, \"it's\"?: int").properties == ("my label", "it's")
 
 
 @pytest.mark.parametrize(
