@@ -804,7 +804,10 @@ class _Guest:
         cls, settings: SandboxSettings, launcher: Launcher, piece: Shelved | None = None
     ) -> tuple[_Guest, Isolation]:
         """Launch a guest, send it its code and settings, and hear that it is ready."""
-        belongings, code = await anyio.to_thread.run_sync(_prepare, settings, launcher)
+        try:
+            belongings, code = await anyio.to_thread.run_sync(_prepare, settings, launcher)
+        except OSError as error:
+            raise GuestStartFailed(f"nothing could be prepared for a guest: {error}") from error
         inherited = {"shelf": -1, "piece": -1}
         try:
             with contextlib.ExitStack() as while_starting:
@@ -992,7 +995,12 @@ class _Belongings:
 
 def _prepare(settings: SandboxSettings, launcher: Launcher) -> tuple[_Belongings, bytes]:
     """What the guest is given, and its code."""
+    code = guest_code()
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `clear_up`
-    scratch = Scratch() if launcher.shares_files else None
+    try:
+        scratch = Scratch() if launcher.shares_files else None
+    except OSError:
+        log.close()
+        raise
     shelf = make_shelf() if launcher.keeps_descriptors and settings.recovery else None
-    return _Belongings(log, scratch, shelf), guest_code()
+    return _Belongings(log, scratch, shelf), code

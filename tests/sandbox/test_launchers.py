@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -87,6 +88,32 @@ async def test_every_launcher_here_passes_the_checks(name):
 async def test_a_launcher_that_does_not_exist_is_named():
     with pytest.raises(GuestStartFailed, match="the nowhere launcher did not start"):
         await open_session(launcher=Launcher(name="nowhere", prefix=("/no/such/command",)))
+
+
+@pytest.mark.parametrize("free", [0, 1, 2, 3, 5, 8])
+async def test_where_too_few_descriptors_are_left_no_guest_starts_and_nothing_stays(
+    free, tmp_path, monkeypatch
+):
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    await (await open_session()).aclose()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (400, limits[1]))
+    held = []
+    try:
+        with contextlib.suppress(OSError):
+            while True:
+                held.append(os.open(os.devnull, os.O_RDONLY))
+        for _ in range(free):
+            os.close(held.pop())
+        with pytest.raises(GuestStartFailed, match="Too many open files"):
+            await open_session()
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert list(tmp_path.iterdir()) == []
+    await (await open_session()).aclose()
 
 
 async def test_a_guest_that_ends_at_once_shows_its_log():

@@ -32,6 +32,20 @@ def test_a_folder_is_there_until_it_is_removed():
     assert not Path(scratch.path).exists()
 
 
+def test_a_folder_that_cannot_be_locked_is_not_made(tmp_path):
+    """The loop that looks for another one does not end where no descriptor is left."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    Scratch().remove()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            Scratch()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_folder_of_a_host_that_was_killed_is_removed_with_the_next_one():
     died = subprocess.run([sys.executable, "-c", MAKE_AND_DIE], capture_output=True, text=True, check=False)
     dead = died.stdout.strip()

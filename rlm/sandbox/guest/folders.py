@@ -20,16 +20,27 @@ __all__ = ["make", "remove", "remove_abandoned"]
 
 
 def make(prefix: str) -> tuple[str, int | None]:
-    """A new folder for temporary files and its lock; again where another owner swept it before it was locked."""
+    """A new folder for temporary files and its lock; another one where a sweeper had it before it was locked.
+
+    Raises:
+        OSError: it cannot be made or locked.
+    """
     import tempfile
 
     while True:
         path = tempfile.mkdtemp(prefix=prefix)
-        lock = _locked(path)
-        if os.path.isdir(path) and (lock is not None or sys.platform == "win32"):  # noqa: PTH112 - no pathlib in guests
+        if sys.platform == "win32":
+            return path, None
+        try:
+            lock = _lock(path)
+        except (BlockingIOError, FileNotFoundError):
+            continue
+        except OSError:
+            os.rmdir(path)  # noqa: PTH106 - no pathlib in guests
+            raise
+        if os.path.isdir(path):  # noqa: PTH112
             return path, lock
-        if lock is not None:
-            os.close(lock)
+        os.close(lock)
 
 
 def remove(path: str) -> None:
@@ -69,12 +80,16 @@ def _locked(path: str) -> int | None:
     if sys.platform == "win32":
         return None
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        return _lock(path)
     except OSError:
         return None
+
+
+def _lock(path: str) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(descriptor)
-        return None
+        raise
     return descriptor
