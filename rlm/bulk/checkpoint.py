@@ -161,6 +161,10 @@ class Checkpoint:
                 packs = self._record_at(offset)["packs"]
                 yield tag, number, [[int(key, 16) for key in pack] for pack in packs]
 
+    def keep(self) -> None:
+        """Leave the journal there though it holds no answer: failed rows are asked again by it."""
+        self._holds_nothing = False
+
     def sync(self) -> None:
         """Wait until everything is on the disk itself."""
         self._journal.sync()

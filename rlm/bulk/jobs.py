@@ -256,6 +256,8 @@ async def run_job(
                     "the answers are kept: resume"
                 )
             await anyio.to_thread.run_sync(writing.finish)
+            if writing.dead_letters is not None:
+                checkpoint.keep()
             return run.report()
 
 

@@ -179,6 +179,13 @@ def test_a_row_for_which_an_expression_raises_fails_alone(tmp_path):
     assert (report.failures, report.by_rule) == ({"InputError": 1}, 4)
 
 
+def test_rows_that_all_failed_before_they_were_asked_can_be_asked_again(tmp_path):
+    source = write_csv(tmp_path / "in.csv", ["number 1", "number 2"])
+    job(source, tmp_path / "out.csv", rule=lambda _row: 1 / 0)
+    report = retry_rows(tmp_path / "out.csv.failed.jsonl", client=ScriptedClient(label)).report
+    assert (report.answered, report.failed) == (2, 0)
+
+
 def test_what_a_rule_does_to_its_row_stays_with_it(tmp_path):
     source = write_csv(tmp_path / "in.csv", ["number 1"])
     result = job(source, rule=lambda row: row.clear())
