@@ -149,13 +149,17 @@ _OPTIONS = (
         "--max-concurrent", type=_POSITIVE, metavar="N", help="Calls in flight at once.  [default: adaptive]"
     ),
     click.option(
-        "--max-depth", type=_POSITIVE, metavar="N", help="Levels of child runs.  [default: 1, none]"
+        "--max-depth",
+        type=_POSITIVE,
+        metavar="N",
+        help="Levels of runs: 2 allows child runs, 3 children of theirs.  [default: 1]",
     ),
     click.option(
         "--child-model",
         multiple=True,
         metavar="NAME",
-        help="The root model of child runs; repeated, of those one level further down.  [default: the root model]",
+        help="The root model of child runs, with --max-depth 2 or more; repeated, of those one level further down.  "
+        "[default: the root model]",
     ),
     click.option(
         "--timeout",

@@ -53,6 +53,11 @@ def choose(options: RunOptions, environment: Mapping[str, str]) -> Choice:
     if options.base_url is not None and not options.base_url.strip():
         raise click.UsageError("--base-url is empty: name an endpoint, such as http://localhost:11434/v1")
     base_url = (options.base_url or environment.get("OPENAI_BASE_URL", "")).strip() or None
+    if len(options.child_model) >= (options.max_depth or 1):
+        needed = len(options.child_model) + 1
+        raise click.UsageError(
+            f"no child run would be as deep as {options.child_model[-1]!r}: add --max-depth {needed}"
+        )
     named = {options.model, options.recursive_model} - {None}
     if named and OFFLINE in named and named != {OFFLINE}:
         raise click.UsageError("the offline client answers for both roles: name it for both, or for none")

@@ -40,6 +40,8 @@ def test_the_client_is_what_was_asked_for_or_what_there_is(options, environment,
         ({"client": "openai"}, "OPENAI_API_KEY"),
         ({"model": "gpt-5"}, "no key and no endpoint to ask 'gpt-5'"),
         ({"model": "offline", "recursive_model": "gpt-5"}, "both roles"),
+        ({"child_model": ("a",)}, "as deep as 'a': add --max-depth 2"),
+        ({"child_model": ("a", "b"), "max_depth": 2}, "as deep as 'b': add --max-depth 3"),
     ],
 )
 def test_what_cannot_be_is_said(options, words):
