@@ -113,7 +113,7 @@ class MissingExtra(RLMError, ImportError):
     """An optional dependency is not installed; the message is the command that installs it."""
 
     def __init__(self, feature: str, extra: str) -> None:
-        super().__init__(f"{feature} needs an extra package: pip install 'rlm-cells[{extra}]'")
+        super().__init__(f"an extra package is needed for {feature}: pip install 'rlm-cells[{extra}]'")
         self.feature = feature
         self.extra = extra
 
