@@ -199,8 +199,12 @@ def read_json(reply: str, schema: Schema) -> Outcome:
         values = [_unwrapped(value) for value in _scalars(text)]
     if not values:
         return Missing("the reply holds no JSON") if text else Missing("the reply is empty")
-    problem = schema.check(values[-1])
-    return Invalid(problem) if problem else Valid(values[-1])
+    *others, last = values
+    if problem := schema.check(last):
+        return Invalid(problem)
+    if any(canonical(other) != canonical(last) and not schema.check(other) for other in others):
+        return Invalid("the reply holds several answers: reply with one, as JSON only")
+    return Valid(last)
 
 
 # Sizes ---------------------------------------------------------------------------------------------------------

@@ -174,6 +174,21 @@ def test_what_is_no_finite_number_is_no_answer(number):
         (None, "", Missing("the reply is empty")),
         (REVIEW, 'Sure: {"label": "good", "score": 0.5} [1]', Valid({"label": "good", "score": 0.5})),
         (REVIEW, "no", Missing("the reply holds no JSON")),
+        (
+            REVIEW,
+            'Like {"label": "good"}: {"label": "good", "score": 1}',
+            Valid({"label": "good", "score": 1}),
+        ),
+        (
+            REVIEW,
+            '{"label": "bad", "score": 0} So {"score": 0, "label": "bad"}',
+            Valid({"label": "bad", "score": 0}),
+        ),
+        (
+            REVIEW,
+            '{"label": "bad", "score": 0} It says {"label": "good", "score": 1}',
+            Invalid("the reply holds several answers: reply with one, as JSON only"),
+        ),
         (LABEL, '{"value": "spam"}', Valid("spam")),
         (LABEL, "spam", Valid("spam")),
         (LABEL, '"spam"', Valid("spam")),
