@@ -54,7 +54,7 @@ def main() -> None:
 def read_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Add yes/no columns to a labelled CSV.")
     parser.add_argument("--input", default=PROVERBS, type=Path)
-    parser.add_argument("--output", type=Path, help="by default, the first rows are shown")
+    parser.add_argument("--output", type=Path, help="for all rows; the first of them are shown")
     parser.add_argument("--text-column", default="text")
     parser.add_argument("--label-column", default="theme")
     parser.add_argument("--labels", nargs="+", default=["contrast", "money", "command"])

@@ -12,17 +12,16 @@ where one did. With OPENAI_API_KEY set it asks OpenAI. Interrupted, the same com
 from __future__ import annotations
 
 import argparse
-import shutil
 import tempfile
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import anyio
 from stand_in import points_made, stand_in
 
-from rlm.bulk import JobGroup, count_rows, escape, split_rows
+from rlm.bulk import JobGroup, Row, count_rows, escape, split_rows
 from rlm.bulk.batch_api import BatchAPI
-from rlm.bulk.formats import FileSource, Row
 from rlm.errors import RLMError
 
 ANSWERS = Path(__file__).parent / "data" / "quiz_answers.csv"
@@ -56,27 +55,24 @@ def main() -> None:
 async def grade(options: argparse.Namespace) -> None:
     prompt = PROMPT if not options.examples else escape(options.examples.read_text("utf-8")) + "\n" + PROMPT
     client = stand_in({prompt: points_made})
-    print(f"\n{count_rows(options.input, prompt, schema=SCHEMA)}\n")
+    ask: dict[str, Any] = {"prompt": prompt, "schema": SCHEMA}
+    print(f"\n{count_rows(options.input, **ask)}\n")
     if options.until == "count":
         return
     folder = options.folder or Path(tempfile.mkdtemp(prefix="grades-"))
-    shutil.rmtree(folder / "parts", ignore_errors=True)  # made anew at each start, and the same each time
-    (folder / "parts").mkdir(parents=True)
-    size, place = options.part_tokens, folder / "parts"
-    parts = split_rows(options.input, folder=place, max_tokens=size, prompt=prompt, schema=SCHEMA)
+    place, most = folder / "parts", options.part_tokens
+    parts = split_rows(options.input, folder=place, max_tokens=most, overwrite=True, **ask)
     print(f"Parts: {len(parts)}; they and their grades are in {folder}.")
     if options.until == "split":
         return
     rows: list[Row] = []
-    api = BatchAPI(wait=options.until == "report") if options.batch_api else nullcontext()
-    async with api as asked, JobGroup(client=client, budget=options.budget) as jobs:
-        for part in parts if asked is None else [options.input]:
+    batch_api = BatchAPI(wait=options.until == "report") if options.batch_api else nullcontext()
+    async with batch_api as api, JobGroup(client=client, budget=options.budget) as jobs:
+        for part in [options.input] if api else parts:
             output = folder / f"{part.stem}.graded.csv"
-            done = await jobs.amap_rows(
-                part, prompt, schema=SCHEMA, rule=silence, output=output, resume=True, ask_packs=asked
-            )
+            done = await jobs.amap_rows(part, rule=silence, output=output, resume=True, ask_packs=api, **ask)
             print(f"\n{part.name}: {done.report}")
-            rows += FileSource(output).rows()
+            rows += done
     known = [row for row in rows if row["points"] and row.get("teacher")]
     same = sum(row["points"] == row["teacher"] for row in known)
     print(f"\nThe teacher gave the same points to {same} of {len(known)}.")

@@ -17,10 +17,10 @@ from operator import itemgetter
 from pathlib import Path
 
 import anyio
-from stand_in import compared_with_a_loop, most_frequent, stand_in
+from stand_in import compared_with_a_loop, most_frequent, rows_of, stand_in
 
-from rlm.bulk import JobGroup
-from rlm.bulk.formats import FileSource, Row, create
+from rlm.bulk import JobGroup, Report, Row, total
+from rlm.bulk.formats import create
 from rlm.settings import SchedulerSettings
 
 WORDS = Path(__file__).parent / "data" / "shop_labels.csv"
@@ -36,7 +36,8 @@ async def main() -> None:
     options = parser.parse_args()
     client = stand_in({ASK: most_frequent}, latency_s=options.latency)
     calls = SchedulerSettings(max_concurrent=20, cache="on", cache_folder=f"{options.output}.cache")
-    rows = [row | {"plain": row["word"].lower().translate(SIGNS)} for row in FileSource(options.input).rows()]
+    read = rows_of(options.input, "type", "merchant", "word")
+    rows = [row | {"plain": row["word"].lower().translate(SIGNS)} for row in read]
     usual: dict[tuple[str, str], str] = {}
     async with JobGroup(client=client, scheduler=calls) as jobs:
         started = anyio.current_time()
@@ -54,7 +55,7 @@ async def harmonize(jobs: JobGroup, rows: list[Row], usual: dict[tuple[str, str]
     """Decide the words of a label type: all merchants at once, each word with the first that uses it."""
     kind, known = rows[0]["type"], Counter(row["plain"] for row in rows)
     merchant_of = {row["plain"]: row["merchant"] for row in reversed(rows)}
-    reports = []
+    reports: list[Report] = []
 
     async def decide(words: list[str]) -> None:
         items = [question(kind, word, known) for word in words]
@@ -65,11 +66,11 @@ async def harmonize(jobs: JobGroup, rows: list[Row], usual: dict[tuple[str, str]
     async with anyio.create_task_group() as merchants:
         for merchant in dict.fromkeys(merchant_of.values()):
             merchants.start_soon(decide, [word for word in known if merchant_of[word] == merchant])
-    costs = [report.cost_usd for report in reports]
-    cost = "price unknown" if None in costs else f"${sum(filter(None, costs)):.5f}"
-    by_rule, calls = sum(one.by_rule for one in reports), sum(one.usage.calls for one in reports)
+    job = total(reports)
+    cost = "price unknown" if job.cost_usd is None else f"${job.cost_usd:.5f}"
+    done = f"{job.rows} words, {job.by_rule} by rule; {job.usage.calls} calls, {cost}"
     left = ", ".join(word for word in known if usual[kind, word] in {"outlier", None})
-    print(f"{kind}: {len(known)} words, {by_rule} by rule; {calls} calls, {cost}; outliers or failed: {left}")
+    print(f"{kind}: {done}; outliers or failed: {left}")
 
 
 def question(kind: str, word: str, known: Counter[str]) -> Row:

@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-from stand_in import nearest, stand_in, words_and_new_names
+from stand_in import nearest, rows_of, stand_in, words_and_new_names
 
-from rlm.bulk import JobGroup, escape
-from rlm.bulk.formats import FileSource, Row
+from rlm.bulk import JobGroup, Row, escape
 
 DATA = Path(__file__).parent / "data"
 COLUMNS = {"text_column": "text", "label_column": "label"}
@@ -48,9 +47,8 @@ def main() -> None:
     workers = max(model.get("workers", 5) for model in settings["models"])
 
     text, label = settings["text_column"], settings["label_column"]
-    rows = [
-        {"text": row[text], "label": row[label]} for row in FileSource(path.parent / settings["input"]).rows()
-    ]
+    known = rows_of(path.parent / settings["input"], text, label)
+    rows = [{"text": row[text], "label": row[label]} for row in known]
     random.Random(0).shuffle(rows)  # noqa: S311 - the same at every start, and no secret
     cut = round(len(rows) * settings["test_share"])
     test, train = rows[:cut], rows[cut : cut + settings["most_train_rows"]]
@@ -66,7 +64,7 @@ def main() -> None:
         labelled = jobs.map_rows(  # blocking
             test, prompt, schema=schema, model=list(models), temperature=models, output=output, resume=True
         )
-    right = [row["answer"] == row["label"] for row in FileSource(output).rows()]
+    right = [row["answer"] == row["label"] for row in labelled]
     print(f"\n{labelled.report}\n\n{sum(right)} of {len(right)} right ({sum(right) / len(right):.0%}).")
 
 

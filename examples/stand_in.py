@@ -14,10 +14,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rlm import ScriptedClient
 from rlm.bulk import amap_rows
+from rlm.bulk.formats import FileSource
 from rlm.bulk.templates import read_template
+from rlm.errors import RLMError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from rlm.bulk.formats import Row
     from rlm.bulk.templates import Template
@@ -58,6 +61,20 @@ def stand_in(rules: Mapping[str, Rule], *, latency_s: float = 0.0) -> ScriptedCl
 
     print(WHO_ANSWERS)
     return None if HAS_KEY else ScriptedClient(answer, latency_s=latency_s)
+
+
+def rows_of(path: Path, *columns: str) -> list[Row]:
+    """The rows of a file that has these columns; without, the example ends in a sentence that names those it has."""
+    try:
+        rows = list(FileSource(path).rows())
+    except RLMError as error:
+        raise SystemExit(str(error)) from None
+    if not rows:
+        raise SystemExit(f"{path} has no rows")
+    for name in columns:
+        if name not in rows[0]:
+            raise SystemExit(f"{path} has no column {name!r}: it has {', '.join(map(repr, rows[0]))}")
+    return rows
 
 
 async def compared_with_a_loop(rows: Sequence[Row], seconds: float, latency_s: float) -> str:

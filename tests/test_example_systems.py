@@ -401,3 +401,27 @@ def test_each_example_is_on_the_page_about_them(example):
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("data/*")), ids=lambda path: path.name)
 def test_each_data_set_says_where_it_comes_from(path):
     assert f"`{path.name}`" in (EXAMPLES / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("example", "table", "words"),
+    [
+        (
+            "harmonize_labels",
+            "type,shop,word\na,b,c\n",
+            "has no column 'merchant': it has 'type', 'shop', 'word'",
+        ),
+        ("label_dataset", "text,theme\na,b\n", "has no column 'label': it has 'text', 'theme'"),
+        ("grade_batch", "question,points\na,b\n", "'question', 'points'"),
+        ("harmonize_labels", "type,merchant,word\n", "in.csv has no rows"),
+    ],
+)
+def test_a_table_without_a_column_ends_an_example_in_a_sentence_that_names_those_it_has(
+    tmp_path, example, table, words
+):
+    (tmp_path / "in.csv").write_text(table)
+    (tmp_path / "job.toml").write_text('input = "in.csv"\nmodels = [{model_name = "m"}]\n')
+    given = "job.toml" if example == "label_dataset" else "in.csv"
+    said = run(example, tmp_path / given, fails=True)
+    assert words in said
+    assert said.count("\n") == 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from rlm.bulk.counting import Count, count_rows, split_rows
 from rlm.bulk.finishing import FinishedRow, RowStream
+from rlm.bulk.formats import Row
 from rlm.bulk.groups import JobGroup, MappedRows
 from rlm.bulk.report import Estimate, Progress, Report, total
 from rlm.bulk.rows import amap_rows, aretry_rows, astream_rows, map_rows, retry_rows, stream_rows
@@ -21,6 +22,7 @@ __all__ = [
     "MappedRows",
     "Progress",
     "Report",
+    "Row",
     "RowStream",
     "amap_rows",
     "aretry_rows",

@@ -36,8 +36,9 @@ class Template:
         """
         for name in self.fields:
             if name not in available:
-                there = ", ".join(map(repr, list(available)[:20])) or "none"
-                raise InputError(f"the prompt asks for {{{{{name}}}}}, and {where} has the fields {there}")
+                raise InputError(
+                    f"the prompt asks for {{{{{name}}}}}, and {where} has the fields {_shown(available)}"
+                )
 
     def content(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """What of a row is asked about.
@@ -50,7 +51,7 @@ class Template:
         content = {name: row[name] for name in self.fields if name in row}
         if len(content) < len(self.fields):
             missing = next(name for name in self.fields if name not in row)
-            raise InputError(f"the row has no field {missing!r}")
+            raise InputError(f"a row has no field {missing!r}, but {_shown(row)}")
         return content
 
     def render(self, content: Mapping[str, Any]) -> str:
@@ -96,6 +97,10 @@ def read_template(text: str) -> Template:
 def escape(text: str) -> str:
     """The text as a piece of a template that stands for just this text, whatever stands before and after it."""
     return _BRACES.sub(r'{{"\g<0>"}}', text)
+
+
+def _shown(names: Collection[str]) -> str:
+    return ", ".join(map(repr, list(names)[:20])) or "none"
 
 
 def _text(value: Any) -> str:
