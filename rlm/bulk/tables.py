@@ -37,6 +37,10 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
                 yield from batch.to_pylist()
     except pa.ArrowException as error:
         raise InputError(f"{path} is no Parquet file that can be read: {error}") from error
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} holds values that Python has no type for: {error}") from error
 
 
 def _excel_rows(path: Path) -> Iterator[Row]:

@@ -5,6 +5,7 @@ import os
 import time
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from importlib.util import find_spec
 
 import pytest
 
@@ -164,6 +165,17 @@ def parquet_of(tmp_path, values):
 )
 def test_a_later_value_that_does_not_fit_a_parquet_column_widens_it_and_loses_nothing(tmp_path, values, read):
     assert parquet_of(tmp_path, values) == read
+
+
+def test_parquet_with_nanoseconds_is_read_or_refused_in_words(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"x": pa.array([1], pa.duration("ns"))}), tmp_path / "a.parquet")
+    if find_spec("pandas"):
+        pytest.skip("pandas has a type for them")
+    with pytest.raises(InputError, match="holds values that Python has no type for"):
+        list(as_source(tmp_path / "a.parquet").rows())
 
 
 def test_dates_among_times_in_parquet_keep_the_times(tmp_path):
