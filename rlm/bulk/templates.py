@@ -51,7 +51,7 @@ class Template:
         content = {name: row[name] for name in self.fields if name in row}
         if len(content) < len(self.fields):
             missing = next(name for name in self.fields if name not in row)
-            raise InputError(f"a row has no field {missing!r}, but {_shown(row)}")
+            raise InputError(f"a row has no field {missing!r}: it has {_shown(row)}")
         return content
 
     def render(self, content: Mapping[str, Any]) -> str:

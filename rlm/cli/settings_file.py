@@ -1,7 +1,7 @@
 """`--settings FILE`: the options of a command over tables, read from a TOML or JSON file.
 
-The command line wins over the file, the file over the defaults. One file does for `rlm map`, `rlm count` and
-`rlm split`: each takes the options that it has, and a name that none of them has is an error.
+The command line wins over the file, the file over the defaults. The file of an `rlm map` does for `rlm count` and
+`rlm split`, too: they leave out what only `rlm map` has. Any other name that a command does not have is an error.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +19,6 @@ from click.core import ParameterSource
 
 __all__ = ["settings_option", "without_overruled"]
 
-COMMANDS: Final = ("map", "count", "split")
 READERS: Final = {".toml": tomllib.loads, ".json": json.loads}
 PATHS: Final = frozenset({"folder", "output", "retry", "table"})
 """Parameters that name a file or a folder."""
@@ -69,8 +67,10 @@ def without_overruled(
 
 def _read(context: click.Context, path: Path) -> dict[str, Any]:
     """The options of a file by parameter, each found right."""
+    from rlm.cli.map import command as whole_job
+
     own = _by_name(context.command)
-    known = {name for command in COMMANDS for name in _by_name(import_module(f"rlm.cli.{command}").command)}
+    known = {*own, *_by_name(whole_job)}
     read: dict[str, Any] = {}
     for key, value in _table(context, path).items():
         name = key.replace("_", "-")

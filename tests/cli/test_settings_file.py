@@ -117,23 +117,27 @@ def test_failed_rows_are_retried_with_the_endpoint_of_the_file(folder):
 
 
 def test_the_file_of_a_job_does_for_counting_and_splitting_it(folder):
-    given = settings(
-        folder, JOB + 'model = ["own", "gpt-5"]\nprice = {own = "1,2"}\nrows = 60\nfolder = "."\n'
-    )
+    given = settings(folder, JOB + 'model = ["own", "gpt-5"]\nprice = {own = "1,2"}\nbudget = 1\n')
     counted = rlm("count", *given, "--json", folder=folder)
     assert counted.returncode == 0, counted.stderr
     assert json.loads(counted.stdout)["calls"] == 10
     assert json.loads(counted.stdout)["cost_usd"]["own"] > 0
-    done = rlm("split", *given, folder=folder)
-    assert done.stdout.split() == ["jobs/in.part001.csv", "jobs/in.part002.csv"], done.stderr
+    assert rlm("split", *given, "--rows", "60", folder=folder).stdout.split() == [
+        "jobs/in.part001.csv",
+        "jobs/in.part002.csv",
+    ]
+    own = settings(folder, JOB + 'rows = 100\nfolder = "parts"\n')
+    assert rlm("split", *own, folder=folder).stdout.split() == ["jobs/parts/in.part001.csv"]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ('promt = "x"', "there is no option 'promt'; did you mean prompt or pilot?"),
-        ("zzzz = 1", "there is no option 'zzzz'; the options are base-url, batch-api,"),
+        ("zzzz = 1", "there is no option 'zzzz'; the options are base-url, batch-api, budget,"),
         ("models = 1", "did you mean model?"),
+        ("max_tokens = 1", "did you mean max-output-tokens"),
+        ("rows = 1", "there is no option 'rows'"),
         ("limit = 2.5", "limit = 2.5: must be a whole number"),
         ('limit = "3"', 'limit = "3": must be a whole number'),
         ("limit = 0", "limit = 0: 0 is not in the range x>=1"),

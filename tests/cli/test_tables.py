@@ -203,3 +203,16 @@ def test_a_table_is_counted_and_split(folder):
     assert json.loads(counted.stdout)["rows"] == 100
     done = rlm("split", "in.csv", "--rows", "30", folder=folder)
     assert done.stdout.split() == [f"in.part00{number}.csv" for number in (1, 2, 3, 4)]
+    again = rlm("split", "in.csv", "--rows", "50", folder=folder)
+    assert (again.returncode, again.stdout) == (2, "")
+    assert "in.part001.csv exists" in again.stderr
+    done = rlm("split", "in.csv", "--rows", "50", "--overwrite", folder=folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["in.csv", *done.stdout.split()]
+
+
+def test_a_model_may_have_a_price_of_its_own(folder):
+    models = ("-m", "a", "-m", "b", "-m", "c", "--price", "1,2", "--price", "b=10,20")
+    counted = rlm("count", "in.csv", *models, "--json", folder=folder)
+    dollars = json.loads(counted.stdout)["cost_usd"]
+    assert dollars["b"] == pytest.approx(10 * dollars["a"])
+    assert dollars["c"] == dollars["a"] > 0
