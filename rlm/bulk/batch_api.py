@@ -158,7 +158,8 @@ class BatchAPI:
     async def cancel(self, journal: Path) -> int:
         """Ask for the end of all batches of a job that were not collected; gives their number.
 
-        What they have answered is to be paid for, and is collected when the job is resumed.
+        What they have answered is to be paid for, and is collected when the job is resumed. A batch that the
+        provider does not have any more is forgotten, so that its rows are asked again.
 
         Raises:
             JournalError: the journal cannot be used.
@@ -169,12 +170,23 @@ class BatchAPI:
         cancelled = 0
         with Checkpoint(journal, record, opinions=opinions, resume=True) as checkpoint:
             for opinion in range(opinions):
-                for tag, number, _ in checkpoint.memory(opinion).batches():
-                    state = await (self.batches.look(number) if number else self.batches.find(tag))
-                    if state is not None and not state.ended:
-                        await self.batches.cancel(state.id)
-                        cancelled += 1
+                memory = checkpoint.memory(opinion)
+                for tag, number, _ in memory.batches():
+                    cancelled += await self._cancel_one(memory, tag, number)
         return cancelled
+
+    async def _cancel_one(self, memory: Memory, tag: str, number: str | None) -> bool:
+        try:
+            state = await (self.batches.look(number) if number else self.batches.find(tag))
+        except BadRequest as error:
+            if error.status != NOT_FOUND:
+                raise
+            memory.collected(tag)
+            return True
+        if state is None or state.ended:
+            return False
+        await self.batches.cancel(state.id)
+        return True
 
     def price(self, model: str, usage: Usage) -> float | None:
         """Dollars of a usage through the Batch API."""
@@ -417,7 +429,7 @@ class _Pass:
     async def _take_up_earlier_batches(self) -> None:
         """Wait for the batches of earlier sessions before any row is read: what they answer is not asked again."""
         for tag, number, packs in self._memory.batches():
-            state = await (self._api.batches.look(number) if number else self._api.batches.find(tag))
+            state = await self._look_at_earlier(tag, number)
             if state is None:  # the session ended between the journal and the provider
                 self._memory.collected(tag)
                 continue
@@ -428,6 +440,18 @@ class _Pass:
             if not self._api.wait:
                 raise self._come_back()
             await self._pause()
+
+    async def _look_at_earlier(self, tag: str, number: str | None) -> BatchState | None:
+        try:
+            return await (self._api.batches.look(number) if number else self._api.batches.find(tag))
+        except BadRequest as error:
+            if error.status != NOT_FOUND:
+                raise
+            # To ask its rows again by ourselves would be to pay twice where only the key is another one.
+            raise BadRequest(
+                f"{error}; ask with the key that started it, or cancel it (--cancel) to have its rows asked again",
+                status=error.status,
+            ) from error
 
     def _earlier_request(self, keys: list[int]) -> _Request:
         # Where it is refused, it may be for its schema.
@@ -479,13 +503,8 @@ class _Pass:
                 model=self._settings.model,
             )
         for file_id in (state.output_file, state.error_file):
-            if file_id is None:
-                continue
-            async for line in self._api.batches.lines(file_id):
-                index = _index(line, batch)
-                if index is not None and index not in batch.seen:
-                    batch.seen.add(index)
-                    await self._take_line(batch.requests[index], line)
+            if file_id is not None:
+                await self._collect_file(batch, file_id)
         for index, request in enumerate(batch.requests):
             if index not in batch.seen:
                 self._unbilled(request)
@@ -496,6 +515,18 @@ class _Pass:
         self._memory.collected(batch.tag)
         del self._running[batch.tag]
         self._tell_change()
+
+    async def _collect_file(self, batch: _Batch, file_id: str) -> None:
+        try:
+            async for line in self._api.batches.lines(file_id):
+                index = _index(line, batch)
+                if index is not None and index not in batch.seen:
+                    batch.seen.add(index)
+                    await self._take_line(batch.requests[index], line)
+        except BadRequest as error:
+            if error.status != NOT_FOUND:
+                raise
+            self.last_problem = str(error)  # files do not stay forever: what was in it has to be asked again
 
     async def _take_line(self, request: _Request, line: Mapping[str, Any]) -> None:
         if any(self._memory.is_settled(key) for key in request.keys):
@@ -584,6 +615,7 @@ class _Pass:
 LINE_BYTES: Final = 200
 """What a line has around its body."""
 OK: Final = 200
+NOT_FOUND: Final = 404
 EXPIRED_STATUS: Final = 408
 TOO_MANY_TOKENS: Final = "token_limit_exceeded"
 

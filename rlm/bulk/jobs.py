@@ -186,9 +186,18 @@ async def ask_at_once(
     sink: Callable[[Settled], Awaitable[None]],
     settings: MapSettings,
     *,
-    memory: Memory,  # noqa: ARG001 - what is asked at once needs none
+    memory: Memory,
 ) -> None:
-    """Ask packs as calls, many at once; leaves nothing for another pass."""
+    """Ask packs as calls, many at once; leaves nothing for another pass.
+
+    Raises:
+        InputError: batches of an earlier session are not collected, and what they ask would be paid for twice.
+    """
+    if number := len(memory.batches()):
+        raise InputError(
+            f"{number} {'batch' if number == 1 else 'batches'} of an earlier session {'is' if number == 1 else 'are'} "
+            "not collected, and would be paid for twice: resume with the Batch API (--batch-api)"
+        )
     await map_packs(tree, packs, task, sink, settings)
 
 

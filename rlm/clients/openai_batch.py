@@ -17,7 +17,7 @@ import anyio.to_thread
 
 from rlm.clients.chat import Dialect, error_of, read_failure, redact
 from rlm.clients.openai import AsyncOpenAIClient
-from rlm.errors import BadReply, ConnectionFailed
+from rlm.errors import BadReply, BadRequest, ConnectionFailed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
@@ -123,9 +123,9 @@ class OpenAIBatches:
         """How a batch is now; asked once, since whoever waits for it looks again.
 
         Raises:
-            CallError: the endpoint refuses, or cannot be reached.
+            CallError: the endpoint refuses, or cannot be reached; its `status` is 404 where there is no such batch.
         """
-        with self._errors_of_ours():
+        with self._errors_of_ours(f"batch {batch_id}"):
             return _state(await self._client.with_options(max_retries=0).batches.retrieve(batch_id))
 
     async def cancel(self, batch_id: str) -> BatchState:
@@ -141,10 +141,11 @@ class OpenAIBatches:
         """The lines of a file of results, as they come, but for those that are no JSON objects.
 
         Raises:
-            CallError: the endpoint refuses, cannot be reached, or broke off in the middle of a line.
+            CallError: the endpoint refuses, cannot be reached, or broke off in the middle of a line; its `status` is
+                404 where there is no such file any more.
         """
         rest = b""
-        with self._errors_of_ours():
+        with self._errors_of_ours(f"file {file_id}"):
             async with self._client.files.with_streaming_response.content(file_id) as response:
                 # Not `iter_lines`, which takes for the end of a line what JSON may hold: U+2028 and its like.
                 async for data in response.iter_bytes():
@@ -172,12 +173,18 @@ class OpenAIBatches:
         return openai.AsyncOpenAI(api_key=key, base_url=url, timeout=self._timeout_s, max_retries=5)
 
     @contextmanager
-    def _errors_of_ours(self) -> Iterator[None]:
+    def _errors_of_ours(self, wanted: str = "") -> Iterator[None]:
         import httpx2
         import openai
 
         try:
             yield
+        except openai.NotFoundError as error:
+            if not wanted:
+                raise BadRequest(f"{self.endpoint} has no Batch API there (404)", status=404) from error
+            raise BadRequest(
+                f"{self.endpoint} has no {wanted} (404): it is another account's, or was removed", status=404
+            ) from error
         except openai.APIStatusError as error:
             failure = read_failure(error.status_code, error.body, error.response.headers)
             raise error_of(failure, "batches", self.endpoint) from error

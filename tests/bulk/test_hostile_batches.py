@@ -13,7 +13,7 @@ from openai_batch_server import BatchServer
 from rlm.bulk import JobGroup, amap_rows
 from rlm.bulk.batch_api import BatchAPI
 from rlm.clients.scripted import ScriptedClient
-from rlm.errors import JobStopped
+from rlm.errors import InputError, JobStopped
 from rlm.prices import Price
 from rlm.scheduler.budget import Budget
 
@@ -219,6 +219,57 @@ async def test_answers_to_requests_without_a_schema_say_nothing_of_requests_with
                 await labelled(api, tmp_path, 10)
         server.hold = False
         assert_right(await job(server, tmp_path, 40, resume=True))
+
+
+async def test_rows_of_a_batch_that_is_out_are_not_asked_in_another_way_as_well(tmp_path):
+    direct = ScriptedClient(label)
+    options = {"schema": SCHEMA, "checkpoint": tmp_path / "journal", "model": "m", "resume": True}
+    with BatchServer(reply_of) as server:
+        server.hold = True
+        with pytest.raises(JobStopped):
+            await job(server, tmp_path, 10, wait=False)
+        with pytest.raises(InputError, match=r"1 batch of an earlier session is not collected.*--batch-api"):
+            await amap_rows(rows(10), "Label {{text}}", client=direct, **options)
+        server.hold = False
+        assert_right(await job(server, tmp_path, 10, resume=True), 10)
+    result = await amap_rows(rows(12), "Label {{text}}", client=direct, **options)
+    assert_right(result, 12)
+    assert (server.requests, len(direct.calls)) == (2, 1)
+
+
+async def test_a_batch_that_the_account_does_not_have_is_not_asked_again_unasked(tmp_path):
+    with BatchServer(reply_of) as server:
+        server.hold = True
+        with pytest.raises(JobStopped):
+            await job(server, tmp_path, 10, wait=False)
+        server.hold = False
+        server.batches.clear()
+        with pytest.raises(JobStopped, match=r"has no batch batch_\d+ \(404\).*--cancel"):
+            await job(server, tmp_path, 10, resume=True)
+        assert not server.batches
+        async with opened(server) as api:
+            assert await api.cancel(tmp_path / "journal") == 1
+        assert_right(await job(server, tmp_path, 10, resume=True), 10)
+
+
+async def test_results_that_are_not_kept_any_more_are_asked_again(tmp_path):
+    with BatchServer(reply_of) as server:
+        server.hold = True
+        with pytest.raises(JobStopped):
+            await job(server, tmp_path, 10, wait=False)
+        server.hold = False
+        (number,) = server.batches
+        server.look(number)
+        del server.files[server.batches[number]["output_file_id"]]
+        assert_right(await job(server, tmp_path, 10, resume=True), 10)
+    assert len(server.batches) == 2
+
+
+async def test_an_endpoint_without_a_batch_api_says_so(tmp_path, monkeypatch):
+    with BatchServer(reply_of) as server:
+        monkeypatch.setattr(server, "post", lambda *_: (404, {"error": {"message": "Not Found"}}))
+        with pytest.raises(JobStopped, match="has no Batch API there"):
+            await job(server, tmp_path, 10)
 
 
 # Several opinions, several jobs --------------------------------------------------------------------------------
