@@ -29,7 +29,7 @@ from rlm.bulk.expressions import read_expression
 from rlm.bulk.finishing import Finishing, TellRow
 from rlm.bulk.formats import FileSource, Row, Source, require
 from rlm.bulk.opinions import vote
-from rlm.bulk.report import Estimate, Progress, Report
+from rlm.bulk.report import Estimate, Progress, Report, number_of
 from rlm.bulk.templates import Template, read_template
 from rlm.bulk.writing import Answer, Writing
 from rlm.errors import (
@@ -641,7 +641,8 @@ class _Run:
     def _how_to_go_on(self) -> str:
         if not self._counts.settled:
             return "no row was answered in this session"
-        return f"{self._counts.settled:,} answers of this session are kept in {self.checkpoint.path}: resume to go on"
+        kept = number_of(self._counts.settled, "answer")
+        return f"{kept} of this session kept in {self.checkpoint.path}: resume to go on"
 
     # Writing ---------------------------------------------------------------------------------------------------
 
