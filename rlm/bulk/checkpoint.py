@@ -27,6 +27,7 @@ __all__ = ["PASSING", "Checkpoint", "JobRecord", "Memory", "forget", "key_of", "
 KIND: Final = "bulk"
 PENDING: Final = -1
 RECORDS_AT_HAND: Final = 1_024
+BYTES_AT_HAND: Final = 16_000_000
 PASSING: Final = frozenset(
     {"BadReply", "CallTimedOut", "CircuitOpen", "ConnectionFailed", "RateLimited", "ServerError"}
 )
@@ -74,7 +75,8 @@ class Checkpoint:
         self._answers: list[dict[int, int]] = [{} for _ in range(opinions)]
         self._failures: list[dict[int, int]] = [{} for _ in range(opinions)]
         self._batches: dict[str, tuple[int, str | None, int]] = {}
-        self._at_hand: OrderedDict[int, dict[str, Any]] = OrderedDict()
+        self._at_hand: OrderedDict[int, tuple[dict[str, Any], int]] = OrderedDict()
+        self._bytes_at_hand = 0
         self._file: IO[bytes] | None = None
         self._holds_nothing = False
         if not resume and path.exists() and path.stat().st_size:
@@ -243,13 +245,18 @@ class Checkpoint:
             failures.clear()
 
     def _record_at(self, offset: int) -> dict[str, Any]:
-        record = self._at_hand.get(offset)
-        if record is None:
-            if self._file is None:
-                raise JournalError(f"the journal {self.path} is closed")
-            record = self._at_hand[offset] = read_record(self._file, offset)
-            if len(self._at_hand) > RECORDS_AT_HAND:
-                self._at_hand.popitem(last=False)
+        at_hand = self._at_hand.get(offset)
+        if at_hand is not None:
+            return at_hand[0]
+        if self._file is None:
+            raise JournalError(f"the journal {self.path} is closed")
+        record = read_record(self._file, offset)
+        size = self._file.tell() - offset
+        self._at_hand[offset] = record, size
+        self._bytes_at_hand += size
+        while len(self._at_hand) > RECORDS_AT_HAND or self._bytes_at_hand > BYTES_AT_HAND:
+            _, (_, size) = self._at_hand.popitem(last=False)
+            self._bytes_at_hand -= size
         return record
 
 

@@ -59,6 +59,7 @@ __all__ = ["AskPacks", "Job", "PerCall", "ask_at_once", "run_job"]
 PerCall: TypeAlias = "int | Literal['auto']"
 
 ROWS_AT_ONCE: Final = 500
+CHARS_AT_ONCE: Final = 4_000_000
 SYNC_SECONDS: Final = 1.0
 ROWS_TO_WRITE: Final = 20
 """Rows that are written at a time: a fraction of a millisecond, so that no call waits for it."""
@@ -724,7 +725,15 @@ def _told_by(rule: Callable[[Row], Any], row: Row) -> Any:
 
 
 def _take(rows: Iterator[Row]) -> list[Row]:
-    return list(islice(rows, ROWS_AT_ONCE))
+    """The next rows: some hundreds, or fewer where they are long."""
+    taken: list[Row] = []
+    chars = 0
+    for row in islice(rows, ROWS_AT_ONCE):
+        taken.append(row)
+        chars += sum(len(value) for value in row.values() if isinstance(value, str))
+        if chars >= CHARS_AT_ONCE:
+            break
+    return taken
 
 
 NEVER_ASKED: Final = Mapped(

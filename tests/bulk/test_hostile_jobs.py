@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 from labelling import SCHEMA, answer, items_in, label, parity, read_csv, write_csv
 
 from rlm.bulk import map_rows, retry_rows
+from rlm.bulk.checkpoint import Checkpoint, JobRecord
+from rlm.bulk.formats import ListSource
 from rlm.clients.scripted import ScriptedClient
 from rlm.errors import InputError, JobStopped, JournalError, OutputError, Refused, SettingsError
+from rlm.mapping import Mapped
 from rlm.prices import Price
 from rlm.settings import SchedulerSettings
 
@@ -294,3 +298,44 @@ def test_an_input_that_changes_while_the_job_runs_gives_no_row_the_answer_of_ano
     written = read_csv(tmp_path / "out.csv")
     assert [row["text"] for row in written] == texts[::-1]
     assert all(row["label"] == parity(row)["label"] for row in written)
+
+
+class Rows:
+    """Rows of a megabyte, which are made when they are read; `longest_lead` is how far reading went ahead of asking."""
+
+    def __init__(self):
+        self.asked = self.longest_lead = self.readings = 0
+
+    def __iter__(self):
+        self.readings += 1
+        for n in range(40):
+            if self.readings > 1:  # the first looks at all of them, one after the other
+                self.longest_lead = max(self.longest_lead, n - self.asked)
+            yield {"text": "x" * 1_000_000 + f" number {n}"}
+
+
+def test_long_rows_are_read_a_few_at_a_time():
+    rows = Rows()
+
+    def count(call):
+        rows.asked += 1
+        return label(call)
+
+    options = {"rows_per_call": 1, "max_concurrency": 1, "window_chars": 2_000_000}
+    assert job(ListSource(rows), client=ScriptedClient(count), **options).report.answered == 40
+    assert rows.longest_lead < 12
+
+
+def test_long_answers_are_not_all_kept_in_memory(tmp_path):
+    record = JobRecord({}, {})
+    with Checkpoint(tmp_path / "journal", record, opinions=1, resume=False) as checkpoint:
+        for key in range(100):
+            checkpoint.record(0, [(key, Mapped(str(key) * 500_000))], None)
+        tracemalloc.start()
+        try:
+            assert all(checkpoint.outcome(0, key).value[0] == str(key)[0] for key in range(100))
+            assert checkpoint.outcome(0, 99) == checkpoint.outcome(0, 99)
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    assert peak < 30_000_000
