@@ -197,8 +197,11 @@ async def map_items(
     *,
     schema: SchemaSource | None = None,
     plain_models: PlainModels | None = None,
+    kept: dict[int, Mapped] | None = None,
 ) -> list[Mapped]:
     """Ask the same of every item; equal items are asked once, and the answers come in the order of the items.
+
+    Also where this raises or is cancelled, `kept` then has the outcomes there are, by the index of their item.
 
     Raises:
         SchemaError: the schema is not understood.
@@ -233,6 +236,8 @@ async def map_items(
                 await map_packs(tree, lists, task, keep, settings, plain_models=plain_models)
         finally:
             batch.failed = sum(outcomes[key].failed for key in keys if key in outcomes)
+            if kept is not None:
+                kept.update((index, outcomes[key]) for index, key in enumerate(keys) if key in outcomes)
     return [outcomes[key] for key in keys]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anyio
@@ -30,7 +31,7 @@ from rlm.errors import (
 from rlm.mapping import Mapped, MapSettings, PlainModels, ask_checked, map_items
 from rlm.outcomes import Outcomes
 from rlm.sandbox.shelf import Shelved
-from rlm.scheduler.batch import first_error
+from rlm.scheduler.batch import Kept, first_error
 from rlm.schemas import Schema, schema_of
 from rlm.values import Answer, Call, HostCall, Message, Reply
 
@@ -46,6 +47,7 @@ StartChild: TypeAlias = Callable[[str, Any, str | None], Awaitable[Answer]]
 A `Shelved` in the place of the context is one that the child's guest reads from its parent's."""
 
 MOST_CONCURRENT = 1_000
+FOR_MANY = ("llm_batch", "llm_map", "rlm_batch")
 UNREACHABLE = (UnknownModel, AuthenticationFailed, QuotaExhausted)
 BYTES_PER_CHAR = 8
 """More than any value takes on the wire for one character of the text that it is rendered as."""
@@ -80,9 +82,10 @@ NO_DEADLINE = Deadline()
 class HostCalls:
     """Serves the host calls of one cell of a run at `depth`; `await calls(host_call)` gives the value for the cell.
 
-    A limit of the tree does not kill the cell: its call fails, as do all that follow, so that the cell can give
-    what it has, and `reached` says which limit it was. `misconfigured` is the error of a model of the settings that no
-    call can reach: its name, the key or the account is wrong, which is the user's to mend.
+    A limit of the tree does not kill the cell: its call fails, or those of its slots that were not filled yet, as do
+    all calls that follow, so that the cell can give what it has, and `reached` says which limit it was.
+    `misconfigured` is the error of a model of the settings that no call can reach: its name, the key or the account
+    is wrong, which is the user's to mend.
     """
 
     settings: RunSettings
@@ -105,9 +108,11 @@ class HostCalls:
         """
         if self.reached is None:
             try:
+                if host_call.name in FOR_MANY:
+                    return await self._perform_many(host_call)
                 with anyio.CancelScope(deadline=self.deadline.at):
                     value = await self._perform(host_call)
-                    self._note(host_call, value)
+                    self.outcomes.note_answer()
                     return value
                 raise self.deadline.exceeded()
             except LimitReached as limit:
@@ -122,11 +127,30 @@ class HostCalls:
                 raise
         raise HostCallRefused(f"{self.reached}; give the answer with what there is")
 
-    def _note(self, host_call: HostCall, value: Any) -> None:
-        if host_call.name in ("llm_batch", "llm_map", "rlm_batch"):
-            self.outcomes.note_slots(value)
-        else:
-            self.outcomes.note_answer()
+    async def _perform_many(self, host_call: HostCall) -> list[dict[str, Any]]:
+        """The slots of a call for many answers. A limit in the middle costs only the slots that are still empty."""
+        arguments = host_call.arguments
+        match host_call.name:
+            case "llm_batch":
+                slots = await self._batch(
+                    _texts(arguments, "prompts"), _concurrency(arguments), _model(arguments)
+                )
+            case "llm_map":
+                slots = await self._map(arguments)
+            case _:
+                slots = await self._children(_items(arguments), _concurrency(arguments))
+        self.outcomes.note_slots(slots)
+        return slots
+
+    async def _as_far_as_limits_allow(self, ask: Callable[[], Awaitable[object]]) -> None:
+        """Ask, and note a limit that ends it in `reached`; what was answered by then is in the hands of who asks."""
+        try:
+            with anyio.CancelScope(deadline=self.deadline.at):
+                await ask()
+                return
+            self.reached = self.deadline.exceeded()
+        except LimitReached as limit:
+            self.reached = limit
 
     def _judge(self, error: RLMError) -> None:
         if isinstance(error, UNREACHABLE) and error.model in ("", *self.settings.models):
@@ -146,18 +170,10 @@ class HostCalls:
             case "llm_query":
                 call = self._sub_call(_text(arguments, "prompt"), _model(arguments))
                 return await self._query(call, _schema(arguments))
-            case "llm_batch":
-                return await self._batch(
-                    _texts(arguments, "prompts"), _concurrency(arguments), _model(arguments)
-                )
-            case "llm_map":
-                return await self._map(arguments)
             case "rlm_query":
                 return await self._child(
                     _text(arguments, "question"), arguments.get("context"), _model(arguments)
                 )
-            case "rlm_batch":
-                return await self._children(_items(arguments), _concurrency(arguments))
             case unknown:
                 raise HostCallRefused(f"there is no host call {unknown!r}")
 
@@ -177,22 +193,46 @@ class HostCalls:
             depth=self.depth,
             stops_at=UNREACHABLE if model == self.settings.recursive_model else (),
         )
-        outcomes = await map_items(
+        items, kept = _list(arguments, "items"), dict[int, Mapped]()
+        ask = partial(
+            map_items,
             self.tree,
-            _list(arguments, "items"),
+            items,
             _text(arguments, "instruction"),
             settings,
             schema=_schema(arguments),
             plain_models=self.plain_models,
+            kept=kept,
         )
-        return [_mapped_slot(outcome) for outcome in outcomes]
+        await self._as_far_as_limits_allow(ask)
+        return self._slots(len(items), {index: _mapped_slot(outcome) for index, outcome in kept.items()})
 
     async def _batch(
         self, texts: Sequence[str], max_concurrent: int, model: str | None
     ) -> list[dict[str, str]]:
         calls = [self._sub_call(text, model) for text in texts]
-        replies = await self.tree.complete_all(calls, max_concurrent=max_concurrent)
-        return [self._slot("text", reply) for reply in replies]
+        return self._slots(len(calls), await self._complete_all("text", calls, max_concurrent))
+
+    async def _complete_all(
+        self, key: str, calls: Sequence[Call], max_concurrent: int
+    ) -> dict[int, dict[str, str]]:
+        kept: Kept = {}
+        await self._as_far_as_limits_allow(
+            partial(self.tree.complete_all, calls, max_concurrent=max_concurrent, kept=kept)
+        )
+        return {index: self._slot(key, reply) for index, reply in kept.items()}
+
+    def _slots(self, number: int, kept: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+        """All slots in order; those that are not there were not filled before a limit.
+
+        Raises:
+            LimitReached: there is none at all.
+        """
+        if self.reached is None or len(kept) == number:
+            return [kept[index] for index in range(number)]
+        if not kept:
+            raise self.reached
+        return [kept.get(index) or self._failed(self.reached) for index in range(number)]
 
     async def _child(self, question: str, context: Any, model: str | None) -> Any:
         if self._at_depth_limit:
@@ -203,20 +243,27 @@ class HostCalls:
         """Run the children at once, each with a slot of its own: one that fails never hurts another."""
         if self._at_depth_limit:
             return await self._plain_children(items, max_concurrent)
-        slots: list[dict[str, Any]] = [{} for _ in items]
+        slots: dict[int, dict[str, Any]] = {}
         waiting = iter(enumerate(items))
 
         async def work() -> None:
-            for index, (question, context) in waiting:
-                slots[index] = await self._settle(question, context)
+            while self.reached is None and (item := next(waiting, None)) is not None:
+                index, (question, context) = item
+                try:
+                    slots[index] = await self._settle(question, context)
+                except LimitReached as limit:
+                    self.reached = self.reached or limit
 
-        try:
-            async with anyio.create_task_group() as tasks:
-                for _ in range(min(max_concurrent, len(items))):
-                    tasks.start_soon(work)
-        except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
-        return slots
+        async def ask() -> None:
+            try:
+                async with anyio.create_task_group() as tasks:
+                    for _ in range(min(max_concurrent, len(items))):
+                        tasks.start_soon(work)
+            except BaseExceptionGroup as errors:
+                raise first_error(errors) from None
+
+        await self._as_far_as_limits_allow(ask)
+        return self._slots(len(items), slots)
 
     async def _settle(self, question: str, context: Any) -> dict[str, Any]:
         try:
@@ -228,17 +275,17 @@ class HostCalls:
         self, items: Sequence[tuple[str, Any]], max_concurrent: int
     ) -> list[dict[str, Any]]:
         """The children as plain calls; one whose context is too long for that fails alone."""
-        slots: list[dict[str, Any]] = [{} for _ in items]
+        slots: dict[int, dict[str, Any]] = {}
         calls: dict[int, Call] = {}
         for index, (question, context) in enumerate(items):
             try:
                 calls[index] = await self._plain_child(question, context, None)
             except HostCallRefused as refusal:
                 slots[index] = self._failed(refusal)
-        replies = await self.tree.complete_all(list(calls.values()), max_concurrent=max_concurrent)
-        for index, reply in zip(calls, replies, strict=True):
-            slots[index] = self._slot("value", reply)
-        return slots
+        kept = await self._complete_all("value", list(calls.values()), max_concurrent)
+        places = list(calls)
+        slots.update((places[index], slot) for index, slot in kept.items())
+        return self._slots(len(items), slots)
 
     @property
     def _at_depth_limit(self) -> bool:

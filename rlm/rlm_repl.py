@@ -28,7 +28,7 @@ from rlm import prompts, sources
 from rlm.clients.offline import OfflineClient
 from rlm.clients.openai import AsyncOpenAIClient, is_like_a_key, warm_up
 from rlm.conversation import Conversation
-from rlm.errors import ContextError, SessionClosed, SettingsError
+from rlm.errors import ContextError, LimitReached, SessionClosed, SettingsError
 from rlm.events import AnswerGiven, Warned, ignore
 from rlm.lifetimes import KeptGuest, Work
 from rlm.portal import Portal, lease, leave_to_parent
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from rlm.sandbox.launchers import Launcher
     from rlm.sandbox.session import Session
     from rlm.sandbox.shelf import Shelved
+    from rlm.scheduler.batch import Kept
     from rlm.values import Answer, Call, Reply
 
 __all__ = ["RLM_REPL"]
@@ -239,13 +240,18 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         return await self._portal.acall(self._ask_model, call)
 
     def ask_models(self, calls: Sequence[Call], *, max_concurrent: int = 10) -> list[Reply | CallError]:
-        """Make many calls at once, in order; one that failed for good leaves its error in its place."""
+        """Make many calls at once, in order; one that failed for good leaves its error in its place.
+
+        Raises:
+            LimitReached: the budget does not allow all of them; `.partial` has the replies there are, in order, and
+                this error in the place of each that is not.
+        """
         return self._portal.call(self._ask_models, calls, max_concurrent)
 
     async def aask_models(
         self, calls: Sequence[Call], *, max_concurrent: int = 10
     ) -> list[Reply | CallError]:
-        """Make many calls at once, in order; one that failed for good leaves its error in its place."""
+        """Make many calls at once; see `ask_models`."""
         return await self._portal.acall(self._ask_models, calls, max_concurrent)
 
     def bare_session(self, context: Any = None) -> RLMSession:
@@ -375,8 +381,13 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             return await run.tree.complete(call)
 
     async def _ask_models(self, calls: Sequence[Call], max_concurrent: int) -> list[Reply | CallError]:
+        kept: Kept = {}
         async with self._new_run() as run:
-            return await run.tree.complete_all(calls, max_concurrent=max_concurrent)
+            try:
+                return await run.tree.complete_all(calls, max_concurrent=max_concurrent, kept=kept)
+            except LimitReached as limit:
+                limit.partial = [kept.get(index, limit) for index in range(len(calls))]
+                raise
 
     @asynccontextmanager
     async def _new_run(self, listener: Emit = ignore) -> AsyncIterator[Run]:

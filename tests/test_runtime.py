@@ -7,9 +7,10 @@ import time
 import pytest
 
 from rlm import RLM_REPL, ScriptedClient
-from rlm.errors import BadRequest, Refused, UnknownModel
+from rlm.errors import BadRequest, BudgetExceeded, Refused, UnknownModel
 from rlm.events import AnswerGiven, RunFailed, RunStarted
 from rlm.scheduler.budget import Budget
+from rlm.values import Call, Message
 
 
 def cell(code):
@@ -60,6 +61,59 @@ def test_every_call_after_the_limit_fails_at_once():
     code = "for n in range(1000):\n    try:\n        llm_query('a')\n    except LLMError:\n        pass\nFINAL(n)"
     answer = complete(cell(code), budget=Budget(calls=3))
     assert (answer.value, answer.status, answer.usage.calls) == (999, "budget", 3)
+
+
+def test_a_budget_reached_within_a_batch_costs_only_the_slots_that_were_not_paid():
+    code = "slots = llm_batch([f'p{n}' for n in range(9)], max_concurrent=2)\nanswer['content'] = [*map(str, slots)]"
+    answer = complete(cell(code), budget=Budget(calls=5))
+    assert answer.status == "budget"
+    assert answer.value[:4] == ["P0", "P1", "P2", "P3"]
+    assert all("BudgetExceeded" in slot for slot in answer.value[4:])
+
+
+def test_a_budget_reached_within_a_map_costs_only_the_items_that_were_not_paid():
+    code = "FINAL([slot or slot.kind for slot in llm_map(list('abcdef'), 'upper', per_call=1, max_concurrent=1)])"
+    answer = complete(cell(code), budget=Budget(calls=4), sub=lambda call: "A")
+    assert (answer.value, answer.status) == (["A"] * 3 + ["BudgetExceeded"] * 3, "budget")
+
+
+def test_a_budget_reached_by_one_child_run_costs_no_answer_of_another():
+    parent = cell(
+        "FINAL([slot or slot.kind for slot in rlm_batch([('q', n) for n in 'abcd'], max_concurrent=1)])"
+    )
+    answer = complete(root=by_depth(parent, cell("FINAL(context)")), max_depth=2, budget=Budget(calls=3))
+    assert (answer.value, answer.status) == (["a", "b", "BudgetExceeded", "BudgetExceeded"], "budget")
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        "llm_batch(['quick', 'slow'])",
+        "llm_map(['quick', 'slow'], '', per_call=1)",
+        "rlm_batch([('quick', ''), ('slow', '')])",
+    ],
+)
+def test_a_deadline_within_a_call_for_many_keeps_the_answers_there_are(ask):
+    async def sometimes_slow(call):
+        import anyio
+
+        if "slow" in call.messages[-1].content:
+            await anyio.sleep(60)
+        return "done"
+
+    code = f"FINAL([slot or slot.kind for slot in {ask}])"
+    answer = complete(cell(code), sub=sometimes_slow, timeout_s=1.5)
+    assert (answer.value, answer.status) == (["done", "DeadlineExceeded"], "timeout")
+
+
+def test_many_calls_of_a_script_that_a_budget_stops_keep_their_replies():
+    with RLM_REPL(client=ScriptedClient(sub=lambda call: "done"), budget=Budget(calls=2)) as rlm:
+        calls = [Call(model="m", messages=(Message("user", str(n)),)) for n in range(4)]
+        with pytest.raises(BudgetExceeded) as caught:
+            rlm.ask_models(calls, max_concurrent=1)
+    *replies, third, fourth = caught.value.partial
+    assert [reply.text for reply in replies] == ["done", "done"]
+    assert third is fourth is caught.value
 
 
 def test_a_limit_in_a_child_run_ends_the_whole_tree():

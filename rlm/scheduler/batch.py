@@ -19,17 +19,23 @@ from rlm.values import Reply, Usage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Ask", "first_error", "run_batch"]
+__all__ = ["Ask", "Kept", "first_error", "run_batch"]
 
 Ask: TypeAlias = Callable[[int, Place], Awaitable[Reply]]
 """Makes the call with this index, in a place that it may give back while it waits to be asked again."""
 
+Kept: TypeAlias = "dict[int, Reply | CallError]"
+"""The outcomes of a batch that there are, by the index of their call."""
 
-async def run_batch(ask: Ask, first: Sequence[int], *, max_concurrent: int) -> list[Reply | CallError]:
+
+async def run_batch(
+    ask: Ask, first: Sequence[int], *, max_concurrent: int, kept: Kept | None = None
+) -> list[Reply | CallError]:
     """Ask every call whose index is its own entry in `first`; the others share the outcome of their entry.
 
     A `CallError` fills its slot. Anything else ends the batch and is raised as it is, not in a group. A
-    `BudgetExceeded` lets the calls in flight finish first, because they are paid for.
+    `BudgetExceeded` lets the calls in flight finish first, because they are paid for. However it ends, `kept` has
+    the outcomes there are.
     """
     batch = _Batch(ask, first, Line(max_concurrent))
     try:
@@ -38,9 +44,12 @@ async def run_batch(ask: Ask, first: Sequence[int], *, max_concurrent: int) -> l
                 group.start_soon(batch.work)
     except BaseExceptionGroup as errors:
         raise first_error(errors) from None
+    finally:
+        if kept is not None:
+            kept.update(batch.outcomes())
     if batch.exceeded is not None:
         raise batch.exceeded
-    return [batch.outcome(index) for index in range(len(first))]
+    return list(batch.outcomes().values())
 
 
 class _Batch:
@@ -71,8 +80,15 @@ class _Batch:
         except BudgetExceeded as error:
             self.exceeded = self.exceeded or error
 
-    def outcome(self, index: int) -> Reply | CallError:
-        first = self._first[index]
+    def outcomes(self) -> Kept:
+        """What there is by now, by index and in order."""
+        return {
+            index: self._outcome(index, first)
+            for index, first in enumerate(self._first)
+            if first in self._outcomes
+        }
+
+    def _outcome(self, index: int, first: int) -> Reply | CallError:
         outcome = self._outcomes[first]
         if index == first or isinstance(outcome, CallError):
             return outcome

@@ -37,7 +37,7 @@ from anyio.lowlevel import checkpoint
 
 from rlm.errors import CallError, DeadlineExceeded, SettingsError
 from rlm.events import BatchFinished, BatchStarted, Emit, ignore
-from rlm.scheduler.batch import run_batch
+from rlm.scheduler.batch import Kept, run_batch
 from rlm.scheduler.budget import Budget, Ledger, Spent
 from rlm.scheduler.cache import Cache, cache_path
 from rlm.scheduler.endpoint import Endpoint, PriceOf
@@ -177,13 +177,14 @@ class Tree:
         return await self._complete(call, 0, place or Place(Line(1)))
 
     async def complete_all(
-        self, calls: Sequence[Call], *, max_concurrent: int, dedupe: bool = True
+        self, calls: Sequence[Call], *, max_concurrent: int, dedupe: bool = True, kept: Kept | None = None
     ) -> list[Reply | CallError]:
         """Ask many at once, `max_concurrent` at a time; the answers come in the order of the calls.
 
         A call that failed for good leaves its `CallError` in its place and hurts no other. With `dedupe`, equal
         calls are asked once and the copies of the reply cost nothing; a batch that is one prompt repeated is
-        sampling, where each is asked.
+        sampling, where each is asked. Also where this raises or is cancelled, `kept` then has the outcomes there are,
+        by the index of their call.
 
         Raises:
             LimitReached: the tree may not spend what the next call could cost. Where the limit is money, tokens
@@ -213,7 +214,7 @@ class Tree:
             run_id=calls[0].run_id,
             depth=calls[0].depth,
         ) as batch:
-            return await run_batch(ask, first, max_concurrent=max_concurrent)
+            return await run_batch(ask, first, max_concurrent=max_concurrent, kept=kept)
 
     @contextmanager
     def batch(
