@@ -252,7 +252,7 @@ class HostCalls:
                 try:
                     slots[index] = await self._settle(question, context)
                 except LimitReached as limit:
-                    self.reached = self.reached or limit
+                    self.reached = limit
 
         async def ask() -> None:
             try:
