@@ -101,7 +101,7 @@ async def amap_rows(
         confirm: called in a thread; False ends the job with `JobStopped`.
         skip_when: an expression such as `len(text) < 3`; rows for which it is true are not asked.
         rule: answers obvious rows without a model: gives the answer, or None for a row that is to be asked. The
-            same row must always get the same answer.
+            same row must always get the same answer. A row for which it raises fails alone.
         budget: dollars, or a `Budget`; never exceeded.
         prices: of models that the price list does not have, or has otherwise; a budget in dollars needs one.
         checkpoint: the journal of answers; by default the output with `.journal` added.
