@@ -284,15 +284,15 @@ def _run_program() -> None:
 
 
 def _open_socket() -> None:
-    import socket
+    import _socket
 
-    socket.socket().close()
+    _socket.socket().close()
 
 
 def _open_datagram_pair() -> None:
-    import socket
+    import _socket
 
-    for end in socket.socketpair(type=socket.SOCK_DGRAM):
+    for end in _socket.socketpair(_socket.AF_UNIX, _socket.SOCK_DGRAM):
         end.close()
 
 

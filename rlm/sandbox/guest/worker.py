@@ -7,6 +7,8 @@ with it. What must hold even then is the supervisor's: time, memory, life and de
 
 from __future__ import annotations
 
+import _socket as socket  # the part in C: the rest would be a tenth of a guest's start
+import array
 import ast
 import builtins
 import contextlib
@@ -16,7 +18,6 @@ import linecache
 import os
 import select
 import signal
-import socket
 import sys
 import traceback
 import types
@@ -213,11 +214,16 @@ def mark(descriptor: int) -> tuple[int, int]:
 
 def receive_with_descriptors(descriptor: int) -> tuple[bytes, list[int]]:
     """Read what has arrived, nothing only at the end of the stream, with the descriptors that came along."""
+    descriptors = array.array("i")
     channel = socket.socket(fileno=descriptor)
     try:
-        data, descriptors, _, _ = socket.recv_fds(channel, wire.FRAME_BYTES, 4)
+        room = socket.CMSG_LEN(4 * descriptors.itemsize)
+        data, ancillary, _, _ = channel.recvmsg(wire.FRAME_BYTES, room)
     finally:
         channel.detach()
+    for level, kind, piece in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(piece[: len(piece) - len(piece) % descriptors.itemsize])
     return data, list(descriptors)
 
 
@@ -684,7 +690,7 @@ def restore_builtins(pristine: dict[str, Any]) -> None:
 
 def forgive_refused_modes() -> None:
     """Let `shutil.copy` and its kin copy files: that a copy keeps a mode and times of its own here is no failure."""
-    import shutil  # it is there already: `tempfile` needs it
+    import shutil
 
     for name in ("copymode", "copystat"):
         setattr(shutil, name, _forgiving(getattr(shutil, name)))
