@@ -13,7 +13,6 @@ import anyio.lowlevel
 import pytest
 
 from rlm.errors import BadReply, ContextError, HostCallRefused, LimitReached, SessionClosed
-from rlm.sandbox.guest.hardening import descendants
 from rlm.sandbox.session import WarmPool, open_session
 from rlm.settings import SandboxSettings
 
@@ -686,7 +685,7 @@ async def test_a_warm_pool_hands_out_sessions_and_leaves_nothing():
 async def test_a_guest_that_is_told_nothing_gets_ready_for_its_first_cell():
     session = await open_session(SandboxSettings(highest_tier="process"))
     with anyio.fail_after(20):
-        while len(descendants(session._guest._process.pid)) < 2:
+        while len(descendants(session._guest._process.pid)) < 2:  # noqa: ASYNC110 - nobody tells
             await anyio.sleep(0.01)
     assert await out(session, "1") == "1\n"
     await session.aclose()
