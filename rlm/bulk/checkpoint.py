@@ -322,16 +322,27 @@ def forget(path: Path) -> None:
 
 
 def _require_nothing_in(path: Path) -> None:
-    """Make sure that a journal may go: a session that was killed before its first answer leaves one like that.
+    """Make sure that a journal may go: a session that ended before its first answer leaves one like that.
 
     Raises:
         InputError: there are answers in it.
         JournalError: it is no such journal.
     """
-    if any(record.get("type") != "job" for _, record in read(path, kind=KIND)):
+    if any(_is_worth_keeping(record) for _, record in read(path, kind=KIND)):
         raise InputError(
             f"{path} holds answers of an earlier job: resume that one, or remove the file to begin anew"
         )
+
+
+def _is_worth_keeping(record: Mapping[str, Any]) -> bool:
+    """Whether a record holds an answer, or a batch that will have some; failures alone are soon had again."""
+    match record.get("type"):
+        case "job" | "retry":
+            return False
+        case "answers":
+            return bool(record.get("a"))
+        case _:
+            return True
 
 
 def _are_equal(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import ast
 import operator
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
 from rlm.errors import InputError
 
-__all__ = ["Rule", "read_expression"]
+__all__ = ["Rule", "fields_of", "read_expression"]
 
 Rule: TypeAlias = Callable[[Mapping[str, Any]], Any]
 """The value of an expression for a row."""
@@ -83,6 +83,23 @@ def read_expression(text: str) -> Rule:
             raise InputError(f"the rule {text!r} does not work for the row: {error}") from error
 
     return rule
+
+
+def fields_of(text: str) -> tuple[str, ...]:
+    """The fields that an expression which `read_expression` takes asks for, in their order."""
+    return tuple(dict.fromkeys(_fields(ast.parse(text.strip(), mode="eval").body)))
+
+
+def _fields(node: ast.AST) -> Iterator[str]:
+    match node:
+        case ast.Subscript(value=ast.Name(id="row"), slice=ast.Constant(value=str(name))) | ast.Name(id=name):
+            yield name
+        case ast.Call(func=ast.Name(), args=arguments):
+            for argument in arguments:
+                yield from _fields(argument)
+        case _:
+            for child in ast.iter_child_nodes(node):
+                yield from _fields(child)
 
 
 def _compiled(node: ast.expr) -> Rule:  # noqa: PLR0911, PLR0912 - one case for each form of the language

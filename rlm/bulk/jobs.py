@@ -25,7 +25,7 @@ from anyio import lowlevel
 
 from rlm import errors
 from rlm.bulk.checkpoint import PASSING, Checkpoint, JobRecord, Memory, forget, key_of
-from rlm.bulk.expressions import read_expression
+from rlm.bulk.expressions import fields_of, read_expression
 from rlm.bulk.finishing import Finishing, TellRow
 from rlm.bulk.formats import FileSource, Row, Source, require
 from rlm.bulk.opinions import vote
@@ -49,7 +49,7 @@ from rlm.packing import Task
 from rlm.schemas import Schema, schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
 
     from rlm.scheduler.scheduler import Tree
     from rlm.values import Reply
@@ -364,6 +364,7 @@ class _Run:
         if not count:
             raise InputError(f"{self._source.name} has no rows, so there is nothing to ask")
         self._template.check(fields, self._source.name)
+        self._check_rule(fields)
         if "agreement" in self._properties and len(self._opinions) > 1:
             raise InputError(
                 "the schema has a property 'agreement', which is the name of the column that tells how far the opinions "
@@ -376,6 +377,14 @@ class _Run:
                     "give the answers another name in the schema, or rename the column"
                 )
         return _Survey(count, tuple(fields))
+
+    def _check_rule(self, available: Collection[str]) -> None:
+        for name in () if self._job.skip_when is None else fields_of(self._job.skip_when):
+            if name not in available:
+                raise InputError(
+                    f"the rule {self._job.skip_when!r} asks for the field {name!r}, and {self._source.name} has the fields "
+                    f"{', '.join(available)}"
+                )
 
     def rows(self) -> Iterator[Row]:
         """The rows that the job is about, from the start."""
@@ -577,7 +586,7 @@ class _Run:
             kind, reason = counts.last_failure
             raise JobStopped(
                 f"stopped: none of the first {counts.settled:,} rows got an answer; the last one failed by {kind}: "
-                f"{reason}. Change the prompt, the schema or the model"
+                f"{reason}. Change the prompt, the schema or the model, and begin anew"
             )
 
     def _unreached(self) -> JobStopped | None:

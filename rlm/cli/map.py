@@ -149,7 +149,8 @@ def command(context: click.Context, /, **values: Any) -> int:
                 return 0
             report = portal.call(_run, options)
     except JobStopped as stop:
-        raise JobStopped(f"{stop} (--resume)", cause=stop.cause) from stop
+        hint = " (--resume)" if "resume" in str(stop) else ""
+        raise JobStopped(f"{stop}{hint}", cause=stop.cause) from stop
     except KeyboardInterrupt:
         from rlm.cli.failures import complain
 

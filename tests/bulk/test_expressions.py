@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm.bulk.expressions import read_expression
+from rlm.bulk.expressions import fields_of, read_expression
 from rlm.errors import InputError
 
 ROW = {"text": "Hello", "n": 3, "price": "2.5", "odd name": "x", "none": None, "tags": ["a"]}
@@ -67,6 +67,11 @@ def test_what_is_no_rule_is_refused(text):
 def test_a_rule_that_does_not_fit_the_row_is_an_input_error(text):
     with pytest.raises(InputError, match="the rule"):
         read_expression(text)(ROW)
+
+
+def test_the_fields_that_a_rule_asks_for_are_known():
+    text = "len(text) < 3 and (lang != 'en' or row['odd name'] in tags) and text.lower() == min(n, 4)"
+    assert fields_of(text) == ("text", "lang", "odd name", "tags", "n")
 
 
 @given(st.text(alphabet="ntex.()'[]=<>+-* andornot0123\"", max_size=40))

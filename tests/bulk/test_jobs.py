@@ -276,6 +276,16 @@ def test_a_schema_that_the_model_cannot_meet_stops_the_job(rows, tmp_path):
         job(rows, tmp_path / "out.csv", client, rows_per_call=1, max_concurrency=1)
 
 
+def test_a_job_that_nobody_could_answer_is_simply_begun_anew_with_another_prompt(rows, tmp_path):
+    with pytest.raises(JobStopped, match="begin anew"):
+        job(rows, tmp_path / "out.csv", ScriptedClient(lambda _call: "I cannot do JSON."), rows_per_call=1)
+    prompt = "Label {{text}} as odd or even"
+    report = map_rows(
+        rows, prompt, schema=SCHEMA, output=tmp_path / "out.csv", client=ScriptedClient(label)
+    ).report
+    assert report.answered == 100
+
+
 def test_progress_is_told(rows, tmp_path):
     told = []
     job(rows, tmp_path / "out.csv", ScriptedClient(label), on_progress=told.append, skip_when="int(n) < 50")
@@ -443,6 +453,8 @@ def test_a_journal_of_an_unfinished_job_is_not_thrown_away_unasked(rows, tmp_pat
     [
         ({"schema": "label: strr"}, SchemaError),
         ({"skip_when": "__import__('os')"}, InputError),
+        ({"skip_when": "lang != 'en'"}, InputError),
+        ({"skip_when": "len(row['no such']) < 3"}, InputError),
         ({"samples": 0}, SettingsError),
         ({"rows_per_call": 0}, SettingsError),
         ({"model": ()}, SettingsError),
