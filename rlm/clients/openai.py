@@ -642,10 +642,14 @@ def _transport_errors() -> tuple[type[Exception], ...]:
 def _chain(error: BaseException) -> list[BaseException]:
     """The error and what caused it, to the bottom.
 
-    Only by `__cause__`: a `__context__` may be an error that the caller was handling when it made this call.
+    Only by `__cause__`: a `__context__` may be an error that the caller was handling when it made this call. But
+    where the transport leaves the error of the socket as a context, that is made the cause.
     """
     chain = [error]
-    while (cause := chain[-1].__cause__) is not None and cause not in chain:
+    while (last := chain[-1]).__cause__ is not None or type(last).__module__.startswith("httpcore"):
+        last.__cause__ = cause = last.__cause__ or last.__context__
+        if cause is None or cause in chain:
+            break
         chain.append(cause)
     return chain
 
