@@ -125,6 +125,7 @@ async def test_a_line_that_answers_nothing_is_asked_again_and_labels_no_other_ro
 # Sessions that die ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_session_that_dies_at_any_point_loses_nothing_and_pays_for_nothing_twice(
     tmp_path, monkeypatch
 ):

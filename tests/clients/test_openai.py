@@ -570,6 +570,7 @@ def test_one_client_serves_one_loop_after_another(server, transport):
     gc.collect()
 
 
+@pytest.mark.slow
 def test_two_thousand_calls_at_two_hundred_in_flight_are_billed_as_the_server_counts(server):
     usages = []
 

@@ -237,7 +237,13 @@ def ordinary_user():
     return Launcher(name="ordinary user", prefix=prefix, python=python)
 
 
-@pytest.fixture(params=["as we are", "as an ordinary user", "without namespaces"])
+@pytest.fixture(
+    params=[
+        "as we are",
+        pytest.param("as an ordinary user", marks=pytest.mark.slow),
+        pytest.param("without namespaces", marks=pytest.mark.slow),
+    ]
+)
 def guest(request):
     """A launcher, and the highest tier that may be used with it."""
     launcher = ordinary_user() if request.param == "as an ordinary user" else None

@@ -75,7 +75,12 @@ def can_start(launcher):
     )
 
 
-@pytest.mark.parametrize("name", LAUNCHERS)
+AT_ONCE = ("isolated", "without recovery", "a shell, as ssh has", "bwrap")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in AT_ONCE else pytest.mark.slow) for name in LAUNCHERS]
+)
 async def test_every_launcher_here_passes_the_checks(name):
     launcher, changes = LAUNCHERS[name]
     if not can_start(launcher):

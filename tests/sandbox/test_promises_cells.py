@@ -72,6 +72,7 @@ def processes(session):
 # --- calls that nobody waits for -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_replies_that_a_cell_does_not_read_end_it_before_they_fill_the_memory(session):
     async def huge(call):
         return "x" * (8 << 20)
@@ -94,6 +95,7 @@ async def test_a_cell_that_does_not_read_can_be_cancelled(session):
     await goes_on(session)
 
 
+@pytest.mark.slow
 async def test_a_reply_larger_than_what_may_wait_unread_arrives():
     async def huge(call):
         return [{"text": "x" * 1_000_000} for _ in call.arguments["prompts"]]

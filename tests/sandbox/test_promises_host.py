@@ -89,6 +89,7 @@ async def test_a_large_call_does_not_hold_up_the_event_loop(session):
     assert longest < max(0.25, took / 3)
 
 
+@pytest.mark.slow
 async def test_more_bytes_of_calls_than_the_host_keeps_cost_the_cell(session):
     async def never(call):
         await anyio.sleep_forever()
