@@ -317,6 +317,7 @@ def test_grading_through_the_batch_api_needs_a_key(tmp_path):
 # Harmonize ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_harmonizing_finds_the_outliers_and_is_many_times_faster(tmp_path):
     printed = run("harmonize_labels", "-o", tmp_path / "out.csv", "--latency", "0.01")
     rows = rows_of(tmp_path / "out.csv")
@@ -351,6 +352,7 @@ def test_a_word_without_an_answer_is_told(tmp_path):
     assert [row["usual"] for row in rows_of(tmp_path / "out.csv")] == ["", ""]
 
 
+@pytest.mark.slow
 def test_harmonizing_has_many_calls_at_once_but_never_more_than_its_gate_allows(tmp_path):
     words = [
         (kind, shop, f"{md5(f'{kind} {shop}'.encode()).hexdigest()}{n}")

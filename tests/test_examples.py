@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import anyio
+import pytest
 
 from rlm import ScriptedClient
 
@@ -43,6 +44,7 @@ def test_the_long_document_example_takes_a_file_and_a_question(tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_batch_example_shows_that_a_batch_is_faster_and_the_same():
     printed = run("examples/batch.py")
     factor = float(re.search(r"([\d.]+) times faster", printed)[1])

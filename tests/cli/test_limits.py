@@ -166,6 +166,7 @@ def test_a_value_that_cannot_be_is_told_with_its_option(option, value):
     assert (result.exit_code, option in result.output) == (2, True), result.output
 
 
+@pytest.mark.slow
 def test_the_cache_gives_the_same_answer_without_a_request(ask, server, tmp_path):
     environment = {"XDG_CACHE_HOME": str(tmp_path / "cache")}
     first = ask("--cache", "on", "--json", **environment)

@@ -135,7 +135,11 @@ VALUES = {
 
 
 @pytest.mark.parametrize("name", VALUES)
-@pytest.mark.parametrize("launcher", [None, FALLBACK], ids=["shelf", "through the host"])
+@pytest.mark.parametrize(
+    "launcher",
+    [None, pytest.param(FALLBACK, marks=pytest.mark.slow)],
+    ids=["shelf", "through the host"],
+)
 async def test_a_large_context_arrives_as_it_was(name, launcher):
     make = VALUES[name]
     parent = await open_session(QUICK, launcher=launcher)
