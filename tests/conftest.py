@@ -12,6 +12,6 @@ def anyio_backend():
 @pytest.fixture
 def virtual_time():
     """Run as `anyio.run(main, **virtual_time)`: an hour passes as soon as every task sleeps."""
-    from trio.testing import MockClock
+    from virtual_clock import VirtualClock
 
-    return {"backend": "trio", "backend_options": {"clock": MockClock(autojump_threshold=0)}}
+    return {"backend": "trio", "backend_options": {"clock": VirtualClock()}}
