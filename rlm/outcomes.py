@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
+from rlm.prompts import counted
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -46,11 +48,12 @@ class Outcomes:
         if not self.failures:
             return ""
         why = ", ".join(f"{kind} ({number:,})" for kind, number in self.failures.most_common())
-        prompts = "prompt" if self.asked == 1 else "prompts"
         error = " ".join(self.first_error.split())
         clipped = error if len(error) <= SHOWN_CHARS else f"{error[: SHOWN_CHARS - 1]}…"
         first = f"; the first: {clipped}" if clipped else ""
-        return f"{self.failures.total():,} of {self.asked:,} {prompts} to sub-models failed: {why}{first}"
+        return (
+            f"{self.failures.total():,} of {counted(self.asked, 'prompt')} to sub-models failed: {why}{first}"
+        )
 
     def _note_error(self, kind: str, error: str) -> None:
         self.failures[kind] += 1

@@ -12,7 +12,7 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import anyio
 
@@ -46,8 +46,15 @@ StartChild: TypeAlias = Callable[[str, Any, str | None], Awaitable[Answer]]
 
 A `Shelved` in the place of the context is one that the child's guest reads from its parent's."""
 
+Arguments: TypeAlias = Mapping[str, Any]
+"""What the guest sent with a host call."""
+
+Slot: TypeAlias = "dict[str, Any]"
+"""One answer of many, under `text` or `value`; or why there is none: `error`, and the `kind` of it."""
+
+T = TypeVar("T")
+
 MOST_CONCURRENT = 1_000
-FOR_MANY = ("llm_batch", "llm_map", "rlm_batch")
 UNREACHABLE = (UnknownModel, AuthenticationFailed, QuotaExhausted)
 BYTES_PER_CHAR = 8
 """More than any value takes on the wire for one character of the text that it is rendered as."""
@@ -108,13 +115,7 @@ class HostCalls:
         """
         if self.reached is None:
             try:
-                if host_call.name in FOR_MANY:
-                    return await self._perform_many(host_call)
-                with anyio.CancelScope(deadline=self.deadline.at):
-                    value = await self._perform(host_call)
-                    self.outcomes.note_answer()
-                    return value
-                raise self.deadline.exceeded()
+                return await self._perform(host_call)
             except LimitReached as limit:
                 self.reached = limit
             except CallError as error:
@@ -127,18 +128,34 @@ class HostCalls:
                 raise
         raise HostCallRefused(f"{self.reached}; give the answer with what there is")
 
-    async def _perform_many(self, host_call: HostCall) -> list[dict[str, Any]]:
-        """The slots of a call for many answers. A limit in the middle costs only the slots that are still empty."""
+    async def _perform(self, host_call: HostCall) -> Any:
         arguments = host_call.arguments
         match host_call.name:
+            case "llm_query":
+                return await self._one_answer(self._query, arguments)
+            case "rlm_query":
+                return await self._one_answer(self._child, arguments)
             case "llm_batch":
-                slots = await self._batch(
-                    _texts(arguments, "prompts"), _concurrency(arguments), _model(arguments)
-                )
+                return await self._many_answers(self._batch, arguments)
             case "llm_map":
-                slots = await self._map(arguments)
-            case _:
-                slots = await self._children(_items(arguments), _concurrency(arguments))
+                return await self._many_answers(self._map, arguments)
+            case "rlm_batch":
+                return await self._many_answers(self._children, arguments)
+            case unknown:
+                raise HostCallRefused(f"there is no host call {unknown!r}")
+
+    async def _one_answer(self, ask: Callable[[Arguments], Awaitable[T]], arguments: Arguments) -> T:
+        with anyio.CancelScope(deadline=self.deadline.at):
+            value = await ask(arguments)
+            self.outcomes.note_answer()
+            return value
+        raise self.deadline.exceeded()
+
+    async def _many_answers(
+        self, ask: Callable[[Arguments], Awaitable[list[Slot]]], arguments: Arguments
+    ) -> list[Slot]:
+        """A limit in the middle costs only the slots that are still empty."""
+        slots = await ask(arguments)
         self.outcomes.note_slots(slots)
         return slots
 
@@ -156,33 +173,22 @@ class HostCalls:
         if isinstance(error, UNREACHABLE) and error.model in ("", *self.settings.models):
             self.misconfigured = error
 
-    def _failed(self, error: RLMError) -> dict[str, str]:
+    def _failed(self, error: RLMError) -> Slot:
         """The slot of what failed."""
         self._judge(error)
         return {"error": str(error), "kind": type(error).__name__}
 
-    def _slot(self, key: str, reply: Reply | CallError) -> dict[str, str]:
+    def _slot(self, key: str, reply: Reply | CallError) -> Slot:
         return {key: reply.text} if isinstance(reply, Reply) else self._failed(reply)
 
-    async def _perform(self, host_call: HostCall) -> Any:
-        arguments = host_call.arguments
-        match host_call.name:
-            case "llm_query":
-                call = self._sub_call(_text(arguments, "prompt"), _model(arguments))
-                return await self._query(call, _schema(arguments))
-            case "rlm_query":
-                return await self._child(
-                    _text(arguments, "question"), arguments.get("context"), _model(arguments)
-                )
-            case unknown:
-                raise HostCallRefused(f"there is no host call {unknown!r}")
-
-    async def _query(self, call: Call, schema: Schema | None) -> Any:
+    async def _query(self, arguments: Arguments) -> Any:
+        call = self._sub_call(_text(arguments, "prompt"), _model(arguments))
+        schema = _schema(arguments)
         if schema is None:
             return (await self.tree.complete(call)).text
         return await ask_checked(self.tree, call, schema, plain_models=self.plain_models)
 
-    async def _map(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+    async def _map(self, arguments: Arguments) -> list[Slot]:
         model = _model(arguments) or self.settings.recursive_model
         settings = MapSettings(
             model=model,
@@ -207,22 +213,19 @@ class HostCalls:
         await self._as_far_as_limits_allow(ask)
         return self._slots(len(items), {index: _mapped_slot(outcome) for index, outcome in kept.items()})
 
-    async def _batch(
-        self, texts: Sequence[str], max_concurrent: int, model: str | None
-    ) -> list[dict[str, str]]:
-        calls = [self._sub_call(text, model) for text in texts]
-        return self._slots(len(calls), await self._complete_all("text", calls, max_concurrent))
+    async def _batch(self, arguments: Arguments) -> list[Slot]:
+        model = _model(arguments)
+        calls = [self._sub_call(text, model) for text in _texts(arguments, "prompts")]
+        return self._slots(len(calls), await self._complete_all("text", calls, _concurrency(arguments)))
 
-    async def _complete_all(
-        self, key: str, calls: Sequence[Call], max_concurrent: int
-    ) -> dict[int, dict[str, str]]:
+    async def _complete_all(self, key: str, calls: Sequence[Call], max_concurrent: int) -> dict[int, Slot]:
         kept: Kept = {}
         await self._as_far_as_limits_allow(
             partial(self.tree.complete_all, calls, max_concurrent=max_concurrent, kept=kept)
         )
         return {index: self._slot(key, reply) for index, reply in kept.items()}
 
-    def _slots(self, number: int, kept: Mapping[int, dict[str, Any]]) -> list[dict[str, Any]]:
+    def _slots(self, number: int, kept: Mapping[int, Slot]) -> list[Slot]:
         """All slots in order; those that are not there were not filled before a limit.
 
         Raises:
@@ -234,16 +237,19 @@ class HostCalls:
             raise self.reached
         return [kept.get(index) or self._failed(self.reached) for index in range(number)]
 
-    async def _child(self, question: str, context: Any, model: str | None) -> Any:
+    async def _child(self, arguments: Arguments) -> Any:
+        question, context = _text(arguments, "question"), arguments.get("context")
+        model = _model(arguments)
         if self._at_depth_limit:
             return (await self.tree.complete(await self._plain_child(question, context, model))).text
         return _whole(await self.start_child(question, context, model))
 
-    async def _children(self, items: Sequence[tuple[str, Any]], max_concurrent: int) -> list[dict[str, Any]]:
+    async def _children(self, arguments: Arguments) -> list[Slot]:
         """Run the children at once, each with a slot of its own: one that fails never hurts another."""
+        items, max_concurrent = _items(arguments), _concurrency(arguments)
         if self._at_depth_limit:
             return await self._plain_children(items, max_concurrent)
-        slots: dict[int, dict[str, Any]] = {}
+        slots: dict[int, Slot] = {}
         waiting = iter(enumerate(items))
 
         async def work() -> None:
@@ -265,17 +271,15 @@ class HostCalls:
         await self._as_far_as_limits_allow(ask)
         return self._slots(len(items), slots)
 
-    async def _settle(self, question: str, context: Any) -> dict[str, Any]:
+    async def _settle(self, question: str, context: Any) -> Slot:
         try:
             return {"value": _whole(await self.start_child(question, context, None))}
         except (CallError, HostCallRefused) as error:
             return self._failed(error)
 
-    async def _plain_children(
-        self, items: Sequence[tuple[str, Any]], max_concurrent: int
-    ) -> list[dict[str, Any]]:
+    async def _plain_children(self, items: Sequence[tuple[str, Any]], max_concurrent: int) -> list[Slot]:
         """The children as plain calls; one whose context is too long for that fails alone."""
-        slots: dict[int, dict[str, Any]] = {}
+        slots: dict[int, Slot] = {}
         calls: dict[int, Call] = {}
         for index, (question, context) in enumerate(items):
             try:
@@ -319,7 +323,7 @@ class HostCalls:
         )
 
 
-def _mapped_slot(outcome: Mapped) -> dict[str, Any]:
+def _mapped_slot(outcome: Mapped) -> Slot:
     return {"error": outcome.reason, "kind": outcome.kind} if outcome.failed else {"value": outcome.value}
 
 
@@ -335,28 +339,28 @@ def _whole(answer: Answer) -> Any:
     raise HostCallRefused(f"the child run did not finish: {answer.limit}{had}")
 
 
-def _text(arguments: Mapping[str, Any], name: str) -> str:
+def _text(arguments: Arguments, name: str) -> str:
     value = arguments.get(name)
     if not isinstance(value, str):
         raise HostCallRefused(f"{name} must be a str, not {type(value).__name__}")
     return value
 
 
-def _texts(arguments: Mapping[str, Any], name: str) -> list[str]:
+def _texts(arguments: Arguments, name: str) -> list[str]:
     values = arguments.get(name)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise HostCallRefused(f"{name} must be a list of str")
     return values
 
 
-def _list(arguments: Mapping[str, Any], name: str) -> list[Any]:
+def _list(arguments: Arguments, name: str) -> list[Any]:
     values = arguments.get(name)
     if not isinstance(values, list):
         raise HostCallRefused(f"{name} must be a list, not {type(values).__name__}")
     return values
 
 
-def _schema(arguments: Mapping[str, Any]) -> Schema | None:
+def _schema(arguments: Arguments) -> Schema | None:
     source = arguments.get("schema")
     if source is None:
         return None
@@ -368,7 +372,7 @@ def _schema(arguments: Mapping[str, Any]) -> Schema | None:
         raise HostCallRefused(str(error)) from error
 
 
-def _per_call(arguments: Mapping[str, Any]) -> int | Literal["auto"]:
+def _per_call(arguments: Arguments) -> int | Literal["auto"]:
     value = arguments.get("per_call", "auto")
     if value == "auto":
         return "auto"
@@ -377,21 +381,21 @@ def _per_call(arguments: Mapping[str, Any]) -> int | Literal["auto"]:
     return value
 
 
-def _items(arguments: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _items(arguments: Arguments) -> list[tuple[str, Any]]:
     items = arguments.get("items")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise HostCallRefused("items must be a list of (question, context) pairs")
     return [(_text(item, "question"), item.get("context")) for item in items]
 
 
-def _model(arguments: Mapping[str, Any]) -> str | None:
+def _model(arguments: Arguments) -> str | None:
     value = arguments.get("model")
     if value is not None and not isinstance(value, str):
         raise HostCallRefused(f"model must be a str or None, not {type(value).__name__}")
     return value or None
 
 
-def _concurrency(arguments: Mapping[str, Any]) -> int:
+def _concurrency(arguments: Arguments) -> int:
     value = arguments.get("max_concurrent", 10)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise HostCallRefused(f"max_concurrent must be a whole number above 0, not {value!r}")

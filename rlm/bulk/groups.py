@@ -32,8 +32,9 @@ from rlm.bulk.checkpoint import read_job
 from rlm.bulk.finishing import ROWS_AHEAD, FinishedRow, RowStream, TellRow
 from rlm.bulk.formats import FileSource, Row, Source, as_source
 from rlm.bulk.jobs import AskPacks, Job, run_job
+from rlm.clients.base import knock
 from rlm.clients.openai import AsyncOpenAIClient
-from rlm.errors import CallError, ConnectionFailed, InputError, JobStopped, SettingsError
+from rlm.errors import InputError, JobStopped, SettingsError
 from rlm.portal import lease
 from rlm.prices import Price, has_price_list
 from rlm.prices import price as price_of
@@ -361,17 +362,10 @@ class JobGroup:
         return MappedRows(report, kept)
 
     async def _knock(self) -> None:
-        """Find out, once, whether somebody is there, where the client can: a job would ask again and again."""
-        ask = getattr(self._client, "available_models", None)
-        if ask is None or self._is_there:
-            return
-        try:
-            await ask()
-        except ConnectionFailed:
-            raise
-        except CallError:
-            pass  # not every endpoint lists its models, nor every key may ask
-        self._is_there = True
+        """Once for all jobs."""
+        if not self._is_there:
+            await knock(self._client)
+            self._is_there = True
 
     @contextmanager
     def _one_more_job(self) -> Iterator[None]:

@@ -132,6 +132,7 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
         complain(choice.note)
     prices = _prices(options, choice)
 
+    from rlm.clients.base import knock
     from rlm.display import show_on_stderr
     from rlm.events import CallFailed
     from rlm.portal import lease
@@ -153,9 +154,7 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
     defaults = RunSettings()
     with lease() as portal:
         client = _client(choice)
-        check = getattr(client, "available_models", None)
-        if check is not None:
-            portal.call(_knock, check)
+        portal.call(knock, client)
         rlm = RLM_REPL(
             model=choice.model,
             recursive_model=choice.recursive_model,
@@ -217,18 +216,6 @@ def _client(choice: Choice) -> Client:
     from rlm.clients.openai import AsyncOpenAIClient
 
     return AsyncOpenAIClient(choice.recursive_model, base_url=choice.base_url)
-
-
-async def _knock(available_models: Any) -> None:
-    """Find out before anything else whether somebody is there: a run would ask again for minutes."""
-    from rlm.errors import CallError, ConnectionFailed
-
-    try:
-        await available_models()
-    except ConnectionFailed:
-        raise
-    except CallError:
-        return  # not every endpoint lists its models, nor every key may ask
 
 
 def spent(rlm: RLM_REPL, stopped_calls: int = 0) -> str:

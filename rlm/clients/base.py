@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
+from rlm.errors import CallError, ConnectionFailed
 from rlm.values import Message
 
 if TYPE_CHECKING:
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
     from rlm.values import Call, Reply
 
-__all__ = ["Client", "Prompt", "StreamingClient", "messages_of"]
+__all__ = ["Client", "Prompt", "StreamingClient", "knock", "messages_of"]
 
 Prompt: TypeAlias = "str | Iterable[Message | Mapping[str, str]]"
 """A text, which becomes a user message, or messages as values or as `{"role": …, "content": …}`."""
@@ -25,8 +26,8 @@ class Client(Protocol):
     `complete` makes one attempt and raises a `CallError` where it fails: retries, limits, caches and budgets are
     the scheduler's, which is itself a `Client`. It is called from many tasks of one event loop at once. A client
     may also have `async def aclose(self)`, called once when its owner is closed; `endpoint: str`, which names where
-    it asks, so that stored answers of two endpoints are never mixed up; and `only_model: str`, the one name it
-    answers under, whatever model is asked for.
+    it asks, so that stored answers of two endpoints are never mixed up; `only_model: str`, the one name it answers
+    under, whatever model is asked for; and `async def available_models(self) -> tuple[str, ...]`.
     """
 
     async def complete(self, call: Call) -> Reply:
@@ -44,6 +45,23 @@ class StreamingClient(Client, Protocol):
         It is left early only by closing it, which ends the request.
         """
         ...
+
+
+async def knock(client: Client) -> None:
+    """Find out whether somebody is at the endpoint, where the client can list its models; a run would ask for minutes.
+
+    Raises:
+        ConnectionFailed: there is nobody.
+    """
+    available_models = getattr(client, "available_models", None)
+    if available_models is None:
+        return
+    try:
+        await available_models()
+    except ConnectionFailed:
+        raise
+    except CallError:
+        pass  # not every endpoint lists its models, nor every key may ask
 
 
 def messages_of(prompt: Prompt) -> tuple[Message, ...]:
