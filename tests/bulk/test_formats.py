@@ -247,12 +247,12 @@ def test_the_names_of_fields_are_text():
         as_source([{"a": 1}, {1: 1}])
 
 
-def test_ten_thousand_columns_are_read_at_once(tmp_path):
-    header = ",".join(f"column {number}" for number in range(10_000))
+def test_twenty_thousand_columns_are_read_at_once(tmp_path):
+    header = ",".join(f"column {number}" for number in range(20_000))
     (tmp_path / "a.csv").write_text(f"{header}\n{header}\n")
     began = time.perf_counter()
-    assert len(next(as_source(tmp_path / "a.csv").rows())) == 10_000
-    assert time.perf_counter() - began < 0.5
+    assert len(next(as_source(tmp_path / "a.csv").rows())) == 20_000
+    assert time.perf_counter() - began < 5
 
 
 def test_an_output_that_is_a_link_goes_on_to_be_one(tmp_path):

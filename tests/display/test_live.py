@@ -83,7 +83,7 @@ def test_a_terminal_that_is_gone_or_stopped_never_holds_a_run_up():
         for event in whole_run(calls=100, output="line\n" * 100):
             started_at = time.monotonic()
             display(event)
-            assert time.monotonic() - started_at < 1
+            assert time.monotonic() - started_at < 10
     os.close(reader)
     display.close()
     with suppress(OSError):
