@@ -24,8 +24,10 @@ from stand_in import nearest, rows_of, stand_in, words_and_new_names
 from rlm.bulk import JobGroup, Row, escape
 
 DATA = Path(__file__).parent / "data"
-COLUMNS = {"text_column": "text", "label_column": "label"}
-DEFAULTS: dict[str, Any] = {"input": DATA / "error_messages.csv", "test_share": 0.5, "most_train_rows": 200}
+DEFAULTS: dict[str, Any] = {
+    "input": DATA / "error_messages.csv", "text_column": "text", "label_column": "label",
+    "test_share": 0.5, "most_train_rows": 200, "escalate_to": None,
+}  # fmt: skip
 LEARN = (
     "Write one rule by which to know texts with the label {{label}}, and {{count}} new texts like {{texts}}"
 )
@@ -34,12 +36,10 @@ STAND_IN: dict[str, Any] = {LEARN: words_and_new_names}
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Label the test part of a data set as the rest teaches.")
-    parser.add_argument(
-        "settings", nargs="?", type=Path, default=DATA / "label_dataset.toml", help=".toml or .json"
-    )
+    parser.add_argument("settings", nargs="?", type=Path, default=DATA / "label_dataset.toml")
     path: Path = parser.parse_args().settings
     read = tomllib.loads if path.suffix == ".toml" else json.loads
-    settings = COLUMNS | DEFAULTS | read(path.read_text(encoding="utf-8"))
+    settings = DEFAULTS | read(path.read_text(encoding="utf-8"))
     folder = Path(settings.get("folder") or tempfile.mkdtemp(prefix="label-"))
     folder.mkdir(exist_ok=True)
     prefix = "" if os.environ.get("OPENAI_BASE_URL") else "openai/"  # OpenRouter wants it, OpenAI does not
@@ -62,8 +62,9 @@ def main() -> None:
         schema = {"type": "string", "enum": sorted({row["label"] for row in train})}
         output = folder / "labelled.csv"
         labelled = jobs.map_rows(  # blocking
-            test, prompt, schema=schema, model=list(models), temperature=models, output=output, resume=True
-        )
+            test, prompt, schema=schema, model=list(models), temperature=models, output=output, resume=True,
+            escalate_to=settings["escalate_to"],
+        )  # fmt: skip
     right = [row["answer"] == row["label"] for row in labelled]
     print(f"\n{labelled.report}\n\n{sum(right)} of {len(right)} right ({sum(right) / len(right):.0%}).")
 

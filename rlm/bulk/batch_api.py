@@ -142,7 +142,7 @@ class BatchAPI:
             LimitReached: the tree may spend no more; what was sent is collected first.
             JobStopped: all is submitted and `wait` is False, or batches come to nothing again and again.
         """
-        course = self._courses.setdefault(memory.checkpoint, {}).setdefault(memory.opinion, _Course())
+        course = self._courses.setdefault(memory.checkpoint, {}).setdefault(memory.stage, _Course())
         one = _Pass(self, tree, course=course, task=task, sink=sink, settings=settings, memory=memory)
         await one.run(packs)
         if not one.released:
@@ -166,11 +166,10 @@ class BatchAPI:
             CallError: the endpoint refuses, or cannot be reached.
         """
         record = read_job(journal)
-        opinions = len(record.task["models"]) * record.task["samples"]
         cancelled = 0
-        with Checkpoint(journal, record, opinions=opinions, resume=True) as checkpoint:
-            for opinion in range(opinions):
-                memory = checkpoint.memory(opinion)
+        with Checkpoint(journal, record, stages=record.stages, resume=True) as checkpoint:
+            for stage in range(record.stages):
+                memory = checkpoint.memory(stage)
                 for tag, number, _ in memory.batches():
                     cancelled += await self._cancel_one(memory, tag, number)
         return cancelled
@@ -197,7 +196,7 @@ class BatchAPI:
 
 @dataclass(slots=True)
 class _Course:
-    """How one opinion of one job has gone so far: a `BatchAPI` may serve several."""
+    """How one stage of one job has gone so far: a `BatchAPI` may serve several."""
 
     tries: dict[int, int] = field(default_factory=dict)
     fruitless: int = 0

@@ -41,6 +41,12 @@ class JobRecord:
     task: Mapping[str, Any]
     options: Mapping[str, Any]
 
+    @property
+    def stages(self) -> int:
+        """How often its rows may be asked about: once for each opinion, and once more where they are in doubt."""
+        opinions = len(self.task["models"]) * int(self.task["samples"])
+        return opinions + (self.task.get("escalate_to") is not None)
+
 
 def key_of(content: Mapping[str, Any]) -> int:
     """The name of an answer: a hash of what is asked about."""
@@ -50,7 +56,7 @@ def key_of(content: Mapping[str, Any]) -> int:
 
 
 class Checkpoint:
-    """The answers of one job, for each of its `opinions`; a context manager.
+    """The answers of one job, for each of its `stages` over the rows; a context manager.
 
     Attributes:
         path: the journal.
@@ -59,9 +65,7 @@ class Checkpoint:
         resumed: answers that were there when it was opened.
     """
 
-    def __init__(
-        self, path: Path, job: JobRecord, *, opinions: int, resume: bool, retry: bool = False
-    ) -> None:
+    def __init__(self, path: Path, job: JobRecord, *, stages: int, resume: bool, retry: bool = False) -> None:
         """Begin a journal, or go on with one.
 
         Raises:
@@ -72,8 +76,8 @@ class Checkpoint:
         self.usage = Usage()
         self.cost_usd: float | None = 0.0
         self.resumed = 0
-        self._answers: list[dict[int, int]] = [{} for _ in range(opinions)]
-        self._failures: list[dict[int, int]] = [{} for _ in range(opinions)]
+        self._answers: list[dict[int, int]] = [{} for _ in range(stages)]
+        self._failures: list[dict[int, int]] = [{} for _ in range(stages)]
         self._batches: dict[str, tuple[int, str | None, int]] = {}
         self._at_hand: OrderedDict[int, tuple[dict[str, Any], int]] = OrderedDict()
         self._bytes_at_hand = 0
@@ -96,15 +100,15 @@ class Checkpoint:
             self._journal.close()
             raise
 
-    def claim(self, opinion: int, key: int) -> bool:
+    def claim(self, stage: int, key: int) -> bool:
         """Whether this has not been asked yet; from now on it has."""
-        answers = self._answers[opinion]
-        if key in answers or key in self._failures[opinion]:
+        answers = self._answers[stage]
+        if key in answers or key in self._failures[stage]:
             return False
         answers[key] = PENDING
         return True
 
-    def record(self, opinion: int, settled: Sequence[tuple[int, Mapped]], reply: Reply | None) -> None:
+    def record(self, stage: int, settled: Sequence[tuple[int, Mapped]], reply: Reply | None) -> None:
         """Keep what one call settled.
 
         Raises:
@@ -112,7 +116,7 @@ class Checkpoint:
         """
         answers = {f"{key:032x}": mapped.value for key, mapped in settled if not mapped.failed}
         failures = {f"{key:032x}": [mapped.kind, mapped.reason] for key, mapped in settled if mapped.failed}
-        record: dict[str, Any] = {"type": "answers", "o": opinion, "a": answers, "f": failures}
+        record: dict[str, Any] = {"type": "answers", "o": stage, "a": answers, "f": failures}
         if reply is not None:
             usage = reply.usage
             record["u"] = [usage.calls, usage.input_tokens, usage.cached_tokens, usage.output_tokens]
@@ -122,44 +126,44 @@ class Checkpoint:
         )
         offset = self._journal.append(record)
         for key, mapped in settled:
-            self._answers[opinion].pop(key, None)
-            (self._failures if mapped.failed else self._answers)[opinion][key] = offset
+            self._answers[stage].pop(key, None)
+            (self._failures if mapped.failed else self._answers)[stage][key] = offset
 
-    def outcome(self, opinion: int, key: int) -> Mapped | None:
+    def outcome(self, stage: int, key: int) -> Mapped | None:
         """The answer, or why there is none, or None where it was never settled."""
-        offset = self._answers[opinion].get(key, PENDING)
+        offset = self._answers[stage].get(key, PENDING)
         if offset != PENDING:
             return Mapped(self._record_at(offset)["a"][f"{key:032x}"])
-        offset = self._failures[opinion].get(key, PENDING)
+        offset = self._failures[stage].get(key, PENDING)
         if offset == PENDING:
             return None
         kind, reason = self._record_at(offset)["f"][f"{key:032x}"]
         return Mapped(kind=kind, reason=reason)
 
-    def memory(self, opinion: int) -> Memory:
-        """What one opinion's way of asking may keep in the journal."""
-        return Memory(self, opinion)
+    def memory(self, stage: int) -> Memory:
+        """What one stage's way of asking may keep in the journal."""
+        return Memory(self, stage)
 
-    def release(self, opinion: int, keys: Iterable[int]) -> None:
+    def release(self, stage: int, keys: Iterable[int]) -> None:
         """Forget claims, so that these are asked in another pass over the rows."""
-        answers = self._answers[opinion]
+        answers = self._answers[stage]
         for key in keys:
             if answers.get(key) == PENDING:
                 del answers[key]
 
-    def is_settled(self, opinion: int, key: int) -> bool:
+    def is_settled(self, stage: int, key: int) -> bool:
         """Whether there is an answer, or a failure."""
-        return self._answers[opinion].get(key, PENDING) != PENDING or key in self._failures[opinion]
+        return self._answers[stage].get(key, PENDING) != PENDING or key in self._failures[stage]
 
     def note(self, record: Mapping[str, Any]) -> None:
         """Keep something that is no answer: what became of a batch."""
         self._holds_nothing = False
         self._note(self._journal.append(record), record)
 
-    def batches(self, opinion: int) -> Iterator[tuple[str, str | None, list[list[int]]]]:
+    def batches(self, stage: int) -> Iterator[tuple[str, str | None, list[list[int]]]]:
         """Tag, number and packs of keys of the batches that were not collected yet."""
         for tag, (of, number, offset) in list(self._batches.items()):
-            if of == opinion:
+            if of == stage:
                 packs = self._record_at(offset)["packs"]
                 yield tag, number, [[int(key, 16) for key in pack] for pack in packs]
 
@@ -210,8 +214,8 @@ class Checkpoint:
             case "batch":
                 self._batches[record["tag"]] = (record["o"], None, offset)
             case "batch started":
-                opinion, _, offset = self._batches[record["tag"]]
-                self._batches[record["tag"]] = (opinion, record["id"], offset)
+                stage, _, offset = self._batches[record["tag"]]
+                self._batches[record["tag"]] = (stage, record["id"], offset)
             case "batch collected":
                 self._batches.pop(record["tag"], None)
 
@@ -262,15 +266,15 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """The part of a checkpoint that a slow way of asking keeps its state in, for one opinion."""
+    """The part of a checkpoint that a slow way of asking keeps its state in, for one stage."""
 
     checkpoint: Checkpoint
-    opinion: int
+    stage: int
 
     def begun(self, tag: str, packs: Sequence[Sequence[int]]) -> None:
         """A batch of these packs is about to be started: from now on it is not forgotten."""
         keys = [[f"{key:032x}" for key in pack] for pack in packs]
-        self.checkpoint.note({"type": "batch", "o": self.opinion, "tag": tag, "packs": keys})
+        self.checkpoint.note({"type": "batch", "o": self.stage, "tag": tag, "packs": keys})
         self.checkpoint.sync()
 
     def started(self, tag: str, number: str) -> None:
@@ -284,15 +288,15 @@ class Memory:
 
     def batches(self) -> list[tuple[str, str | None, list[list[int]]]]:
         """Tag, number and packs of the batches of earlier sessions that were not collected."""
-        return list(self.checkpoint.batches(self.opinion))
+        return list(self.checkpoint.batches(self.stage))
 
     def is_settled(self, key: int) -> bool:
         """Whether this needs no asking any more."""
-        return self.checkpoint.is_settled(self.opinion, key)
+        return self.checkpoint.is_settled(self.stage, key)
 
     def release(self, keys: Iterable[int]) -> None:
         """These are to be asked in another pass over the rows."""
-        self.checkpoint.release(self.opinion, keys)
+        self.checkpoint.release(self.stage, keys)
 
 
 def read_job(path: Path) -> JobRecord:

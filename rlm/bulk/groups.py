@@ -104,6 +104,8 @@ class JobOptions(RetryOptions, total=False):
     output: str | Path | None
     model: str | Sequence[str]
     samples: int
+    escalate_to: str | None
+    escalate_when: str | None
     rows_per_call: int | Literal["auto"]
     max_concurrency: int | Literal["auto"]
     temperature: float | Mapping[str, float] | None
@@ -335,7 +337,7 @@ class JobGroup:
                 "it with the first sample"
             )
         tree = self._scheduler.tree(
-            run_id="bulk", budget=_budget(options.get("budget")), models=job.models, within=self._ledger
+            run_id="bulk", budget=_budget(options.get("budget")), models=job.stages, within=self._ledger
         )
         kept: list[Row] = []
         try:

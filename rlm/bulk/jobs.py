@@ -3,6 +3,7 @@
     survey   every row is read once before anything is spent: broken lines, missing fields, how many there are
     pilot    the first rows are asked; what the whole will cost and take is told, and may be declined
     ask      rows → packs → calls; each answer is in the journal before its worker asks again
+    escalate what has no answer, or one in doubt, goes to a stronger model, where the job names one
     write    the rows are read again and joined with their answers, in their order, while others are still asked
 
 An interruption at any moment loses at most the calls in flight. The answers are in the journal, by what was asked,
@@ -28,7 +29,7 @@ from rlm.bulk.checkpoint import PASSING, Checkpoint, JobRecord, Memory, forget, 
 from rlm.bulk.expressions import fields_of, read_expression
 from rlm.bulk.finishing import Finishing, TellRow
 from rlm.bulk.formats import FileSource, Row, Source, require
-from rlm.bulk.opinions import vote
+from rlm.bulk.opinions import Verdict, verdict_of
 from rlm.bulk.report import Estimate, Progress, Report, number_of
 from rlm.bulk.templates import Template, read_template
 from rlm.bulk.writing import Answer, Writing
@@ -80,9 +81,12 @@ class Job:
         schema: what an answer looks like, as text or JSON Schema; an object becomes a column per property.
         models: the models; several give as many opinions on each row.
         samples: how often each model is asked; more than once needs a temperature.
+        escalate_to: a stronger model, asked about the rows in doubt once the others were; its answer stands.
+        escalate_when: an expression over the columns of an answer; rows for which it is true are in doubt. By default
+            those on which the opinions disagree are. Rows without an answer always are.
         rows_per_call: rows in one call, or "auto" for as many as their length suggests.
         max_concurrency: calls at once, or "auto" for as many as the scheduler lets through.
-        temperature: passed to the models, or one for each of them, by name.
+        temperature: passed to `models`, or one for each model, by name.
         max_output_tokens: output cap of each call, or None for the model's own.
         window_chars: the longest prompt, in characters.
         column: the column of an answer that is no object.
@@ -100,6 +104,8 @@ class Job:
     schema: str | Mapping[str, Any] | None = None
     models: tuple[str, ...] = ("gpt-5-nano",)
     samples: int = 1
+    escalate_to: str | None = None
+    escalate_when: str | None = None
     rows_per_call: int | Literal["auto"] = "auto"
     max_concurrency: int | Literal["auto"] = "auto"
     temperature: float | Mapping[str, float] | None = None
@@ -125,20 +131,37 @@ class Job:
                 continue
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise SettingsError(f"{name}={value!r}: must be a whole number of at least {least}")
-
-        if isinstance(self.temperature, Mapping) and (foreign := self.temperature.keys() - set(self.models)):
+        if self.escalate_to in self.models:
             raise SettingsError(
-                f"temperature names {min(foreign)!r}, which is none of the models {', '.join(self.models)}"
+                f"escalate_to={self.escalate_to!r} is asked first, too: name a stronger model, or fewer models"
+            )
+        if self.escalate_when is not None and self.escalate_to is None:
+            raise SettingsError("escalate_when is given, and no model to ask then: name it by escalate_to")
+        every_model = (*self.models, *self._escalation)
+        if isinstance(self.temperature, Mapping) and (foreign := self.temperature.keys() - set(every_model)):
+            raise SettingsError(
+                f"temperature names {min(foreign)!r}, which is none of the models {', '.join(every_model)}"
             )
 
     def temperature_of(self, model: str) -> float | None:
         """The temperature that a model is asked with, or None for its own."""
-        return self.temperature.get(model) if isinstance(self.temperature, Mapping) else self.temperature
+        if isinstance(self.temperature, Mapping):
+            return self.temperature.get(model)
+        return None if model == self.escalate_to else self.temperature
 
     @property
     def opinions(self) -> tuple[str, ...]:
         """The model of each opinion."""
         return tuple(model for model in self.models for _ in range(self.samples))
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The model of each stage of a job: that of each opinion, then the one for the rows in doubt."""
+        return (*self.opinions, *self._escalation)
+
+    @property
+    def _escalation(self) -> tuple[str, ...]:
+        return () if self.escalate_to is None else (self.escalate_to,)
 
     @property
     def journal(self) -> Path | None:
@@ -160,6 +183,7 @@ class Job:
             "schema": schema,
             "models": list(self.models),
             "samples": self.samples,
+            "escalate_to": self.escalate_to,
             "temperature": self.temperature,
         }
 
@@ -250,7 +274,7 @@ async def run_job(
     with Checkpoint(
         journal,
         record,
-        opinions=len(job.opinions),
+        stages=len(job.stages),
         resume=job.resume or job.retry,
         retry=job.retry,
     ) as checkpoint:
@@ -339,9 +363,11 @@ class _Run:
         self._finishing = None if tell_row is None else Finishing(tell_row)
         self._template: Template = read_template(job.prompt)
         self._schema: Schema | None = None if job.schema is None else schema_of(job.schema)
-        self._opinions = job.opinions
+        self._stages = job.stages
+        self._votes = len(job.opinions)
         self._properties = self._schema.properties if self._schema is not None else ()
         self._skip_when = None if job.skip_when is None else read_expression(job.skip_when)
+        self._escalate_when = None if job.escalate_when is None else read_expression(job.escalate_when)
         self._counts = _Counts()
         self._keys: dict[int, int] = {}
         self._more_to_write = anyio.Event()
@@ -364,12 +390,14 @@ class _Run:
         if not count:
             raise InputError(f"{self._source.name} has no rows, so there is nothing to ask")
         self._template.check(fields, self._source.name)
-        self._check_rule(fields)
-        if "agreement" in self._properties and len(self._opinions) > 1:
-            raise InputError(
-                "the schema has a property 'agreement', which is the name of the column that tells how far the opinions "
-                "agree: give it another name"
-            )
+        _check_rule(self._job.skip_when, fields, self._source.name)
+        _check_rule(self._job.escalate_when, self._columns_in_doubt(), "an answer of this job")
+        for name in self._columns_beside():
+            if name in self._properties:
+                raise InputError(
+                    f"the schema has a property {name!r}, which is the name of a column that tells how the answers came "
+                    "about: give it another name"
+                )
         for name in self._new_columns():
             if name in fields:
                 raise InputError(
@@ -377,14 +405,6 @@ class _Run:
                     "give the answers another name in the schema, or rename the column"
                 )
         return _Survey(count, tuple(fields))
-
-    def _check_rule(self, available: Collection[str]) -> None:
-        for name in () if self._job.skip_when is None else fields_of(self._job.skip_when):
-            if name not in available:
-                raise InputError(
-                    f"the rule {self._job.skip_when!r} asks for the field {name!r}, and {self._source.name} has the fields "
-                    f"{', '.join(available)}"
-                )
 
     def rows(self) -> Iterator[Row]:
         """The rows that the job is about, from the start."""
@@ -395,8 +415,16 @@ class _Run:
         return (*survey.fields, *self._new_columns())
 
     def _new_columns(self) -> tuple[str, ...]:
-        agreement = ("agreement",) if len(self._opinions) > 1 else ()
-        return (*(self._properties or (self._job.column,)), *agreement)
+        return (*(self._properties or (self._job.column,)), *self._columns_beside())
+
+    def _columns_beside(self) -> tuple[str, ...]:
+        """The columns that tell how an answer came about."""
+        agreement = ("agreement",) if self._votes > 1 else ()
+        return (*agreement, "escalated") if self._job.escalate_to else agreement
+
+    def _columns_in_doubt(self) -> tuple[str, ...]:
+        """The columns that there are when it is decided whether an answer is in doubt."""
+        return tuple(name for name in self._new_columns() if name != "escalated")
 
     # Asking ----------------------------------------------------------------------------------------------------
 
@@ -424,29 +452,29 @@ class _Run:
         self, survey: _Survey, confirm: Callable[[Estimate], bool] | None, ask_packs: AskPacks
     ) -> None:
         if 0 < self._job.pilot < survey.rows:
-            self._total = self._job.pilot * len(self._opinions)
+            self._total = self._job.pilot * self._votes
             await self._ask_rows(self._job.pilot, ask_packs)
             await self._confirm(survey, confirm)
-        self._total = survey.rows * len(self._opinions)
+        self._total = survey.rows * self._votes
         await self._ask_rows(self._job.limit, ask_packs)
         await self._tell_the_rest()
 
     async def _ask_rows(self, limit: int | None, ask_packs: AskPacks) -> None:
         self._counts.free = 0
         self._counts.settled_before = self._counts.settled
-        for opinion, model in enumerate(self._opinions):
-            await self._ask_opinion(opinion, model, limit, ask_packs)
+        for number, model in enumerate(self._stages):
+            await self._ask_stage(number, model, limit, ask_packs)
 
-    async def _ask_opinion(self, opinion: int, model: str, limit: int | None, ask_packs: AskPacks) -> None:
+    async def _ask_stage(self, stage: int, model: str, limit: int | None, ask_packs: AskPacks) -> None:
         per_call: PerCall | None = self._job.rows_per_call
         while per_call is not None:
-            free = self._counts.free
-            per_call = await self._one_pass(opinion, model, limit, ask_packs, per_call=per_call)
+            free, total = self._counts.free, self._total
+            per_call = await self._one_pass(stage, model, limit, ask_packs, per_call=per_call)
             if per_call is not None:
-                self._counts.free = free
+                self._counts.free, self._total = free, total
 
     async def _one_pass(
-        self, opinion: int, model: str, limit: int | None, ask_packs: AskPacks, *, per_call: PerCall
+        self, stage: int, model: str, limit: int | None, ask_packs: AskPacks, *, per_call: PerCall
     ) -> PerCall | None:
         job = self._job
         settings = MapSettings(
@@ -461,13 +489,13 @@ class _Run:
         task = Task(self._template.instruction, self._schema, single=self._template.render)
 
         async def keep(settled: Settled) -> None:
-            await self._keep(opinion, settled)
+            await self._keep(stage, settled)
 
         async with (
-            aclosing(self._items(opinion, limit)) as items,
+            aclosing(self._items(stage, limit)) as items,
             aclosing(fill_packs(items, settings.room(task))) as packs,
         ):
-            memory = self.checkpoint.memory(opinion)
+            memory = self.checkpoint.memory(stage)
             return await ask_packs(self._tree, packs, task, keep, settings, memory=memory)
 
     def _widest(self) -> int:
@@ -477,12 +505,13 @@ class _Run:
 
     def _width(self) -> int:
         """How many calls may be in flight now."""
-        return min(self._widest(), *(self._tree.width(model) for model in self._job.models))
+        return min(self._widest(), *(self._tree.width(model) for model in set(self._stages)))
 
-    async def _items(self, opinion: int, limit: int | None) -> AsyncGenerator[list[Item], None]:
+    async def _items(self, stage: int, limit: int | None) -> AsyncGenerator[list[Item], None]:
         """What is to be asked; rows are read a few hundred at a time, in a thread."""
         rows = islice(self._source.rows(), limit)
-        finishing = self._finishing if opinion == len(self._opinions) - 1 else None
+        is_vote = stage < self._votes
+        finishing = self._finishing if stage == len(self._stages) - 1 else None
         if finishing is not None:
             finishing.begin()
         first = 1
@@ -491,16 +520,17 @@ class _Run:
             for number, row in enumerate(chunk, first):
                 decided = self._decide(row)
                 if isinstance(decided, _Decided):
-                    self._counts.free += 1
+                    self._counts.free += is_vote
                     if finishing is not None:
                         await finishing.tell(number, row, self._decided_answer(decided))
                     continue
                 if len(self._keys) < KEYS_AT_HAND:
                     self._keys[number] = decided.key
-                if self.checkpoint.claim(opinion, decided.key):
+                if self._is_asked(stage, decided.key) and self.checkpoint.claim(stage, decided.key):
                     items.append(Item(decided.key, decided.content))
+                    self._total += not is_vote  # how many are in doubt is not known before
                 else:
-                    self._counts.free += 1
+                    self._counts.free += is_vote
                 if finishing is None:
                     continue
                 if (answer := self._settled_answer(decided.key)) is None:
@@ -509,6 +539,12 @@ class _Run:
                     await finishing.tell(number, row, answer)
             first += len(chunk)
             yield items
+
+    def _is_asked(self, stage: int, key: int) -> bool:
+        if stage < self._votes:
+            return True
+        verdict = self._verdict(key, is_final=True)
+        return verdict is None or self._is_in_doubt(verdict)
 
     def _decide(self, row: Row) -> _Asked | _Decided:
         """Whether a row is asked about; the same for the same row, whenever it is read."""
@@ -531,9 +567,9 @@ class _Run:
             )
         return Mapped(answer)
 
-    async def _keep(self, opinion: int, settled: Settled) -> None:
+    async def _keep(self, stage: int, settled: Settled) -> None:
         pairs = [(item.key, mapped) for item, mapped in settled.items]
-        self.checkpoint.record(opinion, pairs, settled.reply)
+        self.checkpoint.record(stage, pairs, settled.reply)
         self._counts.add(pairs, settled.reply)
         self._refuse_hopeless()
         self._tell()
@@ -543,7 +579,7 @@ class _Run:
         self._more_to_write.set()
         if self._write_failure is not None:
             raise self._write_failure
-        if self._finishing is not None and opinion == len(self._opinions) - 1:
+        if self._finishing is not None and stage == len(self._stages) - 1:
             for key, _ in pairs:
                 await self._tell_rows_of(key, self._finishing)
 
@@ -612,7 +648,7 @@ class _Run:
         left = survey.rows - self._job.pilot
         cost_usd = self._tree.ledger.cost_usd
         # What a session before has asked would make the pilot look cheap.
-        asked_of = counts.settled / len(self._opinions) if self.checkpoint.resumed else self._job.pilot
+        asked_of = counts.settled / self._votes if self.checkpoint.resumed else self._job.pilot
         share = left / asked_of
         estimate = Estimate(
             pilot_rows=self._job.pilot,
@@ -670,32 +706,59 @@ class _Run:
         return answer
 
     def _decided_answer(self, decided: _Decided) -> Answer:
-        return Answer(decided.mapped, self._columns(decided.mapped, None), by_rule=True)
+        return Answer(decided.mapped, self._columns(decided.mapped), by_rule=True)
 
     def _settled_answer(self, key: int, *, is_final: bool = False) -> Answer | None:
-        """The answer to a question by all opinions, or None where one of them may still come."""
+        """The answer to a question by all that are asked about it, or None where one of them may still answer."""
+        verdict = self._verdict(key, is_final=is_final)
+        if verdict is None:
+            return None
+        mapped, agreement = verdict.mapped, verdict.agreement
+        if self._job.escalate_to is None or not self._is_in_doubt(verdict):
+            return Answer(mapped, self._columns(mapped, agreement=agreement), agreement=agreement)
+        last = self.checkpoint.outcome(self._votes, key)
+        if last is None and not is_final:
+            return None
+        is_answered = last is not None and not last.failed
+        if last is not None and is_answered:
+            mapped = last
+        columns = self._columns(mapped, agreement=agreement, is_escalated=is_answered)
+        return Answer(mapped, columns, agreement=agreement, in_doubt=not is_answered)
+
+    def _verdict(self, key: int, *, is_final: bool) -> Verdict | None:
+        """What the opinions come to, or None where one of them may still come."""
         outcomes = []
-        for opinion in range(len(self._opinions)):
+        for opinion in range(self._votes):
             outcome = self.checkpoint.outcome(opinion, key)
             if outcome is None and not is_final:
                 return None
             outcomes.append(outcome or NEVER_ASKED)
-        if len(outcomes) == 1:
-            return Answer(outcomes[0], self._columns(outcomes[0], None))
-        values = [outcome.value for outcome in outcomes if not outcome.failed]
-        if not values:
-            return Answer(outcomes[0], self._columns(outcomes[0], None))
-        value, agreement = vote(values)
-        mapped = Mapped(value)
-        return Answer(mapped, self._columns(mapped, agreement), agreement=agreement)
+        return verdict_of(outcomes)
 
-    def _columns(self, mapped: Mapped, agreement: float | None) -> Row:
+    def _is_in_doubt(self, verdict: Verdict) -> bool:
+        """Whether the model for those in doubt is to be asked.
+
+        Raises:
+            InputError: the expression that decides it does not work for the answer.
+        """
+        if verdict.mapped.failed:
+            return True
+        if self._escalate_when is None:
+            return verdict.agreement is not None and verdict.agreement < 1
+        columns = self._columns(verdict.mapped, agreement=verdict.agreement)
+        try:
+            return bool(self._escalate_when(columns))
+        except InputError as error:
+            raise InputError(f"{error}, here {columns}; {self._how_to_go_on()}, with another rule") from error
+
+    def _columns(self, mapped: Mapped, *, agreement: float | None = None, is_escalated: bool = False) -> Row:
         value = mapped.value
         if self._properties:
             columns = {name: (value or {}).get(name) for name in self._properties}
         else:
             columns = {self._job.column: value}
-        return {**columns, "agreement": agreement} if len(self._opinions) > 1 else columns
+        beside = {"agreement": agreement, "escalated": is_escalated}
+        return columns | {name: beside[name] for name in self._columns_beside()}
 
     def report(self) -> Report:
         """How the job ended."""
@@ -715,6 +778,7 @@ class _Run:
             seconds=time.monotonic() - self._started_at,
             labels=tally.labels.table(),
             agreement=tally.agreement,
+            in_doubt=tally.in_doubt,
             output=None if self._job.output is None else Path(self._job.output),
             dead_letters=self.writing.dead_letters,
             journal=self.checkpoint.path,
@@ -731,6 +795,14 @@ def _told_by(rule: Callable[[Row], Any], row: Row) -> Any:
         return rule(dict(row))
     except Exception as error:  # somebody else's function
         raise InputError(f"the rule fails for the row: {type(error).__name__}: {error}") from error
+
+
+def _check_rule(rule: str | None, available: Collection[str], of: str) -> None:
+    for name in () if rule is None else fields_of(rule):
+        if name not in available:
+            raise InputError(
+                f"the rule {rule!r} asks for the field {name!r}, and {of} has the fields {', '.join(available)}"
+            )
 
 
 def _take(rows: Iterator[Row]) -> list[Row]:

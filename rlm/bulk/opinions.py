@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from rlm.mapping import Mapped
 from rlm.packing import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["vote"]
+__all__ = ["Verdict", "verdict_of", "vote"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the opinions on one question come to.
+
+    Attributes:
+        mapped: the answer of the majority, or why there is none.
+        agreement: the share of answers that agree with it, or None where one opinion was asked for or none answered.
+    """
+
+    mapped: Mapped
+    agreement: float | None = None
+
+
+def verdict_of(outcomes: Sequence[Mapped]) -> Verdict:
+    """The verdict of opinions, of which some may have failed, but which are at least one."""
+    answers = [outcome.value for outcome in outcomes if not outcome.failed]
+    if len(outcomes) == 1 or not answers:
+        return Verdict(outcomes[0])
+    value, agreement = vote(answers)
+    return Verdict(Mapped(value), agreement)
 
 
 def vote(answers: Sequence[Any]) -> tuple[Any, float]:

@@ -123,6 +123,7 @@ class Report:
         by_rule: rows that a rule answered or skipped without a model.
         failed: rows without an answer.
         failures: how often each kind of failure came.
+        in_doubt: rows that were handed on to a stronger model, which gave no answer: they keep that of the others.
         asked: distinct questions that this session settled.
         resumed: answers that were there before.
         stored: replies that came from the cache of finished answers.
@@ -149,6 +150,7 @@ class Report:
     seconds: float
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     agreement: float | None = None
+    in_doubt: int = 0
     output: Path | None = None
     dead_letters: Path | None = None
     journal: Path | None = None
@@ -165,6 +167,10 @@ class Report:
         ]
         if self.agreement is not None:
             lines.append(f"agreement of the opinions: {self.agreement:.1%}")
+        if self.in_doubt:
+            lines.append(
+                f"still in doubt, with no answer to the escalation: {number_of(self.in_doubt, 'row')}"
+            )
         for name, counts in self.labels.items():
             total = sum(counts.values())
             shown = [
@@ -208,6 +214,7 @@ def total(reports: Iterable[Report]) -> Report:
         cost_usd=None if None in costs else sum(filter(None, costs)),
         seconds=sum(one.seconds for one in each),
         labels=_labels_of_all([one.labels for one in each if one.answered]),
+        in_doubt=sum(one.in_doubt for one in each),
         agreement=_mean([(one.agreement, one.answered - one.by_rule) for one in each]),
     )
 

@@ -54,6 +54,8 @@ async def amap_rows(
     output: str | Path | None = None,
     model: str | Sequence[str] = "gpt-5-nano",
     samples: int = 1,
+    escalate_to: str | None = None,
+    escalate_when: str | None = None,
     rows_per_call: int | Literal["auto"] = "auto",
     max_concurrency: int | Literal["auto"] = "auto",
     temperature: float | Mapping[str, float] | None = None,
@@ -90,9 +92,14 @@ async def amap_rows(
         model: the model; several give as many opinions, and the column `agreement`. One that is named twice is asked
             twice, at its one temperature, as with `samples`.
         samples: how often each model is asked; more than once needs a temperature above 0.
+        escalate_to: a stronger model (a cascade), asked about the rows in doubt after all others; its answer stands,
+            and the column `escalated` tells where.
+        escalate_when: an expression over the columns of an answer, such as `confidence < 0.7 or agreement < 0.6`: rows
+            for which it is true are in doubt. By default those on which opinions disagree are. Rows without an answer
+            always are.
         rows_per_call: rows in one call, or "auto" for as many as their length suggests.
         max_concurrency: calls at once, or "auto" for as many as the endpoint turns out to take.
-        temperature: passed to the models, or one for each of them, by name; those without one keep their own.
+        temperature: passed to every `model`, or one for each model, by name; those without one keep their own.
         max_output_tokens: output cap of each call, in tokens.
         window_chars: the longest prompt, in characters.
         column: the column of an answer that is no object.
@@ -139,6 +146,8 @@ async def amap_rows(
             output=output,
             model=model,
             samples=samples,
+            escalate_to=escalate_to,
+            escalate_when=escalate_when,
             rows_per_call=rows_per_call,
             max_concurrency=max_concurrency,
             temperature=temperature,

@@ -30,6 +30,7 @@ class Answer:
     columns: Row
     by_rule: bool = False
     agreement: float | None = None
+    in_doubt: bool = False
 
 
 @dataclass(slots=True)
@@ -39,6 +40,7 @@ class Tally:
     rows: int = 0
     failed: int = 0
     by_rule: int = 0
+    in_doubt: int = 0
     failures: Counter[str] = field(default_factory=Counter)
     labels: LabelCounts = field(default_factory=LabelCounts)
     opinions: int = 0
@@ -57,6 +59,7 @@ class Tally:
             self.failures[answer.mapped.kind] += 1
             return
         self.by_rule += answer.by_rule
+        self.in_doubt += answer.in_doubt
         self.labels.add(answer.columns)
         if answer.agreement is not None:
             self.opinions += 1

@@ -52,6 +52,16 @@ NOT_WITH = {
 )
 @models_option
 @click.option("--samples", type=click.IntRange(min=1), default=1, help="Ask each model so often, and vote.")
+@click.option(
+    "--escalate-to",
+    metavar="NAME",
+    help="A stronger model for rows in doubt: no answer, or opinions disagree.",
+)
+@click.option(
+    "--escalate-when",
+    metavar="RULE",
+    help="Which answers are in doubt, such as \"confidence < 0.7 or label == 'other'\".",
+)
 @rows_per_call_option
 @click.option(
     "--max-concurrency",
@@ -116,6 +126,11 @@ def command(context: click.Context, /, **values: Any) -> int:
         --temperature 0.2 --temperature a=0.9 --price a=0.1,0.8
       rlm map in.csv -p 'Label {{text}}' -o out.csv --batch-api
     \b
+    A stronger model for what the cheap one is not sure of:
+      rlm map in.csv -p 'Label {{text}}' -o out.csv -m gpt-5-nano \\
+        --schema "label: 'spam'|'ham', confidence: float" \\
+        --escalate-to gpt-5 --escalate-when 'confidence < 0.8'
+    \b
     With all of it in a file, which `rlm count` and `rlm split` take, too:
       rlm map --settings job.toml --limit 50
     \b
@@ -170,6 +185,8 @@ class _Options:
     output: str | None
     models: tuple[str, ...]
     samples: int
+    escalate_to: str | None
+    escalate_when: str | None
     rows_per_call: int | Literal["auto"]
     max_concurrency: int | Literal["auto"]
     temperatures: Temperatures
@@ -219,7 +236,7 @@ async def _run(options: _Options) -> Report:
     from rlm.bulk.batch_api import BatchAPI
 
     models = options.models or _models_of_job(options.retry)
-    prices = options.prices.of(models)
+    prices = options.prices.of((*models, options.escalate_to) if options.escalate_to else models)
     async with AsyncExitStack() as stack:
         line = stack.enter_context(ProgressLine()) if _shows_progress(options) else None
         progress = None if line is None else line.show
@@ -246,6 +263,8 @@ async def _run(options: _Options) -> Report:
             output=options.output,
             model=models,
             samples=options.samples,
+            escalate_to=options.escalate_to,
+            escalate_when=options.escalate_when,
             rows_per_call=options.rows_per_call,
             max_concurrency=options.max_concurrency,
             temperature=options.temperatures.of(models),
@@ -268,7 +287,7 @@ async def _run(options: _Options) -> Report:
 
 
 def _models_of_job(dead_letters: str | None) -> tuple[str, ...]:
-    """The models of the job that is retried, or the default one."""
+    """The models of the job that is retried, or the default one; with that for rows in doubt."""
     if dead_letters is None or not dead_letters.endswith(".failed.jsonl"):
         return (DEFAULT_MODEL,)
     from pathlib import Path
@@ -276,7 +295,8 @@ def _models_of_job(dead_letters: str | None) -> tuple[str, ...]:
     from rlm.bulk.checkpoint import read_job
 
     journal = Path(f"{dead_letters.removesuffix('.failed.jsonl')}.journal")
-    return tuple(read_job(journal).task["models"])
+    task = read_job(journal).task
+    return (*task["models"], *filter(None, [task.get("escalate_to")]))
 
 
 async def _cancel(options: _Options) -> int:

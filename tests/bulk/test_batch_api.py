@@ -15,7 +15,7 @@ from rlm.scheduler.budget import Budget
 
 pytestmark = pytest.mark.anyio
 
-PRICES = {"m": Price(input=1.0, output=1.0)}
+PRICES = {"m": Price(input=1.0, output=1.0), "strong": Price(input=2.0, output=2.0)}
 NEVER = ScriptedClient([])
 
 
@@ -33,7 +33,15 @@ def rows(number):
 
 
 async def job(
-    server, tmp_path, number=40, *, resume=False, budget=None, schema="label: 'odd'|'even'", **options
+    server,
+    tmp_path,
+    number=40,
+    *,
+    resume=False,
+    budget=None,
+    schema="label: 'odd'|'even'",
+    escalate_to=None,
+    **options,
 ):
     async with BatchAPI(
         api_key="k",
@@ -47,6 +55,7 @@ async def job(
             rows(number),
             "Label {{text}}",
             schema=schema,
+            escalate_to=escalate_to,
             checkpoint=tmp_path / "journal",
             model="m",
             rows_per_call=5,
@@ -159,6 +168,18 @@ async def test_a_job_that_only_submits_is_collected_later_by_another_session(tmp
         result = await job(server, tmp_path, resume=True)
     assert_right(result)
     assert (len(server.batches), server.requests, result.report.usage.calls) == (1, 8, 8)
+
+
+async def test_what_one_model_cannot_answer_is_handed_on_in_a_batch_of_its_own(tmp_path):
+    def reply(body):
+        if body["model"] == "strong":
+            return label(body)
+        return answer(body["messages"][-1]["content"], lambda item: parity(item) if "1" in str(item) else {})
+
+    with BatchServer(reply) as server:
+        result = await job(server, tmp_path, 20, escalate_to="strong")
+    assert_right(result, 20)
+    assert [row["escalated"] for row in result] == ["1" not in str(n) for n in range(20)]
 
 
 async def test_a_session_that_died_before_it_knew_its_batch_finds_it_by_its_tag(tmp_path):
