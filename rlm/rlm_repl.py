@@ -165,7 +165,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         self.budget = _budget(budget)
         _require_prices_of_ours(prices)
         self.client = _openai_client(recursive_model, api_key, base_url) if client is None else client
-        counter = Counter()
+        self._counter = counter = Counter()
         self._price = partial(price, overrides=prices, endpoint=base_url)
         self._new_scheduler = partial(
             Scheduler,
@@ -392,8 +392,12 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
     @asynccontextmanager
     async def _new_run(self, listener: Emit = ignore) -> AsyncIterator[Run]:
         """A new tree with its first run; what it spent is added to this object's sum at the end."""
-        self._require_prices()
         here = self._in_this_process()
+        if not here.loads_lists:
+            here.loads_lists = True
+            self._portal.start(anyio.to_thread.run_sync, self._load_lists)
+        if self.budget is not None:
+            await anyio.to_thread.run_sync(self._require_prices)
         run_id = new_run_id()
         telling = _Telling(self._journal, listener, self._emit)
         with here.work.under_way():
@@ -416,6 +420,12 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             finally:
                 self._ledger.absorb(tree.ledger)
                 await telling.finish()
+
+    def _load_lists(self) -> None:
+        """Load prices and vocabularies, which takes up to a second, while the first model thinks."""
+        for model in self.settings.models:
+            self._price(model, Usage())
+            self._counter.count("", model)
 
     def _require_prices(self) -> None:
         if self.budget is None or self.budget.dollars is None:
@@ -499,6 +509,7 @@ class _Here:
     scheduler: Scheduler
     work: Work = field(default_factory=partial(Work, "this RLM_REPL", RuntimeError))
     guests: set[KeptGuest] = field(default_factory=set)
+    loads_lists: bool = False
     process: int = field(default_factory=os.getpid)
 
     async def end_guests(self) -> None:

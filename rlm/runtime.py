@@ -1,7 +1,9 @@
 """Drives one run: performs the conversation's steps, serves the guest's host calls, writes the events.
 
 `Run.ask` answers one question on a guest that is already open, `Run.complete` opens one, answers, and closes it. A
-child run is `complete` again, one level deeper, on the same tree.
+child run is `complete` again, one level deeper, on the same tree. The guest of a child run starts while its root model
+writes the first reply; that such a guest can start is known from its parent. The root run asks nobody before its
+guest is there, so that a sandbox that cannot work costs nothing.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ from rlm.events import (
 from rlm.outcomes import Outcomes
 from rlm.recursion import NO_DEADLINE, Deadline, HostCalls
 from rlm.sandbox.shelf import Shelved
+from rlm.scheduler.batch import first_error
 from rlm.values import Answer, AnswerStatus, Call, CellResult, Message, Reply
 
 if TYPE_CHECKING:
@@ -107,7 +110,7 @@ class Run:
     ) -> Answer:
         """Answer a question on an open guest, going on with the conversation so far; raises as `complete`."""
         return await self._told(
-            question, conversation, partial(_converse, question, conversation, guest, note)
+            question, conversation, partial(self._on_open_guest, question, conversation, guest, note)
         )
 
     async def run_cell(self, guest: Session, code: str, *, turn: int, cell: int) -> CellResult:
@@ -159,19 +162,42 @@ class Run:
             raise reached
         return answer
 
+    async def _on_open_guest(
+        self, question: str, conversation: Conversation, guest: Session, note: str, run: Run
+    ) -> Conclusion:
+        await guest.clear_answer()
+        coming = _Coming()
+        coming.arrive(guest)
+        return await _converse(question, conversation, coming, note, run)
+
     async def _on_own_guest(
         self, question: str, conversation: Conversation, context: Any, run: Run
     ) -> Conclusion:
-        piece = context if isinstance(context, Shelved) else None
-        guest = await _in_time(run.deadline, self.open_guest(piece))
+        coming = _Coming()
         try:
-            await _in_time(run.deadline, guest.load(context))
-            return await _converse(question, conversation, guest, "", run)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run.keep_guest, context, coming)
+                if not self.depth:
+                    await coming.guest()
+                conclusion = await _converse(question, conversation, coming, "", run)
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+        return conclusion
+
+    async def keep_guest(self, context: Any, coming: _Coming) -> None:
+        """Open a guest that has the context, and close it when this is cancelled."""
+        piece = context if isinstance(context, Shelved) else None
+        guest = await _in_time(self.deadline, self.open_guest(piece))
+        try:
+            await _in_time(self.deadline, guest.load(context))
+            coming.arrive(guest)
+            await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):
                 await guest.aclose()
 
-    async def perform(self, step: Step, guest: Session) -> Reply | CellResult:
+    async def perform(self, step: Step, coming: _Coming) -> Reply | CellResult:
         """Do what the conversation asks for.
 
         Raises:
@@ -185,7 +211,7 @@ class Run:
                 self.emit(RootReplied(**self._here(), turn=turn, reply=reply))
                 return reply
             case RunCell(turn, cell, code):
-                calls = self._host_calls()
+                guest, calls = await coming.guest(), self._host_calls()
                 result = await self._run_cell(guest, code, calls, turn=turn, cell=cell)
                 if calls.misconfigured is not None:
                     raise calls.misconfigured
@@ -281,6 +307,23 @@ class Run:
         return {"run_id": self.run_id, "depth": self.depth, "at": time.time()}
 
 
+class _Coming:
+    """A guest that may be on its way."""
+
+    def __init__(self) -> None:
+        self._is_here = anyio.Event()
+        self._guest: Session | None = None
+
+    def arrive(self, guest: Session) -> None:
+        self._guest = guest
+        self._is_here.set()
+
+    async def guest(self) -> Session:
+        await self._is_here.wait()
+        assert self._guest is not None  # noqa: S101 - tells mypy
+        return self._guest
+
+
 async def _in_time(deadline: Deadline, work: Awaitable[T]) -> T:
     """What comes of some work; raises `DeadlineExceeded` where it does not come in time."""
     with anyio.CancelScope(deadline=deadline.at):
@@ -289,14 +332,13 @@ async def _in_time(deadline: Deadline, work: Awaitable[T]) -> T:
 
 
 async def _converse(
-    question: str, conversation: Conversation, guest: Session, note: str, run: Run
+    question: str, conversation: Conversation, coming: _Coming, note: str, run: Run
 ) -> Conclusion:
     """Drive the conversation to its conclusion.
 
     Raises:
         LimitReached: a budget or the wall clock came first; the conversation has the draft of that moment.
     """
-    await guest.clear_answer()
     steps = conversation.ask(question, note=note)
     outcome: Reply | CellResult | None = None
     with anyio.CancelScope(deadline=run.deadline.at + LAST_WORDS_S):
@@ -307,7 +349,7 @@ async def _converse(
                 conclusion: Conclusion = stop.value
                 return conclusion
             try:
-                outcome = await run.perform(step, guest)
+                outcome = await run.perform(step, coming)
             except LimitReached as limit:
                 if isinstance(limit.partial, CellResult):
                     conversation.keep_draft(limit.partial)

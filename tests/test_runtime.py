@@ -7,8 +7,9 @@ import time
 import pytest
 
 from rlm import RLM_REPL, ScriptedClient
-from rlm.errors import BadRequest, BudgetExceeded, Refused, UnknownModel
+from rlm.errors import BadRequest, BudgetExceeded, GuestStartFailed, Refused, UnknownModel
 from rlm.events import AnswerGiven, RunFailed, RunStarted
+from rlm.sandbox.launchers import Launcher
 from rlm.scheduler.budget import Budget
 from rlm.values import Call, Message
 
@@ -255,6 +256,62 @@ def test_the_wall_clock_of_a_child_run_runs_while_its_guest_takes_the_context():
     answer = complete(root=by_depth(parent, cell("1")), max_depth=2, child_timeout_s=0.05)
     assert "longer than 0.05 s" in answer.value[0]
     assert time.monotonic() - started < 30
+
+
+# --- Guests -----------------------------------------------------------------------------------------------------
+
+
+def counting(starts, *, broken_from=99):
+    """Starts guests as the local one does and leaves a line for each in `starts`; those from a number on fail."""
+    script = (
+        f'echo x >> "$0"; [ $(wc -l < "$0") -lt {broken_from} ] || {{ echo oh dear >&2; exit 3; }}; exec "$@"'
+    )
+    return Launcher(name="counting", prefix=("sh", "-c", script, str(starts)))
+
+
+def test_the_guest_of_a_child_run_starts_while_its_root_model_writes(tmp_path):
+    starts = tmp_path / "starts"
+
+    async def root(call):
+        import anyio
+
+        if call.depth == 0:
+            return cell("FINAL(rlm_query('q', 'c'))")
+        with anyio.fail_after(30):
+            while starts.read_text().count("x") < 2:  # noqa: ASYNC110 - there is nothing to wait on
+                await anyio.sleep(0.01)
+        return cell("FINAL(context)")
+
+    assert complete(root=root, max_depth=2, launcher=counting(starts)) == "c"
+
+
+def test_a_child_run_whose_guest_does_not_start_ends_the_call_to_its_root_model(tmp_path):
+    ended = []
+
+    async def root(call):
+        import anyio
+
+        if call.depth == 0:
+            return cell("FINAL([slot.error for slot in rlm_batch([('q', 'c')])])")
+        try:
+            await anyio.sleep_forever()
+        finally:
+            ended.append(call.depth)
+
+    answer = complete(root=root, max_depth=2, launcher=counting(tmp_path / "starts", broken_from=2))
+    assert "the child run could not start" in answer.value[0]
+    assert "oh dear" in answer.value[0]
+    assert ended == [1]
+
+
+def test_where_no_guest_starts_nobody_is_asked(tmp_path):
+    client = ScriptedClient(["never given"])
+    with (
+        RLM_REPL(client=client, launcher=counting(tmp_path / "starts", broken_from=1)) as rlm,
+        pytest.raises(GuestStartFailed, match="oh dear"),
+    ):
+        rlm.completion("x", "a question")
+    assert client.calls == []
 
 
 # --- Answers ----------------------------------------------------------------------------------------------------
