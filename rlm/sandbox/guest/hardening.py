@@ -14,6 +14,7 @@ descendant of one process that called `confine`.
 from __future__ import annotations
 
 import contextlib
+import marshal  # noqa: TID251 - between two processes of the guest that have run no cell
 import os
 import sys
 
@@ -143,6 +144,8 @@ def enter_namespaces(scratch: str, scratch_bytes: int, processes: int, *, remove
     """
     if sys.platform != "linux":
         return f"{sys.platform} has no namespaces"
+    with contextlib.suppress(Refused):
+        libc()  # loaded here once, and not by each of the processes that follow
     reason = _try_namespaces(scratch, scratch_bytes, processes)
     if reason:
         return reason
@@ -247,12 +250,10 @@ def _become_first_process(remove: str) -> None:
 
 def probe(settings: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
     """What a confined process can and cannot do, found by trying in a throw-away one: see `confine_and_try`."""
-    import ast
-
-    told = in_child(lambda: repr(confine_and_try(settings)).encode())
+    told = in_child(lambda: marshal.dumps(confine_and_try(settings)))
     try:
-        held, missing = ast.literal_eval(told.decode())
-    except (ValueError, SyntaxError):
+        held, missing = marshal.loads(told)  # noqa: S302 - of a child that has run no cell
+    except (EOFError, ValueError, TypeError):
         return [], {"confinement": f"the trial ended early: {told.decode('utf-8', 'replace')[:200]}"}
     return held, missing
 

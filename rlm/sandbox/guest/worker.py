@@ -7,9 +7,9 @@ with it. What must hold even then is the supervisor's: time, memory, life and de
 
 from __future__ import annotations
 
-import _socket as socket  # the part in C: the rest would be a tenth of a guest's start
+import _ast as ast  # the part in C, as of `socket`: the rest would be a tenth of a guest's start, each
+import _socket as socket
 import array
-import ast
 import builtins
 import contextlib
 import gc
