@@ -341,12 +341,12 @@ class JobGroup:
         )
         kept: list[Row] = []
         try:
-            with self._one_more_job(), tempfile.TemporaryDirectory(prefix="rlm-bulk-") as scratch:
+            with self._one_more_job(), _journal_of(job) as journal:
                 report = await run_job(
                     job,
                     source,
                     tree,
-                    journal=job.journal or Path(scratch) / "journal",
+                    journal=journal,
                     rule=options.get("rule"),
                     confirm=confirm,
                     on_progress=options.get("on_progress"),
@@ -413,6 +413,16 @@ def failed_job(dead_letters: str | Path) -> tuple[Job, Source]:
         }
     )
     return job, as_source(record.options["input"], encoding=record.options["encoding"])
+
+
+@contextmanager
+def _journal_of(job: Job) -> Iterator[Path]:
+    """Where its answers are kept; for a job that names no place, until it ends."""
+    if job.journal is not None:
+        yield job.journal
+        return
+    with tempfile.TemporaryDirectory(prefix="rlm-bulk-") as folder:
+        yield Path(folder, "journal")
 
 
 def _job(prompt: str, options: JobOptions) -> Job:
