@@ -236,15 +236,21 @@ def test_a_host_that_is_not_there_is_told_without_an_errno(folder):
     assert "the host nowhere.invalid was not found: check base_url (--base-url)" in complaint(done)
 
 
-def test_a_reader_that_leaves_is_no_trouble(folder, server):
-    line = f"{sys.executable} -m rlm ask a.txt -q x --quiet --base-url {server.base_url} | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
+def shell(line, folder):
+    return subprocess.run(
         ["bash", "-c", line],
         capture_output=True,
         cwd=folder,
         env=clean_environment(),
         timeout=60,
         check=False,
+    )
+
+
+def test_a_reader_that_leaves_is_no_trouble(folder, server):
+    done = shell(
+        f"{sys.executable} -m rlm ask a.txt -q x --quiet --base-url {server.base_url} | true; echo ${{PIPESTATUS[0]}}",
+        folder,
     )
     assert (done.stdout, done.stderr) == (b"0\n", b"")
 
@@ -253,14 +259,8 @@ def test_a_reader_that_leaves_is_no_trouble(folder, server):
     ("redirection", "code", "words"), [(">&-", 0, b""), (">/dev/full", 1, b"No space left")]
 )
 def test_a_stdout_that_is_closed_or_full_is_told_in_one_line(folder, server, redirection, code, words):
-    line = f"{sys.executable} -m rlm ask a.txt -q x --quiet --base-url {server.base_url} {redirection}"
-    done = subprocess.run(
-        ["bash", "-c", line],
-        capture_output=True,
-        cwd=folder,
-        env=clean_environment(),
-        timeout=60,
-        check=False,
+    done = shell(
+        f"{sys.executable} -m rlm ask a.txt -q x --quiet --base-url {server.base_url} {redirection}", folder
     )
     assert (done.returncode, b"Traceback" in done.stderr) == (code, False)
     assert words in done.stderr
@@ -268,19 +268,11 @@ def test_a_stdout_that_is_closed_or_full_is_told_in_one_line(folder, server, red
 
 
 def test_a_chat_without_stdin_ends_at_once(folder):
-    line = f"{sys.executable} -m rlm chat a.txt --client offline <&-"
-    done = subprocess.run(
-        ["bash", "-c", line],
-        capture_output=True,
-        cwd=folder,
-        env=clean_environment(),
-        timeout=60,
-        check=False,
-    )
+    done = shell(f"{sys.executable} -m rlm chat a.txt --client offline <&-", folder)
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 
 
-def test_ctrl_c_cancels_within_a_second_and_shows_what_was_spent(folder):
+def test_ctrl_c_cancels_at_once_and_shows_what_was_spent(folder):
     with OpenAIServer(lambda request: CELL, plan=[None]) as server:
         server.latency_s = 0.0
         process = subprocess.Popen(
