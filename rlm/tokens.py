@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from rlm.values import Call, Usage
 
-__all__ = ["Counter", "Encoder", "count", "encoder_for", "estimate", "split", "truncate"]
+__all__ = ["Counter", "Encoder", "count", "encoder_for", "estimate", "is_exact", "split", "truncate"]
 
 
 @runtime_checkable
@@ -112,6 +112,11 @@ def encoder_for(model: str | None = None) -> Encoder:
     if name is None:
         return _ESTIMATE
     return _toktok(name) or _tiktoken(name) or _ESTIMATE
+
+
+def is_exact(model: str | None = None) -> bool:
+    """Whether texts are counted with the model's own vocabulary, and not estimated."""
+    return encoder_for(model) is not _ESTIMATE
 
 
 class Counter:

@@ -52,6 +52,7 @@ class Count:
         input_tokens: of all calls.
         output_tokens: an estimate, by the schema.
         cost_usd: dollars by model, None where a price is not known; those of the Batch API are half.
+        exact: whether tokens were counted with the model's own vocabulary, and not estimated.
     """
 
     rows: int
@@ -61,6 +62,7 @@ class Count:
     input_tokens: int
     output_tokens: int
     cost_usd: Mapping[str, float | None]
+    exact: bool
 
     def __str__(self) -> str:
         longest = ", ".join(f"row {number:,} with {size:,}" for number, size in self.longest)
@@ -81,6 +83,10 @@ class Count:
                 else f"about ${cost:,.4f}, ${cost / 2:,.4f} by the Batch API"
             )
             lines.append(f"{model}: {price}")
+        if not self.exact:
+            lines.append(
+                "Tokens are estimated; those of OpenAI's models are exact with pip install 'rlm-cells[tokens]'."
+            )
         return "\n".join(lines)
 
 
@@ -148,6 +154,7 @@ def count_rows(
         input_tokens=input_tokens,
         output_tokens=output_tokens,
         cost_usd={model: price_of(model, usage, overrides=prices or {}) for model in models},
+        exact=count_tokens is not None or tokens.is_exact(models[0]),
     )
 
 

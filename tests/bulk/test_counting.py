@@ -114,6 +114,14 @@ def test_one_of_a_thing_is_no_plural():
     assert "\n1 call: " in said
 
 
+def test_it_is_told_where_tokens_are_estimated():
+    one = [{"text": "x"}]
+    assert not (estimated := count_rows(one, PROMPT, models=("nobody-knows",))).exact
+    assert "Tokens are estimated" in str(estimated)
+    assert (exact := count_rows(one, PROMPT, count_tokens=len)).exact
+    assert "estimated" not in str(exact)
+
+
 def test_a_split_needs_a_limit(rows):
     for limits in ({}, {"max_rows": 0}, {"max_tokens": -1}):
         with pytest.raises(SettingsError):
