@@ -76,7 +76,7 @@ class BatchAPI:
         prices: of models that the price list does not have; they are halved.
         max_requests: requests of one file, at most 50,000.
         max_bytes: bytes of one file, at most 200 million; it is held in memory while it is uploaded.
-        enqueued_tokens: tokens that all unfinished batches may have together: the account's limit.
+        enqueued_tokens: tokens that all unfinished batches of a model may have together: the account's limit.
         first_poll_s: seconds before a batch is looked at; the pause grows to `longest_poll_s`.
         longest_poll_s: the longest pause, in seconds.
         out_of_reach_s: seconds for which the endpoint may be out of reach while batches are waited for.
@@ -109,13 +109,13 @@ class BatchAPI:
         self.batches = OpenAIBatches(api_key=api_key, base_url=base_url)
         self.max_requests = max_requests
         self.max_bytes = max_bytes
-        self.enqueued_tokens = enqueued_tokens
         self.first_poll_s = first_poll_s
         self.longest_poll_s = longest_poll_s
         self.out_of_reach_s = out_of_reach_s
         self.wait = wait
         self.plain_models = PlainModels()
         self._prices = dict(prices or {})
+        self.enqueued = _Enqueued(enqueued_tokens)
         self._courses: WeakKeyDictionary[Checkpoint, dict[int, _Course]] = WeakKeyDictionary()
 
     async def __aenter__(self) -> Self:
@@ -194,6 +194,30 @@ class BatchAPI:
         )
 
 
+class _Enqueued:
+    """The tokens of unfinished batches, by tag, so that those of one model are never more than an account may have."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._taken: dict[str, tuple[str, int]] = {}
+        self._changed = anyio.Event()
+
+    async def take(self, model: str, tag: str, tokens: int) -> None:
+        """Wait until so many fit; a batch that would never fit goes by itself."""
+        while (taken := self._of(model)) and taken + tokens > self.most:
+            await self._changed.wait()
+        self._taken[tag] = model, tokens
+
+    def give_back(self, tag: str) -> None:
+        """The batch has ended, or nobody here waits for it any more; again is no error."""
+        if self._taken.pop(tag, None) is not None:
+            self._changed.set()
+            self._changed = anyio.Event()
+
+    def _of(self, model: str) -> int:
+        return sum(tokens for of, tokens in self._taken.values() if of == model)
+
+
 @dataclass(slots=True)
 class _Course:
     """How one stage of one job has gone so far: a `BatchAPI` may serve several."""
@@ -250,7 +274,6 @@ class _Batch:
     tag: str
     state: BatchState
     requests: list[_Request]
-    tokens: int = 0
     seen: set[int] = field(default_factory=set)
 
 
@@ -284,6 +307,7 @@ class _Pass:
         self._changed = anyio.Event()
         self._all_sent = False
         self._exceeded: LimitReached | None = None
+        self._stopped_by: CallError | None = None
         self._poll_s = api.first_poll_s
         self._reached_at = anyio.current_time()
 
@@ -308,6 +332,8 @@ class _Pass:
 
     def _leave(self) -> None:
         """Let go of what is set aside: of requests that are still out, nobody knows here what they will cost."""
+        for tag in self._running:
+            self._api.enqueued.give_back(tag)
         for request in list(self._unsettled.values()):
             reservation = self._take_reservation(request)
             if request.sent:
@@ -321,7 +347,7 @@ class _Pass:
         return reservation or Reservation(request.call, Amount())
 
     def _come_back(self) -> JobStopped:
-        number = len(self._running)
+        number = self._memory.checkpoint.uncollected
         batches = "1 batch is" if number == 1 else f"{number} batches are"
         return JobStopped(
             f"{batches} submitted and not finished: resume the job later to collect the answers"
@@ -392,7 +418,7 @@ class _Pass:
         return (
             len(file.requests) >= self._api.max_requests
             or file.bytes + more_bytes > self._api.max_bytes
-            or file.tokens + more_tokens > self._api.enqueued_tokens
+            or file.tokens + more_tokens > self._api.enqueued.most
         )
 
     async def _send(self) -> None:
@@ -401,12 +427,11 @@ class _Pass:
         if not file.requests:
             return
         self._file = _new_file(file.path.parent)
-        while self._running and self._enqueued() + file.tokens > self._api.enqueued_tokens:
-            await self._changed.wait()
+        await self._api.enqueued.take(self._settings.model, file.tag, file.tokens)
         self._memory.begun(file.tag, [request.keys for request in file.requests])
         state = await self._start(file)
         self._memory.started(file.tag, state.id)
-        self._running[file.tag] = _Batch(file.tag, state, file.requests, file.tokens)
+        self._running[file.tag] = _Batch(file.tag, state, file.requests)
         file.path.unlink()
         self._tell_change()
 
@@ -415,13 +440,12 @@ class _Pass:
             request.sent = True
         try:
             return await self._api.batches.start(file.path, file.tag)
-        except CallError as error:
-            for request in file.requests:
-                request.sent = not surely_unbilled(error)
+        except BaseException as error:
+            self._api.enqueued.give_back(file.tag)
+            if isinstance(error, CallError):
+                for request in file.requests:
+                    request.sent = not surely_unbilled(error)
             raise
-
-    def _enqueued(self) -> int:
-        return sum(batch.tokens for batch in self._running.values())
 
     # Collecting ------------------------------------------------------------------------------------------------
 
@@ -512,8 +536,10 @@ class _Pass:
             self.last_problem = state.problem
             await anyio.sleep(self._api.longest_poll_s)
         self._memory.collected(batch.tag)
-        del self._running[batch.tag]
+        self._forget(batch.tag)
         self._tell_change()
+        if self._stopped_by is not None:
+            raise self._stopped_by  # not before: a resumed job would read of it again, whatever was mended
 
     async def _collect_file(self, batch: _Batch, file_id: str) -> None:
         try:
@@ -572,8 +598,8 @@ class _Pass:
         self._unbilled(request, error.usage)
         if isinstance(error, self._settings.stops_at):
             self._release(request.keys)
-            raise error
-        if isinstance(error, TransientError) or self._api.plain_models.note_refusal(request.call, error):
+            self._stopped_by = self._stopped_by or error
+        elif isinstance(error, TransientError) or self._api.plain_models.note_refusal(request.call, error):
             self._release(request.keys)
         elif len(request.keys) == 1:
             await self._fail(request.keys, type(error).__name__, str(error))
@@ -600,7 +626,11 @@ class _Pass:
             self._unbilled(request)
             self._release(request.keys)
         self._memory.collected(batch.tag)
-        del self._running[batch.tag]
+        self._forget(batch.tag)
+
+    def _forget(self, tag: str) -> None:
+        del self._running[tag]
+        self._api.enqueued.give_back(tag)
 
     def _release(self, keys: Sequence[int]) -> None:
         self.released += keys

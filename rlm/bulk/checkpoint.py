@@ -167,6 +167,11 @@ class Checkpoint:
                 packs = self._record_at(offset)["packs"]
                 yield tag, number, [[int(key, 16) for key in pack] for pack in packs]
 
+    @property
+    def uncollected(self) -> int:
+        """Batches that were begun, and whose end is not known yet."""
+        return len(self._batches)
+
     def keep(self) -> None:
         """Leave the journal there though it holds no answer: failed rows are asked again by it."""
         self._holds_nothing = False

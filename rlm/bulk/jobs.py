@@ -47,10 +47,11 @@ from rlm.errors import (
 )
 from rlm.mapping import Item, Mapped, MapSettings, Settled, fill_packs, map_packs
 from rlm.packing import Task
+from rlm.scheduler.batch import first_error
 from rlm.schemas import Schema, schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 
     from rlm.scheduler.scheduler import Tree
     from rlm.values import Reply
@@ -201,7 +202,10 @@ class AskPacks(Protocol):
         *,
         memory: Memory,
     ) -> Awaitable[PerCall | None]:
-        """As `map_packs`; but what it releases in `memory` is asked in another pass, with packs of the size it gives."""
+        """As `map_packs`; but what it releases in `memory` is asked in another pass, with packs of the size it gives.
+
+        The opinions of a job are asked side by side, each by calls of its own.
+        """
 
 
 async def ask_at_once(
@@ -462,21 +466,51 @@ class _Run:
     async def _ask_rows(self, limit: int | None, ask_packs: AskPacks) -> None:
         self._counts.free = 0
         self._counts.settled_before = self._counts.settled
-        for number, model in enumerate(self._stages):
-            await self._ask_stage(number, model, limit, ask_packs)
+        votes = range(self._votes)
+        if ask_packs is ask_at_once:
+            for stage in votes:
+                await self._ask_stage(stage, limit, ask_packs)
+        else:
+            await self._ask_side_by_side(votes, limit, ask_packs)
+        for stage in range(self._votes, len(self._stages)):
+            await self._ask_stage(stage, limit, ask_packs)
 
-    async def _ask_stage(self, stage: int, model: str, limit: int | None, ask_packs: AskPacks) -> None:
+    async def _ask_side_by_side(self, stages: Iterable[int], limit: int | None, ask_packs: AskPacks) -> None:
+        """Each may take a day. One that stops lets the others come to their own end, which may be paid for."""
+        stops: list[JobStopped | LimitReached] = []
+
+        async def ask(stage: int) -> None:
+            try:
+                await self._ask_stage(stage, limit, ask_packs)
+            except (JobStopped, LimitReached) as stop:
+                stops.append(stop)
+
+        try:
+            async with anyio.create_task_group() as tasks:
+                for stage in stages:
+                    tasks.start_soon(ask, stage)
+        except BaseExceptionGroup as errors:
+            raise first_error(errors) from None
+        if stops:
+            raise stops[-1]
+
+    async def _ask_stage(self, stage: int, limit: int | None, ask_packs: AskPacks) -> None:
         per_call: PerCall | None = self._job.rows_per_call
+        is_again = False
         while per_call is not None:
-            free, total = self._counts.free, self._total
-            per_call = await self._one_pass(stage, model, limit, ask_packs, per_call=per_call)
-            if per_call is not None:
-                self._counts.free, self._total = free, total
+            items = self._items(stage, limit, is_again=is_again)
+            per_call = await self._one_pass(stage, items, ask_packs, per_call=per_call)
+            is_again = True
 
     async def _one_pass(
-        self, stage: int, model: str, limit: int | None, ask_packs: AskPacks, *, per_call: PerCall
+        self,
+        stage: int,
+        unsettled: AsyncGenerator[list[Item], None],
+        ask_packs: AskPacks,
+        *,
+        per_call: PerCall,
     ) -> PerCall | None:
-        job = self._job
+        job, model = self._job, self._stages[stage]
         settings = MapSettings(
             model=model,
             per_call=per_call,
@@ -492,7 +526,7 @@ class _Run:
             await self._keep(stage, settled)
 
         async with (
-            aclosing(self._items(stage, limit)) as items,
+            aclosing(unsettled) as items,
             aclosing(fill_packs(items, settings.room(task))) as packs,
         ):
             memory = self.checkpoint.memory(stage)
@@ -507,10 +541,13 @@ class _Run:
         """How many calls may be in flight now."""
         return min(self._widest(), *(self._tree.width(model) for model in set(self._stages)))
 
-    async def _items(self, stage: int, limit: int | None) -> AsyncGenerator[list[Item], None]:
-        """What is to be asked; rows are read a few hundred at a time, in a thread."""
+    async def _items(
+        self, stage: int, limit: int | None, *, is_again: bool
+    ) -> AsyncGenerator[list[Item], None]:
+        """What is to be asked; rows are read a few hundred at a time, in a thread, and counted the first time."""
         rows = islice(self._source.rows(), limit)
-        is_vote = stage < self._votes
+        is_free = stage < self._votes and not is_again
+        is_more = stage >= self._votes and not is_again  # how many are in doubt is not known before
         finishing = self._finishing if stage == len(self._stages) - 1 else None
         if finishing is not None:
             finishing.begin()
@@ -520,7 +557,7 @@ class _Run:
             for number, row in enumerate(chunk, first):
                 decided = self._decide(row)
                 if isinstance(decided, _Decided):
-                    self._counts.free += is_vote
+                    self._counts.free += is_free
                     if finishing is not None:
                         await finishing.tell(number, row, self._decided_answer(decided))
                     continue
@@ -528,9 +565,9 @@ class _Run:
                     self._keys[number] = decided.key
                 if self._is_asked(stage, decided.key) and self.checkpoint.claim(stage, decided.key):
                     items.append(Item(decided.key, decided.content))
-                    self._total += not is_vote  # how many are in doubt is not known before
+                    self._total += is_more
                 else:
-                    self._counts.free += is_vote
+                    self._counts.free += is_free
                 if finishing is None:
                     continue
                 if (answer := self._settled_answer(decided.key)) is None:
@@ -579,14 +616,14 @@ class _Run:
         self._more_to_write.set()
         if self._write_failure is not None:
             raise self._write_failure
-        if self._finishing is not None and stage == len(self._stages) - 1:
+        if self._finishing is not None:
             for key, _ in pairs:
                 await self._tell_rows_of(key, self._finishing)
 
     async def _tell_rows_of(self, key: int, finishing: Finishing) -> None:
-        answer = self._settled_answer(key, is_final=True)
-        for number, row in finishing.release(key):
-            if answer is not None:
+        answer = self._settled_answer(key)
+        if answer is not None:
+            for number, row in finishing.release(key):
                 await finishing.tell(number, row, answer)
 
     async def _tell_the_rest(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 from labelling import SCHEMA, answer, label, parity
 from openai_batch_server import BatchServer
 
-from rlm.bulk import JobGroup, amap_rows
+from rlm.bulk import JobGroup, amap_rows, astream_rows
 from rlm.bulk.batch_api import BatchAPI
 from rlm.clients.scripted import ScriptedClient
 from rlm.errors import InputError, JobStopped
@@ -295,7 +295,7 @@ async def test_each_opinion_has_all_tries_of_its_own(tmp_path):
     assert [row["label"] for row in result] == ["even", "odd", "even", "odd", "even"]
 
 
-async def test_two_opinions_are_resumed(tmp_path):
+async def test_two_opinions_are_submitted_side_by_side_and_resumed(tmp_path):
     options = {"schema": SCHEMA, "model": ("a", "b"), "checkpoint": tmp_path / "journal"}
     with BatchServer(reply_of) as server:
         for stops in (True, True, False):
@@ -303,12 +303,58 @@ async def test_two_opinions_are_resumed(tmp_path):
             async with opened(server, wait=not stops) as api:
                 ask = {"client": NEVER, "ask_packs": api, "resume": True, "rows_per_call": 5 if stops else 3}
                 if stops:
-                    with pytest.raises(JobStopped):
+                    with pytest.raises(JobStopped, match="2 batches are submitted"):
                         await amap_rows(rows(20), "Label {{text}}", **options, **ask)
                 else:
                     result = await amap_rows(rows(20), "Label {{text}}", **options, **ask)
     assert_right(result, 20)
-    assert server.requests == 4 + 7
+    assert server.requests == 4 + 4
+
+
+async def test_opinions_of_one_model_share_the_tokens_that_may_be_enqueued():
+    with BatchServer(reply_of, enqueued_tokens=700) as server:
+        async with opened(server, enqueued_tokens=700, max_requests=1) as api:
+            result = await amap_rows(
+                rows(20), "Label {{text}}", schema=SCHEMA, model="m", samples=3, temperature=0.5,
+                rows_per_call=5, client=NEVER, ask_packs=api,
+            )  # fmt: skip
+    assert_right(result, 20)
+    assert server.requests == len(server.batches) == 12  # none was refused
+
+
+async def test_rows_of_opinions_side_by_side_are_told_once_with_the_verdict_of_all():
+    with BatchServer(reply_of) as server:
+        async with opened(server) as api, astream_rows(
+            [*rows(20), *rows(20)], "Label {{text}}", schema=SCHEMA, model=("a", "b", "c"), rows_per_call=3,
+            client=NEVER, ask_packs=api,
+        ) as finished:  # fmt: skip
+            told = [row async for row in finished]
+    assert sorted(row.index for row in told) == list(range(40))
+    assert {row.row["agreement"] for row in told} == {1.0}
+
+
+async def test_a_model_that_nobody_has_ends_the_job_at_once_and_what_was_submitted_is_collected_later(
+    tmp_path,
+):
+    asked, has_b = [], False
+
+    def by_model(body):
+        asked.append(body["model"])
+        if body["model"] == "b" and not has_b:
+            return 404, {"error": {"code": "model_not_found"}}
+        return reply_of(body)
+
+    options = {"schema": SCHEMA, "model": ("a", "b"), "checkpoint": tmp_path / "journal", "client": NEVER}
+    with BatchServer(by_model) as server:
+        async with opened(server) as api:
+            with pytest.raises(JobStopped):
+                await amap_rows(rows(20), "Label {{text}}", ask_packs=api, **options)
+        mended = {**options, "resume": True}
+        has_b = True
+        async with opened(server) as api:
+            result = await amap_rows(rows(20), "Label {{text}}", ask_packs=api, **mended)
+    assert_right(result, 20)
+    assert asked.count("a") == 1
 
 
 async def test_a_job_that_only_submits_leaves_its_group_the_rest_of_the_budget():
