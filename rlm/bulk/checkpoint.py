@@ -361,6 +361,8 @@ def _are_equal(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
 
 def _check_same_task(path: Path, there: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     for name in dict.fromkeys([*there, *here]):
+        if name == "escalate_to" and there.get(name) is None:
+            continue  # the answers there are stay what they are
         if there.get(name) != here.get(name):
             raise InputError(
                 f"{path} holds answers of another job: its {name} is {there.get(name)!r:.200}, and not "

@@ -132,6 +132,9 @@ class Job:
                 continue
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
                 raise SettingsError(f"{name}={value!r}: must be a whole number of at least {least}")
+        stronger: object = self.escalate_to
+        if stronger is not None and not (isinstance(stronger, str) and stronger):
+            raise SettingsError(f"escalate_to={self.escalate_to!r}: must be the name of a model")
         if self.escalate_to in self.models:
             raise SettingsError(
                 f"escalate_to={self.escalate_to!r} is asked first, too: name a stronger model, or fewer models"
@@ -324,22 +327,41 @@ class _Decided:
 
 @dataclass(slots=True)
 class _Counts:
-    """What this session has settled; `free` rows of a pass needed no asking, `passing` failures say nothing of rows."""
+    """What this session has settled; `free` rows of a pass needed no asking, `passing` failures say nothing of rows.
+
+    `votes` are those settled by opinions, `failed` those of them without an answer so far, `escalations_failed` what
+    the model for rows in doubt did not answer.
+    """
 
     settled: int = 0
     settled_before: int = 0
+    votes: int = 0
     failed: int = 0
+    escalations_failed: int = 0
     free: int = 0
     latency_s: float = 0.0
     last_failure: tuple[str, str] = ("", "")
     passing: bool = True
 
     def add(self, settled: Sequence[tuple[int, Mapped]], reply: Reply | None) -> None:
+        """A call about opinions has settled this."""
+        self._add(settled, reply)
+        self.votes += len(settled)
+        self.failed += sum(mapped.failed for _, mapped in settled)
+
+    def add_escalated(
+        self, settled: Sequence[tuple[int, Mapped]], reply: Reply | None, *, rescued: int
+    ) -> None:
+        """A call about rows in doubt has settled this, and so many of them had no answer before."""
+        self._add(settled, reply)
+        self.failed -= rescued
+        self.escalations_failed += sum(mapped.failed for _, mapped in settled)
+
+    def _add(self, settled: Sequence[tuple[int, Mapped]], reply: Reply | None) -> None:
         self.settled += len(settled)
         self.latency_s += reply.latency_s if reply is not None else 0.0
         for _, mapped in settled:
             if mapped.failed:
-                self.failed += 1
                 self.last_failure = (mapped.kind, mapped.reason)
                 self.passing = self.passing and mapped.kind in PASSING
 
@@ -397,9 +419,9 @@ class _Run:
         _check_rule(self._job.skip_when, fields, self._source.name)
         _check_rule(self._job.escalate_when, self._columns_in_doubt(), "an answer of this job")
         for name in self._columns_beside():
-            if name in self._properties:
+            if name in (self._properties or (self._job.column,)):
                 raise InputError(
-                    f"the schema has a property {name!r}, which is the name of a column that tells how the answers came "
+                    f"an answer has a property {name!r}, which is the name of a column that tells how the answers came "
                     "about: give it another name"
                 )
         for name in self._new_columns():
@@ -490,7 +512,8 @@ class _Run:
                 for stage in stages:
                     tasks.start_soon(ask, stage)
         except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
+            error = first_error(errors)
+            raise error from error.__cause__
         if stops:
             raise stops[-1]
 
@@ -548,7 +571,7 @@ class _Run:
         rows = islice(self._source.rows(), limit)
         is_free = stage < self._votes and not is_again
         is_more = stage >= self._votes and not is_again  # how many are in doubt is not known before
-        finishing = self._finishing if stage == len(self._stages) - 1 else None
+        finishing = self._finishing if stage >= self._votes - 1 else None
         if finishing is not None:
             finishing.begin()
         first = 1
@@ -581,7 +604,7 @@ class _Run:
         if stage < self._votes:
             return True
         verdict = self._verdict(key, is_final=True)
-        return verdict is None or self._is_in_doubt(verdict)
+        return verdict is None or self._judge(verdict)[0]
 
     def _decide(self, row: Row) -> _Asked | _Decided:
         """Whether a row is asked about; the same for the same row, whenever it is read."""
@@ -607,7 +630,11 @@ class _Run:
     async def _keep(self, stage: int, settled: Settled) -> None:
         pairs = [(item.key, mapped) for item, mapped in settled.items]
         self.checkpoint.record(stage, pairs, settled.reply)
-        self._counts.add(pairs, settled.reply)
+        if stage < self._votes:
+            self._counts.add(pairs, settled.reply)
+        else:
+            rescued = sum(self._is_rescued(key, mapped) for key, mapped in pairs)
+            self._counts.add_escalated(pairs, settled.reply, rescued=rescued)
         self._refuse_hopeless()
         self._tell()
         now = anyio.current_time()
@@ -619,6 +646,11 @@ class _Run:
         if self._finishing is not None:
             for key, _ in pairs:
                 await self._tell_rows_of(key, self._finishing)
+
+    def _is_rescued(self, key: int, mapped: Mapped) -> bool:
+        """Whether this is the first answer to a question."""
+        verdict = None if mapped.failed else self._verdict(key, is_final=True)
+        return verdict is not None and verdict.mapped.failed
 
     async def _tell_rows_of(self, key: int, finishing: Finishing) -> None:
         answer = self._settled_answer(key)
@@ -655,10 +687,11 @@ class _Run:
 
     def _refuse_hopeless(self) -> None:
         counts = self._counts
-        if counts.failed >= ALL_FAILED and counts.failed == counts.settled and not self.checkpoint.resumed:
+        tries = counts.failed if self._job.escalate_to is None else counts.escalations_failed
+        if tries >= ALL_FAILED and counts.failed == counts.votes and not self.checkpoint.resumed:
             kind, reason = counts.last_failure
             raise JobStopped(
-                f"stopped: none of the first {counts.settled:,} rows got an answer; the last one failed by {kind}: "
+                f"stopped: none of the first {counts.votes:,} rows got an answer; the last one failed by {kind}: "
                 f"{reason}. Change the prompt, the schema or the model, and begin anew"
             )
 
@@ -667,7 +700,7 @@ class _Run:
         counts = self._counts
         if (
             not counts.settled
-            or counts.failed < counts.settled
+            or counts.failed < counts.votes
             or not counts.passing
             or self.checkpoint.resumed
         ):
@@ -680,12 +713,12 @@ class _Run:
 
     async def _confirm(self, survey: _Survey, confirm: Callable[[Estimate], bool] | None) -> None:
         counts = self._counts
-        if confirm is None or not counts.settled:
+        if confirm is None or not counts.votes:
             return
         left = survey.rows - self._job.pilot
         cost_usd = self._tree.ledger.cost_usd
         # What a session before has asked would make the pilot look cheap.
-        asked_of = counts.settled / self._votes if self.checkpoint.resumed else self._job.pilot
+        asked_of = counts.votes / self._votes if self.checkpoint.resumed else self._job.pilot
         share = left / asked_of
         estimate = Estimate(
             pilot_rows=self._job.pilot,
@@ -751,7 +784,8 @@ class _Run:
         if verdict is None:
             return None
         mapped, agreement = verdict.mapped, verdict.agreement
-        if self._job.escalate_to is None or not self._is_in_doubt(verdict):
+        is_in_doubt, problem = self._judge(verdict)
+        if not is_in_doubt:
             return Answer(mapped, self._columns(mapped, agreement=agreement), agreement=agreement)
         last = self.checkpoint.outcome(self._votes, key)
         if last is None and not is_final:
@@ -760,7 +794,7 @@ class _Run:
         if last is not None and is_answered:
             mapped = last
         columns = self._columns(mapped, agreement=agreement, is_escalated=is_answered)
-        return Answer(mapped, columns, agreement=agreement, in_doubt=not is_answered)
+        return Answer(mapped, columns, agreement=agreement, in_doubt=not is_answered, problem=problem)
 
     def _verdict(self, key: int, *, is_final: bool) -> Verdict | None:
         """What the opinions come to, or None where one of them may still come."""
@@ -772,21 +806,19 @@ class _Run:
             outcomes.append(outcome or NEVER_ASKED)
         return verdict_of(outcomes)
 
-    def _is_in_doubt(self, verdict: Verdict) -> bool:
-        """Whether the model for those in doubt is to be asked.
-
-        Raises:
-            InputError: the expression that decides it does not work for the answer.
-        """
+    def _judge(self, verdict: Verdict) -> tuple[bool, str]:
+        """Whether the model for rows in doubt is to be asked, and why that could not be told where it could not."""
+        if self._job.escalate_to is None:
+            return False, ""
         if verdict.mapped.failed:
-            return True
+            return True, ""
         if self._escalate_when is None:
-            return verdict.agreement is not None and verdict.agreement < 1
+            return verdict.agreement is not None and verdict.agreement < 1, ""
         columns = self._columns(verdict.mapped, agreement=verdict.agreement)
         try:
-            return bool(self._escalate_when(columns))
+            return bool(self._escalate_when(columns)), ""
         except InputError as error:
-            raise InputError(f"{error}, here {columns}; {self._how_to_go_on()}, with another rule") from error
+            return True, f"{error}, here {columns}"
 
     def _columns(self, mapped: Mapped, *, agreement: float | None = None, is_escalated: bool = False) -> Row:
         value = mapped.value
@@ -816,6 +848,8 @@ class _Run:
             labels=tally.labels.table(),
             agreement=tally.agreement,
             in_doubt=tally.in_doubt,
+            unjudged=tally.unjudged,
+            problem=tally.problem,
             output=None if self._job.output is None else Path(self._job.output),
             dead_letters=self.writing.dead_letters,
             journal=self.checkpoint.path,

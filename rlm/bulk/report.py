@@ -124,6 +124,8 @@ class Report:
         failed: rows without an answer.
         failures: how often each kind of failure came.
         in_doubt: rows that were handed on to a stronger model, which gave no answer: they keep that of the others.
+        unjudged: rows that were handed on because the rule that decides it does not work for their answer.
+        problem: why not, for the first of them, else ''.
         asked: distinct questions that this session settled.
         resumed: answers that were there before.
         stored: replies that came from the cache of finished answers.
@@ -151,6 +153,8 @@ class Report:
     labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     agreement: float | None = None
     in_doubt: int = 0
+    unjudged: int = 0
+    problem: str = ""
     output: Path | None = None
     dead_letters: Path | None = None
     journal: Path | None = None
@@ -170,6 +174,10 @@ class Report:
         if self.in_doubt:
             lines.append(
                 f"still in doubt, with no answer to the escalation: {number_of(self.in_doubt, 'row')}"
+            )
+        if self.unjudged:
+            lines.append(
+                f"handed on unjudged: {number_of(self.unjudged, 'row')}, the first because {self.problem}"
             )
         for name, counts in self.labels.items():
             total = sum(counts.values())
@@ -215,6 +223,8 @@ def total(reports: Iterable[Report]) -> Report:
         seconds=sum(one.seconds for one in each),
         labels=_labels_of_all([one.labels for one in each if one.answered]),
         in_doubt=sum(one.in_doubt for one in each),
+        unjudged=sum(one.unjudged for one in each),
+        problem=next((one.problem for one in each if one.problem), ""),
         agreement=_mean([(one.agreement, one.answered - one.by_rule) for one in each]),
     )
 

@@ -96,7 +96,7 @@ async def amap_rows(
             and the column `escalated` tells where.
         escalate_when: an expression over the columns of an answer, such as `confidence < 0.7 or agreement < 0.6`: rows
             for which it is true are in doubt. By default those on which opinions disagree are. Rows without an answer
-            always are.
+            always are, and those for whose answer the expression does not work.
         rows_per_call: rows in one call, or "auto" for as many as their length suggests.
         max_concurrency: calls at once, or "auto" for as many as the endpoint turns out to take.
         temperature: passed to every `model`, or one for each model, by name; those without one keep their own.

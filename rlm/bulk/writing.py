@@ -31,6 +31,7 @@ class Answer:
     by_rule: bool = False
     agreement: float | None = None
     in_doubt: bool = False
+    problem: str = ""
 
 
 @dataclass(slots=True)
@@ -41,6 +42,8 @@ class Tally:
     failed: int = 0
     by_rule: int = 0
     in_doubt: int = 0
+    unjudged: int = 0
+    problem: str = ""
     failures: Counter[str] = field(default_factory=Counter)
     labels: LabelCounts = field(default_factory=LabelCounts)
     opinions: int = 0
@@ -54,6 +57,8 @@ class Tally:
     def add(self, answer: Answer) -> None:
         """Count one row."""
         self.rows += 1
+        self.unjudged += bool(answer.problem)
+        self.problem = self.problem or answer.problem
         if answer.mapped.failed:
             self.failed += 1
             self.failures[answer.mapped.kind] += 1

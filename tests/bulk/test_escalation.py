@@ -8,6 +8,7 @@ from labelling import answer, items_in, parity, write_csv
 from rlm.bulk import map_rows, retry_rows, stream_rows
 from rlm.clients.scripted import ScriptedClient
 from rlm.errors import BadRequest, InputError, JobStopped, Refused, SettingsError, UnknownModel
+from rlm.prices import Price
 
 SCHEMA = "label: 'odd'|'even', confidence: float"
 
@@ -193,6 +194,8 @@ def test_rows_of_a_rule_are_never_in_doubt():
     [
         ({"escalate_to": None, "escalate_when": "confidence < 1"}, SettingsError, "no model to ask then"),
         ({"escalate_to": "weak"}, SettingsError, "is asked first, too"),
+        ({"escalate_to": ""}, SettingsError, "must be the name of a model"),
+        ({"escalate_to": ["strong"]}, SettingsError, "must be the name of a model"),
         (
             {"escalate_when": "text == 'x'"},
             InputError,
@@ -211,14 +214,68 @@ def test_what_cannot_work_is_refused_before_anything_is_asked(options, error, wo
     assert cascade.client.calls == []
 
 
-def test_a_rule_that_does_not_work_for_an_answer_stops_the_job_and_keeps_what_was_answered(tmp_path):
+def test_where_a_rule_does_not_work_the_row_is_handed_on_and_the_report_says_why():
+    cascade = Cascade()
+    report = job(cascade, rows_of(8), escalate_when="confidence < 0.7 and label < 1").report
+    assert len(cascade.asked["strong"]) == report.unjudged == 2
+    assert "handed on unjudged: 2 rows, the first because the rule 'confidence" in str(report)
+
+
+def test_a_column_of_the_job_itself_is_no_name_for_the_answer():
+    for name, options in (("escalated", {}), ("agreement", {"model": ("weak", "contrary")})):
+        with pytest.raises(InputError, match=f"property '{name}'"):
+            job(Cascade(), rows_of(3), schema=None, column=name, **options)
+
+
+def test_a_finished_job_may_be_escalated_later(tmp_path):
     options = {"output": tmp_path / "out.csv", "resume": True}
-    words = r"the rule 'label < 1' does not work .* here {'label': .*resume to go on, with another rule"
-    with pytest.raises(InputError, match=words):
-        job(Cascade(), rows_of(10), escalate_when="label < 1", **options)
+    job(Cascade(), rows_of(10), escalate_to=None, **options)
     again = Cascade()
-    assert job(again, rows_of(10), escalate_when="confidence < 0.7", **options).report.resumed >= 4
-    assert len(again.asked["weak"]) <= 6
+    result = job(again, rows_of(10), escalate_when="confidence < 0.7", **options)
+    assert [row["label"] for row in result] == ["even", "odd"] * 5
+    assert (again.asked["weak"], len(again.asked["strong"])) == ([], 4)
+    with pytest.raises(InputError, match="its escalate_to is 'strong'"):
+        job(Cascade(), rows_of(10), escalate_to=None, **options)
+
+
+def test_the_estimate_of_a_resumed_pilot_is_that_of_a_new_one(tmp_path):
+    estimates = []
+    prices = dict.fromkeys(("weak", "strong"), Price(input=1.0, output=1.0))
+    options = {"confirm": estimates.append, "escalate_when": "True", "prices": prices, "resume": True}
+    for pilot, journal in ((8, "new"), (4, "old"), (8, "old")):
+        with pytest.raises(JobStopped):
+            job(Cascade(), rows_of(40), pilot=pilot, checkpoint=tmp_path / journal, **options)
+    assert estimates[2].usd == pytest.approx(estimates[0].usd, rel=0.02)
+
+
+def test_rows_that_the_stronger_model_answers_have_not_failed_the_pilot():
+    estimates = []
+    with pytest.raises(JobStopped):
+        job(Cascade(weak=Refused("not this")), rows_of(40), pilot=4, confirm=estimates.append)
+    assert estimates[0].pilot_failed == 0
+
+
+def test_streamed_rows_that_are_not_in_doubt_do_not_wait_for_the_others():
+    cascade = Cascade()
+    options = {
+        "schema": SCHEMA,
+        "model": "weak",
+        "escalate_to": "strong",
+        "escalate_when": "confidence < 0.7",
+    }
+    stream = stream_rows(
+        rows_of(400), "Label {{text}}", client=cascade.client, rows_per_call=2, max_concurrency=1, **options
+    )
+    assert next(stream).index == 0
+    assert len(cascade.client.calls) < 150
+    stream.close()
+
+
+def test_a_job_whose_models_all_refuse_is_stopped_early():
+    cascade = Cascade(weak=Refused("not this"), strong=Refused("nor this"))
+    with pytest.raises(JobStopped, match="none of the first"):
+        job(cascade, rows_of(200), max_concurrency=1)
+    assert len(cascade.asked["strong"]) < 100
 
 
 def test_a_name_that_the_stronger_model_does_not_have_stops_the_job_with_its_answers_kept(tmp_path):
