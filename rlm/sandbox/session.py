@@ -12,6 +12,7 @@ trusts nothing that arrives: it only decodes plain values, of bounded size, of t
 
 from __future__ import annotations
 
+import asyncio
 import codecs
 import contextlib
 import dataclasses
@@ -46,7 +47,7 @@ from rlm.settings import IsolationTier, SandboxSettings
 from rlm.values import CellResult, Final, HostCall, Variable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable
     from typing import IO
 
     from anyio.abc import Process, TaskGroup
@@ -65,6 +66,7 @@ MOST_OFFSET = 1 << 63
 PLACES_BYTES = 4 << 20
 OVERDUE_SECONDS = 30.0
 KILL_SECONDS = 10.0
+ASK_SECONDS = 30.0
 END_SECONDS = 2.0
 LOG_CHARS = 4000
 CONFINED = frozenset({"files", "network", "signals", "programs"})
@@ -342,7 +344,7 @@ class Session:
         """Say something and hear the one answer; whatever goes wrong ends the guest."""
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(guest.send, frames)
+                tasks.start_soon(guest.offer, frames)
                 kind, _, payload = await guest.receive()
             if kind != expected:
                 raise ProtocolViolation(  # noqa: TRY301 - as everything that goes wrong here
@@ -354,17 +356,21 @@ class Session:
             alone = _alone(error)
             if isinstance(alone, GuestDied) and log:
                 raise GuestDied(f"{alone}; its log ends:\n{log}") from None
-            raise alone from None
+            raise alone from alone.__cause__
         return payload
 
     async def _ask(self, question: dict[str, Any]) -> Any:
         self._require_open()
         await self._revive()
         assert self._guest is not None  # noqa: S101 - _revive has seen to it
-        with anyio.CancelScope(shield=True):  # soon over; half a conversation would cost all variables
+        payload: bytes | bytearray | None = None
+        # Shielded, because half a conversation would cost all variables; and soon over.
+        with anyio.move_on_after(ASK_SECONDS, shield=True):
             payload = await self._exchange(
                 self._guest, wire.frames(wire.ASK, 0, wire.encode(question)), wire.TOLD
             )
+        if payload is None:
+            raise GuestDied(f"the guest did not answer within {ASK_SECONDS:g} seconds and was ended")
         try:
             told = await _off_the_loop(_decode, payload)
         except ProtocolViolation as violation:
@@ -473,7 +479,7 @@ class _CellRun:
             alone = _alone(error)
             if alone is error:
                 raise
-            raise alone from None  # a failure of `on_output`, without the task group's wrapping
+            raise alone from alone.__cause__  # a failure of `on_output`, without the task group's wrapping
         if self._failure is not None:
             raise self._failure
         return self._result(verdict)
@@ -540,7 +546,7 @@ class _CellRun:
             self._fail(error)
             return
         self._calls.pop(number, None)  # the cell may use the number again as soon as it has the reply
-        await self._send(wire.frames(wire.REPLY, number, parts))
+        await self._guest.offer(wire.frames(wire.REPLY, number, parts))
         self._set_deadline()
 
     def _find_pieces(self, call: HostCall, number: int, places: list[tuple[int, int]]) -> None:
@@ -576,12 +582,10 @@ class _CellRun:
 
     async def _send_cell(self, cell: dict[str, Any]) -> None:
         self._is_sent = True
-        with anyio.CancelScope(shield=True):  # half a cell cannot be killed
-            await self._send(wire.frames(wire.RUN, 0, wire.encode(cell)))
-
-    async def _send(self, frames: Iterator[bytes]) -> None:
-        with contextlib.suppress(GuestDied):  # the listener hears of it too, and knows what to do
-            await self._guest.send(frames)
+        with anyio.move_on_after(KILL_SECONDS, shield=True) as sending:
+            await self._guest.offer(wire.frames(wire.RUN, 0, wire.encode(cell)))
+        if sending.cancelled_caught:
+            self._guest.kill()  # half a cell cannot be killed
 
     def _complain(self, complaint: str) -> None:
         """What a cell says may be garbage; the frames around it were in order, so it costs the cell alone."""
@@ -815,16 +819,17 @@ class _Guest:
                     inherited["shelf"] = belongings.shelf.writing
                     if piece is not None:
                         inherited["piece"] = while_starting.enter_context(piece.shelf.opened())
-                process = await anyio.open_process(
-                    launcher.command(),
-                    stdin=PIPE,
-                    stdout=PIPE,
-                    stderr=belongings.log,
-                    env=launcher.variables(),
-                    cwd=None if belongings.scratch is None else belongings.scratch.path,
-                    start_new_session=True,
-                    pass_fds=[number for number in inherited.values() if number >= 0],
-                )
+                with anyio.CancelScope(shield=True):  # soon over; half started, it would be nobody's to end
+                    process = await anyio.open_process(
+                        launcher.command(),
+                        stdin=PIPE,
+                        stdout=PIPE,
+                        stderr=belongings.log,
+                        env=launcher.variables(),
+                        cwd=None if belongings.scratch is None else belongings.scratch.path,
+                        start_new_session=True,
+                        pass_fds=[number for number in inherited.values() if number >= 0],
+                    )
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(belongings.clear_up)
@@ -892,18 +897,27 @@ class _Guest:
             case _:
                 raise ProtocolViolation("the guest did not say that it is ready")
 
+    async def offer(self, frames: Any) -> None:
+        """Send frames; that the guest is gone is heard by whoever listens to it, who knows what to do."""
+        with contextlib.suppress(GuestDied):
+            await self.send(frames)
+
     async def send(self, frames: Any) -> None:
         """Send frames, each whole even when cancelled, so that the stream stays in step."""
         async with self._sending:
             for data in frames:
-                with anyio.CancelScope(shield=True):
-                    await self._send_raw(data)
+                await self._send_raw(data)
                 await anyio.lowlevel.checkpoint_if_cancelled()
 
     async def _send_raw(self, data: bytes) -> None:
         assert self._process.stdin is not None  # noqa: S101 - opened with a pipe
         try:
             await self._process.stdin.send(data)
+        except asyncio.CancelledError:
+            raise  # there, what was begun goes on by itself
+        except anyio.get_cancelled_exc_class():
+            self.kill()
+            raise
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
             raise GuestDied("the guest does not listen any more") from None
 

@@ -1,8 +1,10 @@
 # ruff: noqa: ASYNC240, PTH123, PTH208 - tests look at /proc and folders as the kernel shows them
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
+import signal
 import sys
 import threading
 import time
@@ -12,7 +14,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from rlm.errors import BadReply, ContextError, HostCallRefused, LimitReached, SessionClosed
+from rlm.errors import BadReply, ContextError, GuestDied, HostCallRefused, LimitReached, SessionClosed
 from rlm.sandbox.session import WarmPool, open_session
 from rlm.settings import SandboxSettings
 
@@ -607,6 +609,48 @@ async def test_a_supervisor_that_is_killed_takes_a_busy_cell_with_it(tier):
     code = "import threading\nthreading.Thread(target=llm_query, args=('x',)).start()\nwhile True: pass"
     result = await run(session, code, kill)
     assert result.state == "lost"
+    await session.aclose()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize("what", ["load", "close"])
+async def test_a_guest_that_does_not_read_any_more_can_be_left(what):
+    session = await open_session()
+    supervisor = session._guest._process.pid
+    for pid in [supervisor, *descendants(supervisor)]:
+        os.kill(pid, signal.SIGSTOP)
+    with anyio.fail_after(20):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_load_in_vain, session)
+            await anyio.sleep(0.2)  # the pipe is full
+            if what == "load":
+                tasks.cancel_scope.cancel()
+            else:
+                await session.aclose()
+    await session.aclose()
+
+
+async def _load_in_vain(session):
+    with contextlib.suppress(GuestDied, SessionClosed):
+        await session.load("x" * 50_000_000)
+        pytest.fail("nobody has read it")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+async def test_a_guest_that_dies_while_it_loads_is_told_as_itself():
+    session = await open_session()
+
+    async def kill():
+        await anyio.sleep(0.2)
+        os.killpg(supervisor, signal.SIGKILL)
+
+    supervisor = session._guest._process.pid
+    for pid in [supervisor, *descendants(supervisor)]:
+        os.kill(pid, signal.SIGSTOP)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(kill)
+        with pytest.raises(GuestDied):
+            await session.load("x" * 50_000_000)
     await session.aclose()
 
 
