@@ -264,7 +264,8 @@ async def map_packs(
     try:
         await mapping.run()
     except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+        error = first_error(errors)
+        raise error from error.__cause__
     if mapping.stopped_by is not None:
         raise mapping.stopped_by
 

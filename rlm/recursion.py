@@ -266,7 +266,8 @@ class HostCalls:
                     for _ in range(min(max_concurrent, len(items))):
                         tasks.start_soon(work)
             except BaseExceptionGroup as errors:
-                raise first_error(errors) from None
+                error = first_error(errors)
+                raise error from error.__cause__
 
         await self._as_far_as_limits_allow(ask)
         return self._slots(len(items), slots)

@@ -393,7 +393,9 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
     async def _new_run(self, listener: Emit = ignore) -> AsyncIterator[Run]:
         """A new tree with its first run; what it spent is added to this object's sum at the end."""
         here = self._in_this_process()
-        if not here.loads_lists:
+        if not (
+            here.loads_lists or hasattr(self.client, "only_model")
+        ):  # which has no price and no vocabulary
             here.loads_lists = True
             self._portal.start(anyio.to_thread.run_sync, self._load_lists)
         if self.budget is not None:

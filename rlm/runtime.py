@@ -182,7 +182,8 @@ class Run:
                 conclusion = await _converse(question, conversation, coming, "", run)
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
+            error = first_error(errors)
+            raise error from error.__cause__
         return conclusion
 
     async def keep_guest(self, context: Any, coming: _Coming) -> None:

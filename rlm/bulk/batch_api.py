@@ -324,7 +324,8 @@ class _Pass:
                 tasks.start_soon(self._collect_all)
                 await self._submit_all(packs)
         except BaseExceptionGroup as errors:
-            raise first_error(errors) from None
+            error = first_error(errors)
+            raise error from error.__cause__
         if self._exceeded is not None:
             raise self._exceeded
         if self._running:

@@ -72,7 +72,7 @@ class RowStream:
             return await self._receive.receive()
         except anyio.EndOfStream:
             if self._failure is not None:
-                raise self._failure from None
+                raise self._failure from self._failure.__cause__
             raise StopAsyncIteration from None
 
     def close(self) -> None:

@@ -231,7 +231,8 @@ class JobGroup:
                     yield stream
                     tasks.cancel_scope.cancel()
             except BaseExceptionGroup as errors:
-                raise errors.exceptions[0] from None  # the job fails in the loop: this is the caller's own
+                error = errors.exceptions[0]  # the job fails in the loop: this is the caller's own
+                raise error from error.__cause__
 
     def retry_rows(self, dead_letters: str | Path, **options: Unpack[RetryOptions]) -> MappedRows:
         """`rlm.bulk.retry_rows` as a job of this group.

@@ -43,7 +43,8 @@ async def run_batch(
             for _ in range(min(2 * max_concurrent, len(first))):
                 group.start_soon(batch.work)
     except BaseExceptionGroup as errors:
-        raise first_error(errors) from None
+        error = first_error(errors)
+        raise error from error.__cause__
     finally:
         if kept is not None:
             kept.update(batch.outcomes())
@@ -97,7 +98,8 @@ class _Batch:
 
 def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     """The first error of a group, as itself: many calls at once fail as one does, not as a group."""
-    error: BaseException = errors
+    _, others = errors.split(anyio.get_cancelled_exc_class())  # Trio has cancellations in its groups, too
+    error: BaseException = others or errors
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
