@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import anyio
 import anyio.to_thread
 
-from rlm import prompts, sources
+from rlm import preloading, prompts, sources
 from rlm.clients.offline import OfflineClient
 from rlm.clients.openai import AsyncOpenAIClient, is_like_a_key, warm_up
 from rlm.conversation import Conversation
@@ -393,11 +393,10 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
     async def _new_run(self, listener: Emit = ignore) -> AsyncIterator[Run]:
         """A new tree with its first run; what it spent is added to this object's sum at the end."""
         here = self._in_this_process()
-        if not (
-            here.loads_lists or hasattr(self.client, "only_model")
-        ):  # which has no price and no vocabulary
+        has_prices = not hasattr(self.client, "only_model")
+        if has_prices and not here.loads_lists:
             here.loads_lists = True
-            self._portal.start(anyio.to_thread.run_sync, self._load_lists)
+            self._portal.start(anyio.to_thread.run_sync, preloading.load, self._load_lists)
         if self.budget is not None:
             await anyio.to_thread.run_sync(self._require_prices)
         run_id = new_run_id()
@@ -443,7 +442,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         for listener in list(self._listeners):
             try:
                 listener(event)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # an exit here would end the loop of everybody
                 if listener in self._listeners:  # two runs may find out at once
                     self._listeners.remove(listener)
                 problems.append(f"{listener!r} hears no more events: {error!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -258,6 +259,16 @@ def test_a_listener_that_raises_does_not_hurt_the_run():
     assert answer == "x"
     assert [warning for warning in answer.warnings if "the terminal is gone" in warning]
     assert [event.message for event in told if isinstance(event, Warned)] == list(answer.warnings)
+
+
+def test_a_listener_that_exits_does_not_take_the_loop_of_all_others_with_it():
+    def leave(event):
+        sys.exit(3)
+
+    with scripted(cell("FINAL(1)"), on_event=leave) as rlm:
+        answer = rlm.completion("x", "q")
+    assert answer == "1"
+    assert "SystemExit(3)" in answer.warnings[0]
 
 
 @pytest.mark.parametrize("listener", [anyio.sleep, functools.partial(anyio.sleep), 5])

@@ -17,6 +17,7 @@ Equal calls of jobs at once are each made, so that a limit or the end of one job
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
@@ -28,6 +29,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, TypeVar,
 import anyio
 import anyio.to_thread
 
+from rlm import preloading
 from rlm.bulk.checkpoint import read_job
 from rlm.bulk.finishing import ROWS_AHEAD, FinishedRow, RowStream, TellRow
 from rlm.bulk.formats import FileSource, Row, Source, as_source
@@ -35,7 +37,8 @@ from rlm.bulk.jobs import AskPacks, Job, run_job
 from rlm.clients.base import knock
 from rlm.clients.openai import AsyncOpenAIClient
 from rlm.errors import InputError, JobStopped, SettingsError
-from rlm.portal import lease
+from rlm.lifetimes import Work
+from rlm.portal import lease, leave_to_parent
 from rlm.prices import Price, has_price_list
 from rlm.prices import price as price_of
 from rlm.scheduler.budget import Budget, Ledger
@@ -162,8 +165,11 @@ class JobGroup:
         self._scheduler: Scheduler | None = None
         self._portal: Portal | None = None
         self._is_there = False
+        self._work = Work("this group", RuntimeError)
+        self._process = os.getpid()
         self._running = 0
         self._all_ended = anyio.Event()
+        self._all_ended.set()
 
     def map_rows(self, rows: Any, prompt: str, **options: Unpack[JobOptions]) -> MappedRows:
         """`rlm.bulk.map_rows` as a job of this group; its `budget` is a part of the group's.
@@ -274,17 +280,23 @@ class JobGroup:
             portal.call(self.__aexit__, kind, error, traceback)
 
     async def __aenter__(self) -> Self:
-        await anyio.to_thread.run_sync(has_price_list)  # loading it takes half a second
+        await anyio.to_thread.run_sync(preloading.load, has_price_list)  # which takes half a second
         endpoint = getattr(self._client, "endpoint", None)
         price = partial(price_of, overrides=self._prices, endpoint=endpoint)
         self._scheduler = Scheduler(self._client, self._settings, price=price)
+        self._work = Work("this group", RuntimeError)
+        self._process = os.getpid()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         scheduler, self._scheduler = self._scheduler, None
+        if os.getpid() != self._process:
+            leave_to_parent(scheduler, self._own_client)
+            return
         with anyio.CancelScope(shield=True):
+            await self._work.end()
             if scheduler is not None and scheduler.cache is not None:
                 await scheduler.cache.aclose()
             if self._own_client is not None:
@@ -332,6 +344,8 @@ class JobGroup:
             raise RuntimeError(
                 "this group is not open: its jobs belong into `async with JobGroup(...) as jobs`"
             )
+        if os.getpid() != self._process:
+            raise RuntimeError("this group was opened by another process: open one in this one")
         if len(set(job.opinions)) < len(job.opinions) and self._settings.cache != "off":
             raise SettingsError(
                 f"this job asks {job.models[0]} the same several times, and cache={self._settings.cache!r} would answer "
@@ -342,7 +356,7 @@ class JobGroup:
         )
         kept: list[Row] = []
         try:
-            with self._one_more_job(), _journal_of(job) as journal:
+            with self._work.under_way(), self._one_more_job(tell_row), _journal_of(job) as journal:
                 report = await run_job(
                     job,
                     source,
@@ -358,9 +372,8 @@ class JobGroup:
                 )
         except JobStopped:
             if self._ledger.is_exhausted:
-                await (
-                    self._all_ended.wait()
-                )  # raised at once, it may cancel the others, whose calls are paid for
+                # Raised at once, it may cancel the others, whose calls are paid for.
+                await self._all_ended.wait()
             raise
         return MappedRows(report, kept)
 
@@ -371,7 +384,11 @@ class JobGroup:
             self._is_there = True
 
     @contextmanager
-    def _one_more_job(self) -> Iterator[None]:
+    def _one_more_job(self, tell_row: TellRow | None) -> Iterator[None]:
+        """A job that others may wait for, unless it waits itself for whoever takes its rows."""
+        if tell_row is not None:
+            yield
+            return
         if not self._running:
             self._all_ended = anyio.Event()
         self._running += 1

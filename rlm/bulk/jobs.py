@@ -729,7 +729,7 @@ class _Run:
             seconds=counts.latency_s * share / self._width(),
         )
         asked_at = anyio.current_time()
-        goes_on = await anyio.to_thread.run_sync(confirm, estimate)
+        goes_on = await anyio.to_thread.run_sync(confirm, estimate, abandon_on_cancel=True)
         self._started += anyio.current_time() - asked_at  # to think is not to be slow
         if not goes_on:
             raise JobStopped(f"stopped after the pilot: {estimate}; {self._how_to_go_on()}")
@@ -757,6 +757,8 @@ class _Run:
     def _how_to_go_on(self) -> str:
         if not self._counts.settled:
             return "no row was answered in this session"
+        if self._job.journal is None:
+            return "nothing is kept of a job with neither an output nor a checkpoint"
         kept = number_of(self._counts.settled, "answer")
         return f"{kept} of this session kept in {self.checkpoint.path}: resume to go on"
 
@@ -864,7 +866,7 @@ def _told_by(rule: Callable[[Row], Any], row: Row) -> Any:
     """
     try:
         return rule(dict(row))
-    except Exception as error:  # somebody else's function
+    except (Exception, SystemExit) as error:  # somebody else's function
         raise InputError(f"the rule fails for the row: {type(error).__name__}: {error}") from error
 
 

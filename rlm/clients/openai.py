@@ -55,6 +55,7 @@ from rlm.errors import (
     UnknownModel,
 )
 from rlm.portal import lease, leave_to_parent
+from rlm.preloading import load
 from rlm.values import Call, FailedCall, Reply
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def is_like_a_key(text: str) -> bool:
 def warm_up() -> None:
     """Import the openai package in a thread, ahead of need; returns at once."""
     if not _loaded.is_set():
-        threading.Thread(target=_load, name="rlm-import-openai", daemon=True).start()
+        threading.Thread(target=load, args=(_load,), name="rlm-import-openai", daemon=True).start()
 
 
 class AsyncOpenAIClient:
@@ -358,7 +359,7 @@ class AsyncOpenAIClient:
 
     def _build(self, on_asyncio: bool) -> tuple[httpx2.AsyncClient, httpx2.Headers]:
         """In a thread: it imports the package and reads the trusted certificates."""
-        _load()
+        load(_load)
         import httpx2
         import openai
 

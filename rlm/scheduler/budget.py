@@ -296,8 +296,8 @@ class Ledger:
                 "calls": self._set_aside.calls,
             },
             "budget": asdict(self.budget),
-            "by_model": {model: spent.summary() for model, spent in self._by_model.items()},
-            "by_depth": {str(depth): spent.summary() for depth, spent in self._by_depth.items()},
+            "by_model": {model: spent.summary() for model, spent in self._by_model.copy().items()},
+            "by_depth": {str(depth): spent.summary() for depth, spent in self._by_depth.copy().items()},
         }
 
     def _accounts(self, call: Call) -> tuple[Spent, ...]:

@@ -103,22 +103,25 @@ class Cache:
 
     async def get(self, call: Call, *, occurrence: int = 0) -> Reply | None:
         """The stored answer to a call, marked and free, or None."""
-        if not self._holds(call):
+        key = self._key(call, occurrence)
+        if key is None:
             return None
 
         def read(connection: sqlite3.Connection) -> Reply | None:
-            key = key_of(call, endpoint=self._endpoint, occurrence=occurrence)
             return _read(connection, key, touch=self._mode == "on")
 
         return await self._do(read)
 
     async def put(self, call: Call, reply: Reply, *, occurrence: int = 0) -> None:
         """Keep an answer, if it is a whole one."""
-        if self._mode != "on" or not self._holds(call) or reply.finish_reason not in {"stop", "unknown"}:
+        if self._mode != "on" or reply.finish_reason not in {"stop", "unknown"}:
+            return
+        key = self._key(call, occurrence)
+        if key is None:
             return
 
         def write(connection: sqlite3.Connection) -> None:
-            _write(connection, key_of(call, endpoint=self._endpoint, occurrence=occurrence), reply)
+            _write(connection, key, reply)
             _evict(connection, self._max_bytes)
 
         await self._do(write)
@@ -130,8 +133,14 @@ class Cache:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(connection.close)
 
-    def _holds(self, call: Call) -> bool:
-        return not self.problem and (self._sampled or not call.temperature)
+    def _key(self, call: Call, occurrence: int) -> bytes | None:
+        """What the answer is stored under, or None for a call that is not."""
+        if self.problem or (call.temperature and not self._sampled):
+            return None
+        try:
+            return key_of(call, endpoint=self._endpoint, occurrence=occurrence)
+        except (TypeError, ValueError):  # something in `extra` that JSON cannot say
+            return None
 
     async def _do(self, job: Job) -> Reply | None:
         errand = _Errand(job)

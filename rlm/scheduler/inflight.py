@@ -6,7 +6,8 @@ import json
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
+    from typing import Any
 
     from rlm.values import Call
 
@@ -40,6 +41,15 @@ def _question(call: Call) -> Hashable:
         call.messages,
         call.max_output_tokens,
         call.temperature,
-        json.dumps(call.schema, sort_keys=True, default=repr) if call.schema else "",
-        json.dumps(call.extra, sort_keys=True, default=repr) if call.extra else "",
+        _text_of(call.schema),
+        _text_of(call.extra),
     )
+
+
+def _text_of(options: Mapping[str, Any] | None) -> str:
+    if not options:
+        return ""
+    try:
+        return json.dumps(options, sort_keys=True, default=repr)
+    except TypeError:  # keys of several types have no order
+        return repr(options)

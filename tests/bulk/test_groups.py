@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -22,6 +25,12 @@ from rlm.settings import SchedulerSettings
 from rlm.values import Reply, Usage
 
 PRICES = {"m": Price(input=1.0, output=1.0)}
+
+
+def rows_of(number):
+    return [{"text": f"number {n}"} for n in range(number)]
+
+
 OPTIONS = {"schema": SCHEMA, "model": "m", "rows_per_call": 5}
 
 
@@ -206,6 +215,53 @@ def test_models_may_have_temperatures_of_their_own(tmp_path):
         assert {call.model: call.temperature for call in client.calls} == {"a": 0.1, "b": 0.9, "c": None}
         with pytest.raises(SettingsError, match="names 'd', which is none of the models a, b, c"):
             jobs.map_rows([{"text": "number 1"}], "Label", **{**options, "temperature": {"d": 0.1}})
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork")
+def test_a_group_is_of_no_use_in_a_forked_child_and_can_be_left_there():
+    with JobGroup(client=ScriptedClient(label), max_concurrency=2) as jobs:
+        jobs.map_rows(rows_of(2), "Label {{text}}", schema=SCHEMA)
+        child = os.fork()
+        if not child:
+            signal.alarm(20)
+            code = 1
+            try:
+                with pytest.raises(RuntimeError, match="opened by another process"):
+                    jobs.map_rows(rows_of(2), "Label {{text}}", schema=SCHEMA)
+                jobs.__exit__(None, None, None)
+                code = 0
+            finally:
+                os._exit(code)
+        assert os.waitpid(child, 0)[1] == 0
+        assert jobs.map_rows(rows_of(2), "Label {{text}}", schema=SCHEMA).report.answered == 2
+
+
+def test_a_group_that_is_left_ends_the_jobs_of_other_threads():
+    asked = threading.Event()
+
+    async def slow(call):
+        asked.set()
+        await anyio.sleep_forever()
+
+    with ThreadPoolExecutor() as threads:
+        with JobGroup(client=ScriptedClient(slow)) as jobs:
+            job = threads.submit(jobs.map_rows, rows_of(2), "Label {{text}}", schema=SCHEMA)
+            assert asked.wait(20)
+        with pytest.raises(RuntimeError, match="this group was closed while this was under way"):
+            job.result(20)
+
+
+def test_a_job_within_a_loop_over_the_rows_of_another_may_meet_the_budget_of_both():
+    options = {"schema": SCHEMA, "rows_per_call": 1}
+
+    def loop():
+        with JobGroup(client=ScriptedClient(label), budget=Budget(calls=30), max_concurrency=2) as jobs:
+            for _ in jobs.stream_rows(rows_of(400), "Label {{text}}", **options):
+                jobs.map_rows(rows_of(20), "Rate {{text}}", **options)
+
+    with pytest.raises(JobStopped, match="budget of 30 calls is used up"):
+        loop()
 
 
 def test_two_jobs_of_one_group_survive_a_kill_in_the_middle(tmp_path):

@@ -210,6 +210,15 @@ anyio.run(main)
 """
 
 
+async def test_a_call_that_no_key_can_be_made_of_is_asked_and_costs_the_others_nothing(tmp_path):
+    odd = call("odd", extra={"logit_bias": {1: 2, "b": 3}})
+    for asked in (6, 1):
+        provider = at_once()
+        replies, _ = await ask(provider, settings(tmp_path), [odd, *(call(str(n)) for n in range(5))])
+        assert all(isinstance(reply, Reply) for reply in replies)
+        assert len(provider.calls) == asked
+
+
 async def test_several_processes_may_write_at_once(tmp_path):
     writers = [
         subprocess.Popen(  # noqa: ASYNC220 - the loop has nothing else to do
