@@ -216,7 +216,7 @@ async def test_a_call_that_no_key_can_be_made_of_is_asked_and_costs_the_others_n
         provider = at_once()
         replies, _ = await ask(provider, settings(tmp_path), [odd, *(call(str(n)) for n in range(5))])
         assert all(isinstance(reply, Reply) for reply in replies)
-        assert len(provider.calls) == asked
+        assert len(provider.requests) == asked
 
 
 async def test_several_processes_may_write_at_once(tmp_path):
