@@ -351,8 +351,12 @@ class JobGroup:
                 f"this job asks {job.models[0]} the same several times, and cache={self._settings.cache!r} would answer "
                 "it with the first sample"
             )
-        tree = self._scheduler.tree(
-            run_id="bulk", budget=_budget(options.get("budget")), models=job.stages, within=self._ledger
+        plant = partial(
+            self._scheduler.tree,
+            run_id="bulk",
+            budget=_budget(options.get("budget")),
+            models=job.stages,
+            within=self._ledger,
         )
         kept: list[Row] = []
         try:
@@ -360,7 +364,7 @@ class JobGroup:
                 report = await run_job(
                     job,
                     source,
-                    tree,
+                    plant,
                     journal=journal,
                     rule=options.get("rule"),
                     confirm=confirm,

@@ -45,6 +45,7 @@ from rlm.errors import (
     SettingsError,
     UnknownModel,
 )
+from rlm.events import CallFinished, CallRetried
 from rlm.mapping import Item, Mapped, MapSettings, Settled, fill_packs, map_packs
 from rlm.packing import Task
 from rlm.scheduler.batch import first_error
@@ -53,10 +54,11 @@ from rlm.schemas import Schema, schema_of
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 
+    from rlm.events import Emit, Event
     from rlm.scheduler.scheduler import Tree
     from rlm.values import Reply
 
-__all__ = ["AskPacks", "Job", "PerCall", "ask_at_once", "run_job"]
+__all__ = ["AskPacks", "Job", "PerCall", "PlantTree", "ask_at_once", "run_job"]
 
 PerCall: TypeAlias = "int | Literal['auto']"
 
@@ -192,6 +194,13 @@ class Job:
         }
 
 
+class PlantTree(Protocol):
+    """How the tree of a job is made."""
+
+    def __call__(self, *, emit: Emit) -> Tree:
+        """A tree that tells `emit` what happens."""
+
+
 class AskPacks(Protocol):
     """How packs are asked: at once, or by a Batch API in its own time."""
 
@@ -236,7 +245,7 @@ async def ask_at_once(
 async def run_job(
     job: Job,
     source: Source,
-    tree: Tree,
+    plant: PlantTree,
     *,
     journal: Path,
     rule: Callable[[Row], Any] | None = None,
@@ -252,7 +261,7 @@ async def run_job(
     Args:
         job: what is asked.
         source: the rows; they are read more than once.
-        tree: asks the models, within its budget.
+        plant: makes the tree that asks the models, within its budget, and tells the listener what happens.
         journal: where the answers are kept.
         rule: answers obvious rows without a model: gives the answer, or None for a row that is to be asked.
         confirm: is shown the estimate after the pilot, in a thread; False ends the job.
@@ -269,7 +278,7 @@ async def run_job(
         JobStopped: a limit, or a failure that concerns every row; the answers so far are in the journal.
         JournalError: the journal cannot be used, or the disk is full.
     """
-    run = _Run(job, source, tree, rule=rule, on_progress=on_progress, tell_row=tell_row)
+    run = _Run(job, source, plant, rule=rule, on_progress=on_progress, tell_row=tell_row)
     _check_output(job, source)
     stamp = _stamp(source)
     survey = await anyio.to_thread.run_sync(run.survey)
@@ -373,7 +382,7 @@ class _Run:
         self,
         job: Job,
         source: Source,
-        tree: Tree,
+        plant: PlantTree,
         *,
         rule: Callable[[Row], Any] | None,
         on_progress: Callable[[Progress], None] | None,
@@ -383,7 +392,7 @@ class _Run:
         self.writing: Writing
         self._job = job
         self._source = source
-        self._tree = tree
+        self._tree = plant(emit=self._hear)
         self._rule = rule
         self._on_progress = on_progress
         self._finishing = None if tell_row is None else Finishing(tell_row)
@@ -401,6 +410,7 @@ class _Run:
         self._started = self._synced_at = anyio.current_time()
         self._started_at = time.monotonic()
         self._told_at = float("-inf")
+        self._trouble = ""
         self._total = 0
 
     # Before anything is spent ----------------------------------------------------------------------------------
@@ -690,10 +700,11 @@ class _Run:
         tries = counts.failed if self._job.escalate_to is None else counts.escalations_failed
         if tries >= ALL_FAILED and counts.failed == counts.votes and not self.checkpoint.resumed:
             kind, reason = counts.last_failure
-            raise JobStopped(
-                f"stopped: none of the first {counts.votes:,} rows got an answer; the last one failed by {kind}: "
-                f"{reason}. Change the prompt, the schema or the model, and begin anew"
-            )
+            failed = f"stopped: none of the first {counts.votes:,} rows got an answer; the last one failed by {kind}: {reason}"
+            if counts.passing:
+                cause = getattr(errors, kind)(reason)
+                raise JobStopped(f"{failed}. The endpoint is in trouble: resume when it answers", cause=cause)
+            raise JobStopped(f"{failed}. Change the prompt, the schema or the model, and begin anew")
 
     def _unreached(self) -> JobStopped | None:
         """Why there is nothing to write: the endpoint was never reached, as far as the answers tell."""
@@ -751,8 +762,20 @@ class _Run:
                 concurrency=self._width(),
                 cost_usd=self._tree.ledger.cost_usd,
                 budget_usd=self._tree.ledger.budget.dollars,
+                trouble=self._trouble,
             )
         )
+
+    def _hear(self, event: Event) -> None:
+        """Tell of calls that are to be asked again, so that a provider in trouble is no mute wait."""
+        match event:
+            case CallRetried():
+                self._trouble = event.error
+                self._tell()
+            case CallFinished():
+                self._trouble = ""
+            case _:
+                pass
 
     def _how_to_go_on(self) -> str:
         if not self._counts.settled:

@@ -36,6 +36,7 @@ class Progress:
         concurrency: calls that may be in flight now.
         cost_usd: dollars of this session, or None where a price is not known.
         budget_usd: dollars that it may spend, or None.
+        trouble: why the last call that failed is asked again, until one is answered; else ''.
     """
 
     rows: int
@@ -47,6 +48,7 @@ class Progress:
     concurrency: int
     cost_usd: float | None
     budget_usd: float | None
+    trouble: str = ""
 
     @property
     def tokens_per_second(self) -> float:

@@ -238,7 +238,7 @@ async def _run(options: _Options) -> Report:
     models = options.models or _models_of_job(options.retry)
     prices = options.prices.of((*models, options.escalate_to) if options.escalate_to else models)
     async with AsyncExitStack() as stack:
-        line = stack.enter_context(ProgressLine()) if _shows_progress(options) else None
+        line = stack.enter_context(ProgressLine()) if not options.quiet else None
         progress = None if line is None else line.show
         batch_api = None
         if options.batch_api:
@@ -325,10 +325,6 @@ def _confirm(yes: bool, line: ProgressLine | None, estimate: Estimate) -> bool:
     if sys.stdin is None or not sys.stdin.isatty():
         return False
     return click.confirm("Go on?", default=True, err=True)
-
-
-def _shows_progress(options: _Options) -> bool:
-    return not options.quiet and sys.stderr.isatty()
 
 
 def _show(report: Report, options: _Options) -> None:

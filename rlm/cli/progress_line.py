@@ -1,13 +1,15 @@
-"""How far a job over rows is, as one line of a terminal that is written over."""
+"""How far a job over rows is: one line of a terminal that is written over, or elsewhere a line now and then."""
 
 from __future__ import annotations
 
 import shutil
+import sys
+import time
 from typing import TYPE_CHECKING, Self
 
 import click
 
-from rlm.display.text import count, money, seconds
+from rlm.display.text import count, money, one_line, seconds
 
 if TYPE_CHECKING:
     from rlm.bulk import Progress
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["ProgressLine", "in_words"]
 
 LEFT_OUT_FIRST = ("tokens/s", "at once", "rows/s")
+NEWS_S = 10.0
+"""Seconds between two lines where they are not written over."""
+NEWS_COLUMNS = 200
+TROUBLE_COLUMNS = 70
 
 
 class ProgressLine:
@@ -22,9 +28,16 @@ class ProgressLine:
 
     def __init__(self) -> None:
         self._is_shown = False
+        self._is_terminal = sys.stderr.isatty()
+        self._told_at = time.monotonic()
 
     def show(self, progress: Progress) -> None:
-        """Write the line, over the one before."""
+        """Write the line, over the one before; where that cannot be, as one of its own, if it is time for it."""
+        if not self._is_terminal:
+            if time.monotonic() - self._told_at >= NEWS_S:
+                self._told_at = time.monotonic()
+                click.echo(in_words(progress, NEWS_COLUMNS), err=True)
+            return
         line = in_words(progress, shutil.get_terminal_size().columns - 1)
         click.echo(f"\r\x1b[K{line}", err=True, nl=False)
         self._is_shown = True
@@ -62,6 +75,7 @@ def _parts(progress: Progress) -> list[str]:
         f"{money(progress.cost_usd)}{cap}" if progress.cost_usd is not None else "",
         f"{progress.failed:,} failed" if progress.failed else "",
         f"{progress.concurrency:,} at once",
+        one_line(progress.trouble, TROUBLE_COLUMNS) if progress.trouble else "",
         f"{seconds(left)} left" if left is not None and progress.rows < progress.total else "",
     ]
     return [part for part in parts if part]
