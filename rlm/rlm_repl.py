@@ -166,6 +166,8 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         _require_prices_of_ours(prices)
         self.client = _openai_client(recursive_model, api_key, base_url) if client is None else client
         self._counter = counter = Counter()
+        if isinstance(self.client, OfflineClient):
+            prices = {self.client.only_model: Price(input=0.0, output=0.0), **(prices or {})}
         self._price = partial(price, overrides=prices, endpoint=base_url)
         self._new_scheduler = partial(
             Scheduler,

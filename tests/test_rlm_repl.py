@@ -261,6 +261,12 @@ def test_a_listener_that_raises_does_not_hurt_the_run():
     assert [event.message for event in told if isinstance(event, Warned)] == list(answer.warnings)
 
 
+def test_the_offline_client_costs_nothing_and_fits_any_budget():
+    with RLM_REPL(client="offline", budget=0.01) as rlm:
+        answer = rlm.completion("The lease ends in May. " * 50, "When does the lease end?")
+    assert (answer.status, answer.cost_usd) == ("ok", 0.0)
+
+
 def test_a_listener_that_exits_does_not_take_the_loop_of_all_others_with_it():
     def leave(event):
         sys.exit(3)

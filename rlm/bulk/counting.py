@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rlm import tokens
+from rlm.bulk.checkpoint import key_of
 from rlm.bulk.formats import Row, as_source, create
 from rlm.bulk.report import number_of
 from rlm.bulk.templates import Template, read_template
@@ -46,6 +47,7 @@ class Count:
 
     Attributes:
         rows: rows of the input.
+        distinct: those that are asked: equal ones are asked once.
         tokens: of all rows, each by itself.
         longest: number (from 1) and tokens of the longest rows, the longest first.
         calls: calls that the job would make, without those that ask again.
@@ -56,6 +58,7 @@ class Count:
     """
 
     rows: int
+    distinct: int
     tokens: int
     longest: tuple[tuple[int, int], ...]
     calls: int
@@ -65,10 +68,11 @@ class Count:
     exact: bool
 
     def __str__(self) -> str:
+        equal = f"{self.distinct:,} distinct, " if self.distinct < self.rows else ""
         longest = ", ".join(f"row {number:,} with {size:,}" for number, size in self.longest)
         lines = [
             (
-                f"{number_of(self.rows, 'row')}, {number_of(self.tokens, 'token')}, "
+                f"{number_of(self.rows, 'row')}, {equal}{number_of(self.tokens, 'token')}, "
                 f"{self.tokens / self.rows:,.1f} each; longest: {longest}"
             ),
             (
@@ -129,11 +133,15 @@ def count_rows(
     heapify(longest)
     number = calls = total = input_tokens = 0
     pack: list[dict[str, Any]] = []
+    keys: set[int] = set()
     for number, row in enumerate(_rows(rows, limit, encoding), 1):
         content = template.content(row)
         size = counter.content_tokens(content)
         total += size
         heappushpop(longest, (size, -number))
+        if (key := key_of(content)) in keys:
+            continue
+        keys.add(key)
         if not room.takes(content_chars(content)):
             input_tokens += counter.of_pack(task, pack, settings)
             calls += 1
@@ -144,10 +152,11 @@ def count_rows(
     if not number:
         raise InputError("there are no rows to count")
     input_tokens += counter.of_pack(task, pack, settings)
-    output_tokens = int(number * task.answer_chars / CHARS_PER_TOKEN)
+    output_tokens = int(len(keys) * task.answer_chars / CHARS_PER_TOKEN)
     usage = Usage(calls=calls + 1, input_tokens=input_tokens, output_tokens=output_tokens)
     return Count(
         rows=number,
+        distinct=len(keys),
         tokens=total,
         longest=tuple((-place, size) for size, place in sorted(longest, reverse=True) if size),
         calls=calls + 1,

@@ -80,7 +80,8 @@ def read_expression(text: str) -> Rule:
                 f"the rule {text!r} asks for the field {error}, which the row does not have"
             ) from error
         except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            raise InputError(f"the rule {text!r} does not work for the row: {error}") from error
+            hint = "; what comes from a file is text: write float(...)" if "'str' and" in str(error) else ""
+            raise InputError(f"the rule {text!r} does not work for the row: {error}{hint}") from error
 
     return rule
 

@@ -414,6 +414,8 @@ def failed_job(dead_letters: str | Path) -> tuple[Job, Source]:
     path = Path(dead_letters)
     if not path.name.endswith(DEAD_LETTERS_END):
         raise InputError(f"{path} is not named like the failed rows of a job: OUTPUT{DEAD_LETTERS_END}")
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; a job writes it where rows have failed")
     output = path.with_name(path.name.removesuffix(DEAD_LETTERS_END))
     journal = output.with_name(f"{output.name}.journal")
     record = read_job(journal)

@@ -26,7 +26,7 @@ from anyio import lowlevel
 
 from rlm import errors
 from rlm.bulk.checkpoint import PASSING, Checkpoint, JobRecord, Memory, forget, key_of
-from rlm.bulk.expressions import fields_of, read_expression
+from rlm.bulk.expressions import Rule, fields_of, read_expression
 from rlm.bulk.finishing import Finishing, TellRow
 from rlm.bulk.formats import FileSource, Row, Source, require
 from rlm.bulk.opinions import Verdict, verdict_of
@@ -70,6 +70,8 @@ ROWS_TO_WRITE: Final = 20
 KEYS_AT_HAND: Final = 50_000
 """Rows between the one that is read and the one that is written whose keys are not computed again."""
 PROGRESS_SECONDS: Final = 0.1
+ROWS_TRIED: Final = 20
+"""Rows at the start, for one of which at least a rule has to work."""
 ALL_FAILED: Final = 20
 """Failures without a single answer before them that end a job: the model cannot do what is asked."""
 STOPS: Final = (AuthenticationFailed, CircuitOpen, QuotaExhausted, UnknownModel)
@@ -419,7 +421,10 @@ class _Run:
         """Read every row once; in a thread."""
         fields: dict[str, None] = {}
         count = 0
+        problems: list[InputError] = []
         for row in self.rows():
+            if count < ROWS_TRIED and self._skip_when is not None:
+                problems += self._tried(self._skip_when, row)
             count += 1
             if row.keys() != fields.keys():
                 fields.update(dict.fromkeys(row))
@@ -427,6 +432,8 @@ class _Run:
             raise InputError(f"{self._source.name} has no rows, so there is nothing to ask")
         self._template.check(fields, self._source.name)
         _check_rule(self._job.skip_when, fields, self._source.name)
+        if len(problems) == min(count, ROWS_TRIED):
+            raise problems[0]
         _check_rule(self._job.escalate_when, self._columns_in_doubt(), "an answer of this job")
         for name in self._columns_beside():
             if name in (self._properties or (self._job.column,)):
@@ -441,6 +448,14 @@ class _Run:
                     "give the answers another name in the schema, or rename the column"
                 )
         return _Survey(count, tuple(fields))
+
+    def _tried(self, rule: Rule, row: Row) -> list[InputError]:
+        """What is wrong with a rule for this row, if anything."""
+        try:
+            rule(row)
+        except InputError as error:
+            return [error]
+        return []
 
     def rows(self) -> Iterator[Row]:
         """The rows that the job is about, from the start."""

@@ -32,12 +32,18 @@ class Template:
         """Make sure that rows with these fields can fill the template.
 
         Raises:
-            InputError: a field is not there; the message names those that are.
+            InputError: a field is not there; the message names those that are. Or there is none, and one is meant.
         """
         for name in self.fields:
             if name not in available:
                 raise InputError(
                     f"the prompt asks for {{{{{name}}}}}, and {where} has the fields {_shown(available)}"
+                )
+        for name in () if self.fields else available:
+            if f"{{{name}}}" in self.text:
+                raise InputError(
+                    f"the prompt has {{{name}}}, which stands for itself, so that the whole row would be asked about: "
+                    f"write {{{{{name}}}}} for the field"
                 )
 
     def content(self, row: Mapping[str, Any]) -> dict[str, Any]:

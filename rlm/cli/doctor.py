@@ -166,13 +166,32 @@ def _key() -> Finding:
     base_url = os.environ.get("OPENAI_BASE_URL", "").strip()
     if key or base_url:
         known = "OPENAI_API_KEY is set" if key else "no OPENAI_API_KEY"
-        return Finding("ok", "models", f"{known}; endpoint: {base_url or 'api.openai.com'}")
+        state, answer = _endpoint()
+        return Finding(state, "models", f"{known}; endpoint: {base_url or 'api.openai.com'}: {answer}")
     return Finding(
         "note",
         "models",
         "no key (OPENAI_API_KEY) and no endpoint (OPENAI_BASE_URL, --base-url): rlm ask then answers offline, "
         "with quotes only",
     )
+
+
+def _endpoint() -> tuple[str, str]:
+    """Whether the endpoint of the environment answers, and what."""
+    import anyio
+
+    from rlm.clients.openai import AsyncOpenAIClient
+    from rlm.display.text import count
+    from rlm.errors import RLMError
+
+    async def ask() -> int:
+        async with AsyncOpenAIClient() as client:
+            return len(await client.available_models())
+
+    try:
+        return "ok", f"it answers, and lists {count(anyio.run(ask), 'model')}"
+    except RLMError as error:
+        return "note", str(error)
 
 
 def _vocabulary() -> Finding:

@@ -225,7 +225,7 @@ class AsyncOpenAIClient:
             CallError: it does not answer within 5 seconds, or not with a list.
         """
         pool = await self._pool()
-        call = Call(model=self.model, messages=())
+        call = Call(model="any model", messages=())
         async with self._translated(call, may_look_up=False):
             with anyio.fail_after(LISTING_TIMEOUT_S):
                 response = await pool.send("GET", "models")

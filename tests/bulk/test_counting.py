@@ -37,9 +37,8 @@ def test_a_count_is_of_the_calls_that_a_job_makes(rows):
         rows, PROMPT, schema=SCHEMA, models=("m", "n"), prices={"m": Price(input=1.0, output=0.0)}
     )
     client = ScriptedClient(lambda call: answer(call.messages[0].content, lambda _item: {"label": "odd"}))
-    source = [{"text": f"{text} {number}"} for number, text in lines_of(rows)[1:]]
-    map_rows(source, PROMPT, schema=SCHEMA, client=client)
-    assert count.rows == 300
+    report = map_rows(rows, PROMPT, schema=SCHEMA, client=client).report
+    assert (count.rows, count.distinct) == (300, report.asked) == (300, 30)
     assert abs(count.calls - len(client.calls)) <= 1
     assert count.cost_usd == {"m": pytest.approx(count.input_tokens / 1e6), "n": None}
     assert count.longest[0][1] >= count.longest[-1][1] > 0

@@ -236,6 +236,23 @@ def test_the_same_question_is_not_asked_twice_of_a_cache(options):
         )  # fmt: skip
 
 
+def test_a_rule_that_works_for_no_row_is_refused_before_anything_is_asked():
+    client = ScriptedClient([])
+    rows = [{"rating": str(number)} for number in range(30)]
+    with pytest.raises(InputError, match=r"the rule 'rating < 3' does not work .* write float\(\.\.\.\)"):
+        map_rows(rows, "{{rating}}", skip_when="rating < 3", client=client)
+
+
+def test_a_column_in_single_braces_is_taken_for_a_slip():
+    with pytest.raises(InputError, match=r"write \{\{text\}\} for the field"):
+        map_rows(rows_of(2), "Label {text}", client=ScriptedClient([]))
+
+
+def test_dead_letters_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"nothing\.failed\.jsonl: there is no such file"):
+        retry_rows(tmp_path / "nothing.failed.jsonl", client=ScriptedClient([]))
+
+
 def test_an_answer_is_not_replaced_by_the_agreement_of_opinions():
     client = ScriptedClient([])
     with pytest.raises(InputError, match="property 'agreement'"):

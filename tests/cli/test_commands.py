@@ -319,12 +319,19 @@ def test_the_demo_says_when_the_text_does_not_have_it(folder):
 
 
 def test_doctor_opens_a_guest_and_never_shows_a_key(folder):
-    done = rlm("doctor", folder=folder, OPENAI_API_KEY="sk-very-secret-key")
+    with OpenAIServer() as server:
+        keys = {"OPENAI_API_KEY": "sk-very-secret-key", "OPENAI_BASE_URL": server.base_url}
+        done = rlm("doctor", folder=folder, **keys)
     assert done.returncode == 0, done.stdout
     assert b"guest: " in done.stdout
     assert b"OPENAI_API_KEY is set" in done.stdout
     assert b"\nok    in all: runs work here" in done.stdout
     assert b"secret" not in done.stdout + done.stderr
+
+
+def test_doctor_tells_of_an_endpoint_that_does_not_answer(folder):
+    done = rlm("doctor", folder=folder, OPENAI_BASE_URL="http://127.0.0.1:9/v1")
+    assert b"\nnote  models: no OPENAI_API_KEY; endpoint: http://127.0.0.1:9/v1: no answer" in done.stdout
 
 
 @pytest.mark.parametrize(
