@@ -339,7 +339,7 @@ def _require_nothing_in(path: Path) -> None:
     """
     if any(_is_worth_keeping(record) for _, record in read(path, kind=KIND)):
         raise InputError(
-            f"{path} holds answers of an earlier job: resume that one, or remove the file to begin anew"
+            f"{path} holds answers of an earlier job: resume that one (--resume), or forget it (--overwrite)"
         )
 
 

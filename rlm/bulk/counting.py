@@ -211,7 +211,7 @@ def split_rows(
     earlier = _parts_of(path, place)
     if earlier and not overwrite:
         raise OutputError(
-            f"{earlier[0]} exists: remove it, name another folder, or overwrite the earlier parts"
+            f"{earlier[0]} exists: remove it, name another folder, or overwrite the earlier parts (--overwrite)"
         )
     rows = _rows(path, None, encoding)
     first = next(rows, None)

@@ -144,7 +144,9 @@ class Job:
                 f"escalate_to={self.escalate_to!r} is asked first, too: name a stronger model, or fewer models"
             )
         if self.escalate_when is not None and self.escalate_to is None:
-            raise SettingsError("escalate_when is given, and no model to ask then: name it by escalate_to")
+            raise SettingsError(
+                "escalate_when is given, and no model to ask then: name it by escalate_to (--escalate-to)"
+            )
         every_model = (*self.models, *self._escalation)
         if isinstance(self.temperature, Mapping) and (foreign := self.temperature.keys() - set(every_model)):
             raise SettingsError(
@@ -758,7 +760,7 @@ class _Run:
         goes_on = await anyio.to_thread.run_sync(confirm, estimate, abandon_on_cancel=True)
         self._started += anyio.current_time() - asked_at  # to think is not to be slow
         if not goes_on:
-            raise JobStopped(f"stopped after the pilot: {estimate}; {self._how_to_go_on()}")
+            raise JobStopped(f"stopped after the {estimate}; {self._how_to_go_on()}")
 
     def _tell(self, *, at_once: bool = False) -> None:
         now = anyio.current_time()
@@ -912,7 +914,7 @@ def _check_rule(rule: str | None, available: Collection[str], of: str) -> None:
     for name in () if rule is None else fields_of(rule):
         if name not in available:
             raise InputError(
-                f"the rule {rule!r} asks for the field {name!r}, and {of} has the fields {', '.join(available)}"
+                f"the rule {rule!r} asks for the field {name!r}, and the fields of {of} are {', '.join(available)}"
             )
 
 

@@ -323,6 +323,7 @@ def _confirm(yes: bool, line: ProgressLine | None, estimate: Estimate) -> bool:
     if yes:
         return True
     if sys.stdin is None or not sys.stdin.isatty():
+        click.echo("nobody can be asked here whether to go on: --yes goes on", err=True)
         return False
     return click.confirm("Go on?", default=True, err=True)
 

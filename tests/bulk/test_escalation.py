@@ -199,7 +199,7 @@ def test_rows_of_a_rule_are_never_in_doubt():
         (
             {"escalate_when": "text == 'x'"},
             InputError,
-            "an answer of this job has the fields label, confidence",
+            "the fields of an answer of this job are label, confidence",
         ),
         ({"escalate_when": "agreement < 1"}, InputError, "asks for the field 'agreement'"),
         ({"escalate_when": "confidence <"}, InputError, "cannot be used"),

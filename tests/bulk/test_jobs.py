@@ -234,7 +234,7 @@ def test_a_pilot_tells_what_the_whole_will_cost_and_may_be_declined(rows, tmp_pa
     told = []
     client = ScriptedClient(label)
     options = {"rows_per_call": 5, "pilot": 10, "prices": PRICES}
-    with pytest.raises(JobStopped, match="stopped after the pilot: pilot: 10 rows"):
+    with pytest.raises(JobStopped, match="stopped after the pilot: 10 rows"):
         job(rows, tmp_path / "out.csv", client, confirm=told.append, **options)
     (estimate,) = told
     assert len(client.calls) == 2
