@@ -55,6 +55,7 @@ Slot: TypeAlias = "dict[str, Any]"
 T = TypeVar("T")
 
 MOST_CONCURRENT = 1_000
+MOST_ENTRIES = 100_000
 UNREACHABLE = (UnknownModel, AuthenticationFailed, QuotaExhausted)
 BYTES_PER_CHAR = 8
 """More than any value takes on the wire for one character of the text that it is rendered as."""
@@ -351,13 +352,22 @@ def _texts(arguments: Arguments, name: str) -> list[str]:
     values = arguments.get(name)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
         raise HostCallRefused(f"{name} must be a list of str")
-    return values
+    return _few_enough(name, values)
 
 
 def _list(arguments: Arguments, name: str) -> list[Any]:
     values = arguments.get(name)
     if not isinstance(values, list):
         raise HostCallRefused(f"{name} must be a list, not {type(values).__name__}")
+    return _few_enough(name, values)
+
+
+def _few_enough(name: str, values: list[T]) -> list[T]:
+    """The values, unless they are so many that the event loop of all runs would stand still over them."""
+    if len(values) > MOST_ENTRIES:
+        raise HostCallRefused(
+            f"{name} has {len(values):,} entries, and one call takes at most {MOST_ENTRIES:,}: make several"
+        )
     return values
 
 
@@ -386,7 +396,7 @@ def _items(arguments: Arguments) -> list[tuple[str, Any]]:
     items = arguments.get("items")
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise HostCallRefused("items must be a list of (question, context) pairs")
-    return [(_text(item, "question"), item.get("context")) for item in items]
+    return [(_text(item, "question"), item.get("context")) for item in _few_enough("items", items)]
 
 
 def _model(arguments: Arguments) -> str | None:

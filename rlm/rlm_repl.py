@@ -84,8 +84,8 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         prices: dollars per million tokens by model, ahead of the price list of the extra `[prices]`.
         cache: keep finished answers on disk and use them again: "on", "read" (add nothing), "off", which is the default.
         max_concurrent: calls in flight at once over the whole tree; by default, what the endpoint turns out to bear.
-        timeout_s: wall clock of one question, children included, in seconds from its first turn on; reading the
-            context and starting the guest come before.
+        timeout_s: wall clock of one question in seconds, with the start of its guest and with its child runs; files of
+            the context are read before.
         on_limit: a budget or the wall clock ends a completion with a "partial" answer, or it "raise"s
             `LimitReached`, which holds that answer in `.partial`.
         max_children: child runs with an open guest at once, at each depth.

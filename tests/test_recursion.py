@@ -171,6 +171,9 @@ async def test_a_batch_of_children_at_the_depth_limit_is_a_batch_of_calls():
         ("rlm_batch", {"items": ["a"]}),
         ("rlm_batch", {"items": [{"question": 1}]}),
         ("__class__", {}),
+        ("llm_batch", {"prompts": ["a"] * 100_001}),
+        ("llm_map", {"items": ["a"] * 100_001, "instruction": ""}),
+        ("rlm_batch", {"items": [{"question": "a"}] * 100_001}),
     ],
 )
 async def test_what_a_hostile_guest_may_send_is_refused_before_any_call(name, arguments):
