@@ -52,7 +52,7 @@ from rlm.scheduler.measure import estimate_tokens
 from rlm.values import Call, Reply, Usage
 
 if TYPE_CHECKING:
-    from rlm.bulk.jobs import PerCall
+    from rlm.bulk.job import PerCall
     from rlm.scheduler.scheduler import Tree
 
 __all__ = ["BatchAPI"]

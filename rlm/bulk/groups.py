@@ -33,7 +33,8 @@ from rlm import preloading
 from rlm.bulk.checkpoint import read_job
 from rlm.bulk.finishing import ROWS_AHEAD, FinishedRow, RowStream, TellRow
 from rlm.bulk.formats import FileSource, Row, Source, as_source
-from rlm.bulk.jobs import AskPacks, Job, run_job
+from rlm.bulk.job import Job
+from rlm.bulk.jobs import AskPacks, run_job
 from rlm.clients.base import knock
 from rlm.clients.openai import AsyncOpenAIClient
 from rlm.errors import InputError, JobStopped, SettingsError

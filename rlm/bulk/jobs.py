@@ -13,25 +13,23 @@ so a resumed job asks only what is missing, and writes everything.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 import anyio.to_thread
 from anyio import lowlevel
 
 from rlm import errors
-from rlm.bulk.checkpoint import PASSING, Checkpoint, JobRecord, Memory, forget, key_of
-from rlm.bulk.expressions import Rule, fields_of, read_expression
+from rlm.bulk.answers import Answers
+from rlm.bulk.checkpoint import PASSING, Checkpoint, JobRecord, Memory, forget
 from rlm.bulk.finishing import Finishing, TellRow
 from rlm.bulk.formats import FileSource, Row, Source, require
-from rlm.bulk.opinions import Verdict, verdict_of
+from rlm.bulk.questions import Decided, Questions, Survey
 from rlm.bulk.report import Estimate, Progress, Report, number_of
-from rlm.bulk.templates import Template, read_template
 from rlm.bulk.writing import Answer, Writing
 from rlm.errors import (
     AuthenticationFailed,
@@ -42,25 +40,22 @@ from rlm.errors import (
     LimitReached,
     OutputError,
     QuotaExhausted,
-    SettingsError,
     UnknownModel,
 )
 from rlm.events import CallFinished, CallRetried
 from rlm.mapping import Item, Mapped, MapSettings, Settled, fill_packs, map_packs
-from rlm.packing import Task
 from rlm.scheduler.batch import first_error
-from rlm.schemas import Schema, schema_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator, Sequence
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 
+    from rlm.bulk.job import Job, PerCall
     from rlm.events import Emit, Event
+    from rlm.packing import Task
     from rlm.scheduler.scheduler import Tree
     from rlm.values import Reply
 
-__all__ = ["AskPacks", "Job", "PerCall", "PlantTree", "ask_at_once", "run_job"]
-
-PerCall: TypeAlias = "int | Literal['auto']"
+__all__ = ["AskPacks", "PlantTree", "ask_at_once", "run_job"]
 
 ROWS_AT_ONCE: Final = 500
 CHARS_AT_ONCE: Final = 4_000_000
@@ -70,132 +65,9 @@ ROWS_TO_WRITE: Final = 20
 KEYS_AT_HAND: Final = 50_000
 """Rows between the one that is read and the one that is written whose keys are not computed again."""
 PROGRESS_SECONDS: Final = 0.1
-ROWS_TRIED: Final = 20
-"""Rows at the start, for one of which at least a rule has to work."""
 ALL_FAILED: Final = 20
 """Failures without a single answer before them that end a job: the model cannot do what is asked."""
 STOPS: Final = (AuthenticationFailed, CircuitOpen, QuotaExhausted, UnknownModel)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What is asked of rows, and where it goes; plain data.
-
-    Attributes:
-        prompt: a template with `{{field}}`s; without any, the whole row is asked about.
-        schema: what an answer looks like, as text or JSON Schema; an object becomes a column per property.
-        models: the models; several give as many opinions on each row.
-        samples: how often each model is asked; more than once needs a temperature.
-        escalate_to: a stronger model, asked about the rows in doubt once the others were; its answer stands.
-        escalate_when: an expression over the columns of an answer; rows for which it is true are in doubt. By default
-            those on which the opinions disagree are. Rows without an answer always are.
-        rows_per_call: rows in one call, or "auto" for as many as their length suggests.
-        max_concurrency: calls at once, or "auto" for as many as the scheduler lets through.
-        temperature: passed to `models`, or one for each model, by name.
-        max_output_tokens: output cap of each call, or None for the model's own.
-        window_chars: the longest prompt, in characters.
-        column: the column of an answer that is no object.
-        limit: only the first rows, or None for all.
-        pilot: rows to ask before the whole is estimated; 0 for no pilot.
-        skip_when: an expression; rows for which it is true are not asked and have no answer.
-        output: the file to write, or None.
-        checkpoint: the journal; by default the output with `.journal` added.
-        overwrite: whether an output that exists, and its journal, may go.
-        resume: whether to go on with the journal of an earlier session.
-        retry: whether to ask failed rows again; implies `resume`.
-    """
-
-    prompt: str
-    schema: str | Mapping[str, Any] | None = None
-    models: tuple[str, ...] = ("gpt-5-nano",)
-    samples: int = 1
-    escalate_to: str | None = None
-    escalate_when: str | None = None
-    rows_per_call: int | Literal["auto"] = "auto"
-    max_concurrency: int | Literal["auto"] = "auto"
-    temperature: float | Mapping[str, float] | None = None
-    max_output_tokens: int | None = None
-    window_chars: int = 400_000
-    column: str = "answer"
-    limit: int | None = None
-    pilot: int = 0
-    skip_when: str | None = None
-    output: str | None = None
-    checkpoint: str | None = None
-    overwrite: bool = False
-    resume: bool = False
-    retry: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.models:
-            raise SettingsError("models is empty: name a model, such as 'gpt-5-nano'")
-        least_of = {"samples": 1, "max_concurrency": 1, "pilot": 0, "limit": 1, "max_output_tokens": 1}
-        for name, least in least_of.items():
-            value = getattr(self, name)
-            if (name, value) == ("max_concurrency", "auto"):
-                continue
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise SettingsError(f"{name}={value!r}: must be a whole number of at least {least}")
-        stronger: object = self.escalate_to
-        if stronger is not None and not (isinstance(stronger, str) and stronger):
-            raise SettingsError(f"escalate_to={self.escalate_to!r}: must be the name of a model")
-        if self.escalate_to in self.models:
-            raise SettingsError(
-                f"escalate_to={self.escalate_to!r} is asked first, too: name a stronger model, or fewer models"
-            )
-        if self.escalate_when is not None and self.escalate_to is None:
-            raise SettingsError(
-                "escalate_when is given, and no model to ask then: name it by escalate_to (--escalate-to)"
-            )
-        every_model = (*self.models, *self._escalation)
-        if isinstance(self.temperature, Mapping) and (foreign := self.temperature.keys() - set(every_model)):
-            raise SettingsError(
-                f"temperature names {min(foreign)!r}, which is none of the models {', '.join(every_model)}"
-            )
-
-    def temperature_of(self, model: str) -> float | None:
-        """The temperature that a model is asked with, or None for its own."""
-        if isinstance(self.temperature, Mapping):
-            return self.temperature.get(model)
-        return None if model == self.escalate_to else self.temperature
-
-    @property
-    def opinions(self) -> tuple[str, ...]:
-        """The model of each opinion."""
-        return tuple(model for model in self.models for _ in range(self.samples))
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The model of each stage of a job: that of each opinion, then the one for the rows in doubt."""
-        return (*self.opinions, *self._escalation)
-
-    @property
-    def _escalation(self) -> tuple[str, ...]:
-        return () if self.escalate_to is None else (self.escalate_to,)
-
-    @property
-    def journal(self) -> Path | None:
-        """Where the checkpoint is, or None where nobody named a place."""
-        if self.checkpoint is not None:
-            return Path(self.checkpoint)
-        return None if self.output is None else Path(f"{self.output}.journal")
-
-    @property
-    def dead_letters(self) -> Path | None:
-        """Where failed rows go, or None where nothing is written."""
-        return None if self.output is None else Path(f"{self.output}.failed.jsonl")
-
-    def task(self) -> dict[str, Any]:
-        """What makes answers comparable: the same rows under the same task have the same answers."""
-        schema = None if self.schema is None else dict(schema_of(self.schema).json)
-        return {
-            "prompt": self.prompt,
-            "schema": schema,
-            "models": list(self.models),
-            "samples": self.samples,
-            "escalate_to": self.escalate_to,
-            "temperature": self.temperature,
-        }
 
 
 class PlantTree(Protocol):
@@ -315,29 +187,6 @@ async def run_job(
             return run.report()
 
 
-@dataclass(frozen=True, slots=True)
-class _Survey:
-    """What reading every row told."""
-
-    rows: int
-    fields: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """One row that is to be asked about."""
-
-    key: int
-    content: dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Decided:
-    """One row that no model is asked about, with what a rule says of it."""
-
-    mapped: Mapped
-
-
 @dataclass(slots=True)
 class _Counts:
     """What this session has settled; `free` rows of a pass needed no asking, `passing` failures say nothing of rows.
@@ -397,16 +246,12 @@ class _Run:
         self._job = job
         self._source = source
         self._tree = plant(emit=self._hear)
-        self._rule = rule
         self._on_progress = on_progress
         self._finishing = None if tell_row is None else Finishing(tell_row)
-        self._template: Template = read_template(job.prompt)
-        self._schema: Schema | None = None if job.schema is None else schema_of(job.schema)
+        self._questions = Questions(job, rule)
+        self._answers = Answers(job)
         self._stages = job.stages
         self._votes = len(job.opinions)
-        self._properties = self._schema.properties if self._schema is not None else ()
-        self._skip_when = None if job.skip_when is None else read_expression(job.skip_when)
-        self._escalate_when = None if job.escalate_when is None else read_expression(job.escalate_when)
         self._counts = _Counts()
         self._keys: dict[int, int] = {}
         self._more_to_write = anyio.Event()
@@ -419,70 +264,24 @@ class _Run:
 
     # Before anything is spent ----------------------------------------------------------------------------------
 
-    def survey(self) -> _Survey:
+    def survey(self) -> Survey:
         """Read every row once; in a thread."""
-        fields: dict[str, None] = {}
-        count = 0
-        problems: list[InputError] = []
-        for row in self.rows():
-            if count < ROWS_TRIED and self._skip_when is not None:
-                problems += self._tried(self._skip_when, row)
-            count += 1
-            if row.keys() != fields.keys():
-                fields.update(dict.fromkeys(row))
-        if not count:
-            raise InputError(f"{self._source.name} has no rows, so there is nothing to ask")
-        self._template.check(fields, self._source.name)
-        _check_rule(self._job.skip_when, fields, self._source.name)
-        if len(problems) == min(count, ROWS_TRIED):
-            raise problems[0]
-        _check_rule(self._job.escalate_when, self._columns_in_doubt(), "an answer of this job")
-        for name in self._columns_beside():
-            if name in (self._properties or (self._job.column,)):
-                raise InputError(
-                    f"an answer has a property {name!r}, which is the name of a column that tells how the answers came "
-                    "about: give it another name"
-                )
-        for name in self._new_columns():
-            if name in fields:
-                raise InputError(
-                    f"{self._source.name} already has a column {name!r}, which the answers would replace: "
-                    "give the answers another name in the schema, or rename the column"
-                )
-        return _Survey(count, tuple(fields))
+        survey = self._questions.survey(self.rows(), self._source.name)
+        self._answers.check(survey.fields, self._source.name)
+        return survey
 
-    def _tried(self, rule: Rule, row: Row) -> list[InputError]:
-        """What is wrong with a rule for this row, if anything."""
-        try:
-            rule(row)
-        except InputError as error:
-            return [error]
-        return []
+    def columns(self, survey: Survey) -> tuple[str, ...]:
+        """The columns of the output."""
+        return (*survey.fields, *self._answers.columns)
 
     def rows(self) -> Iterator[Row]:
         """The rows that the job is about, from the start."""
         return islice(self._source.rows(), self._job.limit)
 
-    def columns(self, survey: _Survey) -> tuple[str, ...]:
-        """The columns of the output."""
-        return (*survey.fields, *self._new_columns())
-
-    def _new_columns(self) -> tuple[str, ...]:
-        return (*(self._properties or (self._job.column,)), *self._columns_beside())
-
-    def _columns_beside(self) -> tuple[str, ...]:
-        """The columns that tell how an answer came about."""
-        agreement = ("agreement",) if self._votes > 1 else ()
-        return (*agreement, "escalated") if self._job.escalate_to else agreement
-
-    def _columns_in_doubt(self) -> tuple[str, ...]:
-        """The columns that there are when it is decided whether an answer is in doubt."""
-        return tuple(name for name in self._new_columns() if name != "escalated")
-
     # Asking ----------------------------------------------------------------------------------------------------
 
     async def ask(
-        self, survey: _Survey, confirm: Callable[[Estimate], bool] | None, ask_packs: AskPacks
+        self, survey: Survey, confirm: Callable[[Estimate], bool] | None, ask_packs: AskPacks
     ) -> None:
         """Ask about every row that has no answer yet; first about those of the pilot."""
         failure: Exception | None = None
@@ -502,7 +301,7 @@ class _Run:
             raise failure
 
     async def _ask_all(
-        self, survey: _Survey, confirm: Callable[[Estimate], bool] | None, ask_packs: AskPacks
+        self, survey: Survey, confirm: Callable[[Estimate], bool] | None, ask_packs: AskPacks
     ) -> None:
         if 0 < self._job.pilot < survey.rows:
             self._total = self._job.pilot * self._votes
@@ -570,17 +369,16 @@ class _Run:
             temperature=job.temperature_of(model),
             stops_at=STOPS,
         )
-        task = Task(self._template.instruction, self._schema, single=self._template.render)
 
         async def keep(settled: Settled) -> None:
             await self._keep(stage, settled)
 
         async with (
             aclosing(unsettled) as items,
-            aclosing(fill_packs(items, settings.room(task))) as packs,
+            aclosing(fill_packs(items, settings.room(self._questions.task))) as packs,
         ):
             memory = self.checkpoint.memory(stage)
-            return await ask_packs(self._tree, packs, task, keep, settings, memory=memory)
+            return await ask_packs(self._tree, packs, self._questions.task, keep, settings, memory=memory)
 
     def _widest(self) -> int:
         """How many calls may ever be in flight at once."""
@@ -605,54 +403,30 @@ class _Run:
         while chunk := await anyio.to_thread.run_sync(_take, rows):
             items = []
             for number, row in enumerate(chunk, first):
-                decided = self._decide(row)
-                if isinstance(decided, _Decided):
+                question = self._questions.about(row)
+                if isinstance(question, Decided):
                     self._counts.free += is_free
                     if finishing is not None:
-                        await finishing.tell(number, row, self._decided_answer(decided))
+                        await finishing.tell(number, row, self._answers.of_rule(question.mapped))
                     continue
                 if len(self._keys) < KEYS_AT_HAND:
-                    self._keys[number] = decided.key
-                if self._is_asked(stage, decided.key) and self.checkpoint.claim(stage, decided.key):
-                    items.append(Item(decided.key, decided.content))
+                    self._keys[number] = question.key
+                if self._is_asked(stage, question.key) and self.checkpoint.claim(stage, question.key):
+                    items.append(Item(question.key, question.content))
                     self._total += is_more
                 else:
                     self._counts.free += is_free
                 if finishing is None:
                     continue
-                if (answer := self._settled_answer(decided.key)) is None:
-                    finishing.hold(decided.key, number, row)
+                if (answer := self._settled(question.key)) is None:
+                    finishing.hold(question.key, number, row)
                 else:
                     await finishing.tell(number, row, answer)
             first += len(chunk)
             yield items
 
     def _is_asked(self, stage: int, key: int) -> bool:
-        if stage < self._votes:
-            return True
-        verdict = self._verdict(key, is_final=True)
-        return verdict is None or self._judge(verdict)[0]
-
-    def _decide(self, row: Row) -> _Asked | _Decided:
-        """Whether a row is asked about; the same for the same row, whenever it is read."""
-        try:
-            content = self._template.content(row)
-            if self._skip_when is not None and self._skip_when(row):
-                return _Decided(Mapped())
-            answer = None if self._rule is None else _told_by(self._rule, row)
-            if answer is not None:
-                return _Decided(self._checked(answer))
-        except InputError as error:
-            return _Decided(Mapped(kind=InputError.__name__, reason=str(error)))
-        return _Asked(key_of(content), content)
-
-    def _checked(self, answer: Any) -> Mapped:
-        problem = self._schema.check(answer) if self._schema is not None else ""
-        if problem:
-            return Mapped(
-                kind=InputError.__name__, reason=f"the rule's answer does not meet the schema: {problem}"
-            )
-        return Mapped(answer)
+        return stage < self._votes or self._answers.are_in_doubt(key, self.checkpoint.outcome)
 
     async def _keep(self, stage: int, settled: Settled) -> None:
         pairs = [(item.key, mapped) for item, mapped in settled.items]
@@ -660,7 +434,10 @@ class _Run:
         if stage < self._votes:
             self._counts.add(pairs, settled.reply)
         else:
-            rescued = sum(self._is_rescued(key, mapped) for key, mapped in pairs)
+            outcome = self.checkpoint.outcome
+            rescued = sum(
+                not mapped.failed and self._answers.are_missing(key, outcome) for key, mapped in pairs
+            )
             self._counts.add_escalated(pairs, settled.reply, rescued=rescued)
         self._refuse_hopeless()
         self._tell()
@@ -674,13 +451,8 @@ class _Run:
             for key, _ in pairs:
                 await self._tell_rows_of(key, self._finishing)
 
-    def _is_rescued(self, key: int, mapped: Mapped) -> bool:
-        """Whether this is the first answer to a question."""
-        verdict = None if mapped.failed else self._verdict(key, is_final=True)
-        return verdict is not None and verdict.mapped.failed
-
     async def _tell_rows_of(self, key: int, finishing: Finishing) -> None:
-        answer = self._settled_answer(key)
+        answer = self._settled(key)
         if answer is not None:
             for number, row in finishing.release(key):
                 await finishing.tell(number, row, answer)
@@ -739,7 +511,7 @@ class _Run:
             cause=getattr(errors, kind)(reason),
         )
 
-    async def _confirm(self, survey: _Survey, confirm: Callable[[Estimate], bool] | None) -> None:
+    async def _confirm(self, survey: Survey, confirm: Callable[[Estimate], bool] | None) -> None:
         counts = self._counts
         if confirm is None or not counts.votes:
             return
@@ -808,68 +580,17 @@ class _Run:
         """What is written for a row, or None where it is not settled yet and may still be."""
         key = self._keys.get(number)
         if key is None:
-            decided = self._decide(row)
-            if isinstance(decided, _Decided):
-                return self._decided_answer(decided)
-            key = decided.key
-        answer = self._settled_answer(key, is_final=is_final)
+            question = self._questions.about(row)
+            if isinstance(question, Decided):
+                return self._answers.of_rule(question.mapped)
+            key = question.key
+        answer = self._settled(key, is_final=is_final)
         if answer is not None:
             self._keys.pop(number, None)
         return answer
 
-    def _decided_answer(self, decided: _Decided) -> Answer:
-        return Answer(decided.mapped, self._columns(decided.mapped), by_rule=True)
-
-    def _settled_answer(self, key: int, *, is_final: bool = False) -> Answer | None:
-        """The answer to a question by all that are asked about it, or None where one of them may still answer."""
-        verdict = self._verdict(key, is_final=is_final)
-        if verdict is None:
-            return None
-        mapped, agreement = verdict.mapped, verdict.agreement
-        is_in_doubt, problem = self._judge(verdict)
-        if not is_in_doubt:
-            return Answer(mapped, self._columns(mapped, agreement=agreement), agreement=agreement)
-        last = self.checkpoint.outcome(self._votes, key)
-        if last is None and not is_final:
-            return None
-        is_answered = last is not None and not last.failed
-        if last is not None and is_answered:
-            mapped = last
-        columns = self._columns(mapped, agreement=agreement, is_escalated=is_answered)
-        return Answer(mapped, columns, agreement=agreement, in_doubt=not is_answered, problem=problem)
-
-    def _verdict(self, key: int, *, is_final: bool) -> Verdict | None:
-        """What the opinions come to, or None where one of them may still come."""
-        outcomes = []
-        for opinion in range(self._votes):
-            outcome = self.checkpoint.outcome(opinion, key)
-            if outcome is None and not is_final:
-                return None
-            outcomes.append(outcome or NEVER_ASKED)
-        return verdict_of(outcomes)
-
-    def _judge(self, verdict: Verdict) -> tuple[bool, str]:
-        """Whether the model for rows in doubt is to be asked, and why that could not be told where it could not."""
-        if self._job.escalate_to is None:
-            return False, ""
-        if verdict.mapped.failed:
-            return True, ""
-        if self._escalate_when is None:
-            return verdict.agreement is not None and verdict.agreement < 1, ""
-        columns = self._columns(verdict.mapped, agreement=verdict.agreement)
-        try:
-            return bool(self._escalate_when(columns)), ""
-        except InputError as error:
-            return True, f"{error}, here {columns}"
-
-    def _columns(self, mapped: Mapped, *, agreement: float | None = None, is_escalated: bool = False) -> Row:
-        value = mapped.value
-        if self._properties:
-            columns = {name: (value or {}).get(name) for name in self._properties}
-        else:
-            columns = {self._job.column: value}
-        beside = {"agreement": agreement, "escalated": is_escalated}
-        return columns | {name: beside[name] for name in self._columns_beside()}
+    def _settled(self, key: int, *, is_final: bool = False) -> Answer | None:
+        return self._answers.of_models(key, self.checkpoint.outcome, is_final=is_final)
 
     def report(self) -> Report:
         """How the job ended."""
@@ -898,26 +619,6 @@ class _Run:
         )
 
 
-def _told_by(rule: Callable[[Row], Any], row: Row) -> Any:
-    """What a rule says of a row, which it may do with what it likes.
-
-    Raises:
-        InputError: it fails; a single odd row of a million is then the only one without an answer.
-    """
-    try:
-        return rule(dict(row))
-    except (Exception, SystemExit) as error:  # somebody else's function
-        raise InputError(f"the rule fails for the row: {type(error).__name__}: {error}") from error
-
-
-def _check_rule(rule: str | None, available: Collection[str], of: str) -> None:
-    for name in () if rule is None else fields_of(rule):
-        if name not in available:
-            raise InputError(
-                f"the rule {rule!r} asks for the field {name!r}, and the fields of {of} are {', '.join(available)}"
-            )
-
-
 def _take(rows: Iterator[Row]) -> list[Row]:
     """The next rows: some hundreds, or fewer where they are long."""
     taken: list[Row] = []
@@ -928,12 +629,6 @@ def _take(rows: Iterator[Row]) -> list[Row]:
         if chars >= CHARS_AT_ONCE:
             break
     return taken
-
-
-NEVER_ASKED: Final = Mapped(
-    kind=InputError.__name__,
-    reason="the input changed while the job ran, and this row was never asked: resume",
-)
 
 
 def _stamp(source: Source) -> tuple[int, int, int] | None:

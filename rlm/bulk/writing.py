@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
-    from rlm.bulk.jobs import Job
+    from rlm.bulk.job import Job
     from rlm.mapping import Mapped
 
 __all__ = ["Answer", "Tally", "Writing"]
