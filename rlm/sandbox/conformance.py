@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from uuid import UUID
 
 from rlm.errors import CallError, SandboxError
-from rlm.sandbox.session import CONFINED, Session, open_session
+from rlm.sandbox.process import CONFINED
+from rlm.sandbox.session import Session, open_session
 from rlm.settings import SandboxSettings
 
 if TYPE_CHECKING:

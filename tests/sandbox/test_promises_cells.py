@@ -9,7 +9,8 @@ import anyio
 import pytest
 
 from rlm.sandbox.guest import supervisor
-from rlm.sandbox.session import CALL_BYTES, open_session
+from rlm.sandbox.process import CALL_BYTES
+from rlm.sandbox.session import open_session
 from rlm.settings import SandboxSettings
 
 pytestmark = pytest.mark.anyio

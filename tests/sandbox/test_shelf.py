@@ -22,7 +22,8 @@ from rlm.sandbox.guest import wire
 from rlm.sandbox.guest.shelf import ALIGNMENT, Full, Slice, open_shelf, read_value
 from rlm.sandbox.guest.sketch import Sketch, sketch
 from rlm.sandbox.launchers import Launcher
-from rlm.sandbox.session import PLACES_BYTES, open_session
+from rlm.sandbox.process import PLACES_BYTES
+from rlm.sandbox.session import open_session
 from rlm.sandbox.shelf import Shelved, make_shelf
 from rlm.settings import SandboxSettings
 
