@@ -33,7 +33,7 @@ from rlm.events import AnswerGiven, Warned, ignore
 from rlm.lifetimes import KeptGuest, Work
 from rlm.portal import Portal, lease, leave_to_parent
 from rlm.prices import Price, missing_price, price
-from rlm.rlm_session import RLMSession
+from rlm.rlm_session import RLMSession, require_text
 from rlm.run_journal import RunJournal
 from rlm.runtime import Run, new_run_id
 from rlm.sandbox.session import open_session
@@ -312,6 +312,8 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         await self.aclose()
 
     async def _complete(self, context: Any, query: str | None, listener: Emit = ignore) -> Answer:
+        if query is not None:
+            require_text(query, "completion(context, question)")
         async with self._new_run(listener) as run:
             if doubt := await _doubt(context, query):
                 run.emit(Warned(run_id=run.run_id, depth=0, at=time.time(), message=doubt))

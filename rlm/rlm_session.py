@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from rlm.runtime import Run
     from rlm.values import Answer, CellResult, Variable
 
-__all__ = ["RLMSession"]
+__all__ = ["RLMSession", "require_text"]
 
 
 class RLMSession:
@@ -134,6 +134,7 @@ class RLMSession:
         await self.aclose()
 
     async def _ask(self, question: str) -> Answer:
+        require_text(question, "ask(question)")
         async with self._one_at_a_time():
             note = self._take_note()
             async with self._new_run() as run:
@@ -182,6 +183,16 @@ class RLMSession:
         """What the root model should know of the cells the user ran since the last question."""
         cells, self._user_cells = self._user_cells, []
         return user_cells_note(cells) if cells else ""
+
+
+def require_text(question: object, call: str) -> None:
+    """Make sure that a question is one.
+
+    Raises:
+        TypeError: it is something else, such as the context.
+    """
+    if not isinstance(question, str):
+        raise TypeError(f"the question is a text, not {type(question).__name__}: it is {call}")
 
 
 def _let_go(kept: KeptGuest, portal: Portal, process: int) -> None:

@@ -261,6 +261,15 @@ def test_a_listener_that_raises_does_not_hurt_the_run():
     assert [event.message for event in told if isinstance(event, Warned)] == list(answer.warnings)
 
 
+@pytest.mark.parametrize("question", [Path("contract.txt"), 5, ["a"]])
+def test_a_question_that_is_no_text_is_refused(question):
+    with (
+        scripted("FINAL(x)") as rlm,
+        pytest.raises(TypeError, match=r"it is completion\(context, question\)"),
+    ):
+        rlm.completion("some text", question)
+
+
 def test_the_offline_client_costs_nothing_and_fits_any_budget():
     with RLM_REPL(client="offline", budget=0.01) as rlm:
         answer = rlm.completion("The lease ends in May. " * 50, "When does the lease end?")
