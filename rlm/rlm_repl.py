@@ -29,7 +29,7 @@ from rlm.clients.offline import OfflineClient
 from rlm.clients.openai import AsyncOpenAIClient, is_like_a_key, warm_up
 from rlm.conversation import Conversation
 from rlm.errors import ContextError, LimitReached, SessionClosed, SettingsError
-from rlm.events import AnswerGiven, Warned, ignore
+from rlm.events import AnswerGiven, CallFinished, CallRetried, Warned, ignore
 from rlm.lifetimes import KeptGuest, Work
 from rlm.portal import Portal, lease, leave_to_parent
 from rlm.prices import Price, missing_price, price
@@ -470,12 +470,15 @@ class _Telling:
         self._tell = tell
         self._answer: Answer | None = None
         self._problem_told = False
+        self._trouble = ""
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Warned):
             self.warnings.append(event.message)
         if isinstance(event, AnswerGiven) and not event.depth:
+            self._tell_trouble(event)
             self._answer = event.answer
+        self._note_trouble(event)
         problems = self._record(event)
         self._listener(event)
         for problem in problems + self._tell(event):
@@ -487,6 +490,20 @@ class _Telling:
             await self._journal.sync()
             for problem in self._journal_problems(self._journal):
                 logger.warning("%s", problem)
+
+    def _note_trouble(self, event: Event) -> None:
+        """Remember why a call is asked again, until one is answered."""
+        if isinstance(event, CallRetried):
+            self._trouble = event.error
+        elif isinstance(event, CallFinished):
+            self._trouble = ""
+
+    def _tell_trouble(self, event: AnswerGiven) -> None:
+        """A run out of time may have waited for a provider in trouble, which is then the cause."""
+        if self._trouble and event.answer.status == "timeout":
+            message = f"when time ran out, a call was to be asked again: {self._trouble}"
+            event.answer.warnings += (message,)
+            self(Warned(run_id=event.run_id, depth=event.depth, at=event.at, message=message))
 
     def _record(self, event: Event) -> list[str]:
         """Write it into the journal, if there is one; gives what is to be said of that."""
