@@ -27,15 +27,6 @@ def fault(number):
     return None
 
 
-def test_a_run_out_of_time_says_what_its_provider_was_in_trouble_with():
-    with OpenAIServer(lambda request: failed(500)) as server, RLM_REPL(
-        base_url=server.base_url, api_key="k", model="m", recursive_model="m", timeout_s=2.0
-    ) as rlm:  # fmt: skip
-        answer = rlm.completion("some text", "a question")
-    assert answer.status == "timeout"
-    assert any("when time ran out" in warning and "500" in warning for warning in answer.warnings)
-
-
 def answering(request):
     """The root model by what it is asked, sub-models in capitals."""
     last = request.prompt

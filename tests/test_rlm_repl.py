@@ -23,6 +23,7 @@ from rlm.errors import (
     BudgetExceeded,
     ContextError,
     DeadlineExceeded,
+    ServerError,
     SettingsError,
 )
 from rlm.events import AnswerGiven, CallWrote, CellFinished, CellOutput, RunFailed, RunStarted, Warned
@@ -139,6 +140,14 @@ def test_a_run_that_takes_too_long_ends_with_its_draft():
     answer = complete("x", *slow, timeout_s=3.0)
     assert (answer, answer.status) == ("so far", "timeout")
     assert "3 s" in answer.limit
+
+
+def test_a_run_out_of_time_says_what_its_provider_was_in_trouble_with():
+    client = ScriptedClient(root=lambda call: ServerError("the provider is on fire"))
+    with RLM_REPL(client=client, timeout_s=3.0) as rlm:
+        answer = rlm.completion("some text", "a question")
+    assert answer.status == "timeout"
+    assert answer.warnings == ("when time ran out, a call was to be asked again: the provider is on fire",)
 
 
 def test_a_budget_ends_the_run_with_its_draft_before_it_is_exceeded():

@@ -65,6 +65,8 @@ NOT_WITH = {
 @rows_per_call_option
 @click.option(
     "--max-concurrency",
+    "--max-concurrent",
+    "max_concurrency",
     callback=number_or_auto,
     default="auto",
     metavar="N|auto",

@@ -146,7 +146,12 @@ _OPTIONS = (
         "--max-iterations", type=_POSITIVE, metavar="N", help="Turns of the root model.  [default: 20]"
     ),
     click.option(
-        "--max-concurrent", type=_POSITIVE, metavar="N", help="Calls in flight at once.  [default: adaptive]"
+        "--max-concurrent",
+        "--max-concurrency",
+        "max_concurrent",
+        type=_POSITIVE,
+        metavar="N",
+        help="Calls in flight at once.  [default: adaptive]",
     ),
     click.option(
         "--max-depth",
