@@ -78,6 +78,9 @@ class Answers:
 
     def of_models(self, key: int, outcome: OutcomeOf, *, is_final: bool = False) -> Answer | None:
         """What is written for a row with this key, or None where one who is asked about it may still answer."""
+        if not self._beside:  # a single opinion, and nobody to hand on to: a million times in a large job
+            only = outcome(0, key) or (NEVER_ASKED if is_final else None)
+            return None if only is None else Answer(only, self._row(only))
         verdict = self._verdict(key, outcome, is_final=is_final)
         if verdict is None:
             return None
@@ -135,6 +138,8 @@ class Answers:
             columns = {name: (value or {}).get(name) for name in self._properties}
         else:
             columns = {self._job.column: value}
+        if not self._beside:
+            return columns
         beside = {"agreement": agreement, "escalated": is_escalated}
         return columns | {name: beside[name] for name in self._beside}
 

@@ -62,7 +62,7 @@ CHARS_AT_ONCE: Final = 4_000_000
 SYNC_SECONDS: Final = 1.0
 ROWS_TO_WRITE: Final = 20
 """Rows that are written at a time: a fraction of a millisecond, so that no call waits for it."""
-KEYS_AT_HAND: Final = 50_000
+KEYS_AT_HAND: Final = 200_000
 """Rows between the one that is read and the one that is written whose keys are not computed again."""
 PROGRESS_SECONDS: Final = 0.1
 ALL_FAILED: Final = 20
