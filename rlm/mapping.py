@@ -58,7 +58,7 @@ from rlm.packing import (
     even_packs,
     read_json,
 )
-from rlm.scheduler.batch import first_error
+from rlm.scheduler.batch import ungrouped
 from rlm.scheduler.line import Line, Place
 from rlm.schemas import Schema, SchemaSource, schema_of
 from rlm.values import Call, Message, Reply
@@ -261,11 +261,8 @@ async def map_packs(
         Exception: whatever `packs` or `sink` raise, at once.
     """
     mapping = _Mapping(tree, packs, task, sink, settings=settings, plain_models=plain_models or PlainModels())
-    try:
+    with ungrouped():
         await mapping.run()
-    except BaseExceptionGroup as errors:
-        error = first_error(errors)
-        raise error from error.__cause__
     if mapping.stopped_by is not None:
         raise mapping.stopped_by
 

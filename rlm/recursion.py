@@ -31,7 +31,7 @@ from rlm.errors import (
 from rlm.mapping import Mapped, MapSettings, PlainModels, ask_checked, map_items
 from rlm.outcomes import Outcomes
 from rlm.sandbox.shelf import Shelved
-from rlm.scheduler.batch import Kept, first_error
+from rlm.scheduler.batch import Kept, ungrouped
 from rlm.schemas import Schema, schema_of
 from rlm.values import Answer, Call, HostCall, Message, Reply
 
@@ -262,13 +262,10 @@ class HostCalls:
                     self.reached = limit
 
         async def ask() -> None:
-            try:
+            with ungrouped():
                 async with anyio.create_task_group() as tasks:
                     for _ in range(min(max_concurrent, len(items))):
                         tasks.start_soon(work)
-            except BaseExceptionGroup as errors:
-                error = first_error(errors)
-                raise error from error.__cause__
 
         await self._as_far_as_limits_allow(ask)
         return self._slots(len(items), slots)

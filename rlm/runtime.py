@@ -42,7 +42,7 @@ from rlm.events import (
 from rlm.outcomes import Outcomes
 from rlm.recursion import NO_DEADLINE, Deadline, HostCalls
 from rlm.sandbox.shelf import Shelved
-from rlm.scheduler.batch import first_error
+from rlm.scheduler.batch import ungrouped
 from rlm.values import Answer, AnswerStatus, Call, CellResult, Message, Reply
 
 if TYPE_CHECKING:
@@ -174,16 +174,13 @@ class Run:
         self, question: str, conversation: Conversation, context: Any, run: Run
     ) -> Conclusion:
         coming = _Coming()
-        try:
+        with ungrouped():
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(run.keep_guest, context, coming)
                 if not self.depth:
                     await coming.guest()
                 conclusion = await _converse(question, conversation, coming, "", run)
                 tasks.cancel_scope.cancel()
-        except BaseExceptionGroup as errors:
-            error = first_error(errors)
-            raise error from error.__cause__
         return conclusion
 
     async def keep_guest(self, context: Any, coming: _Coming) -> None:

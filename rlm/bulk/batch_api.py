@@ -46,7 +46,7 @@ from rlm.mapping import Item, Mapped, MapSettings, PlainModels, Settled, pack_ca
 from rlm.packing import Outcome, Task, Valid
 from rlm.prices import BATCH_FACTOR, Price
 from rlm.prices import price as price_of
-from rlm.scheduler.batch import first_error
+from rlm.scheduler.batch import ungrouped
 from rlm.scheduler.budget import Amount, Reservation, surely_unbilled
 from rlm.scheduler.measure import estimate_tokens
 from rlm.values import Call, Reply, Usage
@@ -167,7 +167,7 @@ class BatchAPI:
         """
         record = read_job(journal)
         cancelled = 0
-        with Checkpoint(journal, record, stages=record.stages, resume=True) as checkpoint:
+        with Checkpoint(journal, record, resume=True) as checkpoint:
             for stage in range(record.stages):
                 memory = checkpoint.memory(stage)
                 for tag, number, _ in memory.batches():
@@ -319,13 +319,10 @@ class _Pass:
 
     async def _run(self, packs: AsyncGenerator[list[Item], None]) -> None:
         await self._take_up_earlier_batches()
-        try:
+        with ungrouped():
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._collect_all)
                 await self._submit_all(packs)
-        except BaseExceptionGroup as errors:
-            error = first_error(errors)
-            raise error from error.__cause__
         if self._exceeded is not None:
             raise self._exceeded
         if self._running:

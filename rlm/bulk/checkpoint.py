@@ -56,7 +56,7 @@ def key_of(content: Mapping[str, Any]) -> int:
 
 
 class Checkpoint:
-    """The answers of one job, for each of its `stages` over the rows; a context manager.
+    """The answers of one job, for each of the stages of asking it; a context manager.
 
     Attributes:
         path: the journal.
@@ -65,7 +65,7 @@ class Checkpoint:
         resumed: answers that were there when it was opened.
     """
 
-    def __init__(self, path: Path, job: JobRecord, *, stages: int, resume: bool, retry: bool = False) -> None:
+    def __init__(self, path: Path, job: JobRecord, *, resume: bool, retry: bool = False) -> None:
         """Begin a journal, or go on with one.
 
         Raises:
@@ -76,8 +76,8 @@ class Checkpoint:
         self.usage = Usage()
         self.cost_usd: float | None = 0.0
         self.resumed = 0
-        self._answers: list[dict[int, int]] = [{} for _ in range(stages)]
-        self._failures: list[dict[int, int]] = [{} for _ in range(stages)]
+        self._answers: list[dict[int, int]] = [{} for _ in range(job.stages)]
+        self._failures: list[dict[int, int]] = [{} for _ in range(job.stages)]
         self._batches: dict[str, tuple[int, str | None, int]] = {}
         self._at_hand: OrderedDict[int, tuple[dict[str, Any], int]] = OrderedDict()
         self._bytes_at_hand = 0

@@ -44,7 +44,7 @@ from rlm.errors import (
 )
 from rlm.events import CallFinished, CallRetried
 from rlm.mapping import Item, Mapped, MapSettings, Settled, fill_packs, map_packs
-from rlm.scheduler.batch import first_error
+from rlm.scheduler.batch import ungrouped
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
@@ -166,7 +166,6 @@ async def run_job(
     with Checkpoint(
         journal,
         record,
-        stages=len(job.stages),
         resume=job.resume or job.retry,
         retry=job.retry,
     ) as checkpoint:
@@ -333,13 +332,10 @@ class _Run:
             except (JobStopped, LimitReached) as stop:
                 stops.append(stop)
 
-        try:
+        with ungrouped():
             async with anyio.create_task_group() as tasks:
                 for stage in stages:
                     tasks.start_soon(ask, stage)
-        except BaseExceptionGroup as errors:
-            error = first_error(errors)
-            raise error from error.__cause__
         if stops:
             raise stops[-1]
 

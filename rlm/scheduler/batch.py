@@ -7,6 +7,7 @@ as places: one slow provider's `Retry-After` does not stall the rest.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -19,7 +20,7 @@ from rlm.values import Reply, Usage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Ask", "Kept", "first_error", "run_batch"]
+__all__ = ["Ask", "Kept", "run_batch", "ungrouped"]
 
 Ask: TypeAlias = Callable[[int, Place], Awaitable[Reply]]
 """Makes the call with this index, in a place that it may give back while it waits to be asked again."""
@@ -39,12 +40,10 @@ async def run_batch(
     """
     batch = _Batch(ask, first, Line(max_concurrent))
     try:
-        async with anyio.create_task_group() as group:
-            for _ in range(min(2 * max_concurrent, len(first))):
-                group.start_soon(batch.work)
-    except BaseExceptionGroup as errors:
-        error = first_error(errors)
-        raise error from error.__cause__
+        with ungrouped():
+            async with anyio.create_task_group() as group:
+                for _ in range(min(2 * max_concurrent, len(first))):
+                    group.start_soon(batch.work)
     finally:
         if kept is not None:
             kept.update(batch.outcomes())
@@ -96,8 +95,17 @@ class _Batch:
         return replace(outcome, usage=Usage(), cost_usd=0.0, attempts=0)
 
 
-def first_error(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first error of a group, as itself: many calls at once fail as one does, not as a group."""
+@contextmanager
+def ungrouped() -> Iterator[None]:
+    """Raise the first error of a group as itself, with its own cause: many calls at once fail as one does."""
+    try:
+        yield
+    except BaseExceptionGroup as errors:
+        error = _first_of(errors)
+        raise error from error.__cause__
+
+
+def _first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
     _, others = errors.split(anyio.get_cancelled_exc_class())  # Trio has cancellations in its groups, too
     error: BaseException = others or errors
     while isinstance(error, BaseExceptionGroup):

@@ -344,8 +344,8 @@ def test_long_rows_are_read_a_few_at_a_time():
 
 
 def test_long_answers_are_not_all_kept_in_memory(tmp_path):
-    record = JobRecord({}, {})
-    with Checkpoint(tmp_path / "journal", record, stages=1, resume=False) as checkpoint:
+    record = JobRecord({"models": ["m"], "samples": 1}, {})
+    with Checkpoint(tmp_path / "journal", record, resume=False) as checkpoint:
         for key in range(100):
             checkpoint.record(0, [(key, Mapped(str(key) * 500_000))], None)
         tracemalloc.start()
