@@ -166,8 +166,8 @@ class JobGroup:
         self._scheduler: Scheduler | None = None
         self._portal: Portal | None = None
         self._is_there = False
-        self._work = Work("this group", RuntimeError)
-        self._process = os.getpid()
+        self._work: Work
+        self._process: int
         self._running = 0
         self._all_ended = anyio.Event()
         self._all_ended.set()
