@@ -21,11 +21,22 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from typing import Any
 
-__all__ = ["BatchServer"]
+__all__ = ["BatchServer", "refusing_schemas"]
 
 MOST_REQUESTS = 50_000
 MOST_BYTES = 200_000_000
 ENDED = {"completed", "expired", "cancelled", "failed"}
+
+
+def refusing_schemas(reply):
+    """Answers as `reply` does, where a request comes without a schema."""
+
+    def plain(body):
+        if "response_format" in body:
+            return 400, {"error": {"message": "response_format is not supported"}}
+        return reply(body)
+
+    return plain
 
 
 class BatchServer:

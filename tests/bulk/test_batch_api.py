@@ -4,7 +4,7 @@ import json
 
 import pytest
 from labelling import answer, items_in
-from openai_batch_server import BatchServer
+from openai_batch_server import BatchServer, refusing_schemas
 
 from rlm.bulk import amap_rows
 from rlm.bulk.batch_api import BatchAPI
@@ -148,12 +148,7 @@ async def test_a_request_that_is_refused_costs_only_its_row(tmp_path):
 
 
 async def test_an_endpoint_that_takes_no_schema_is_done_without(tmp_path):
-    def plain(body):
-        if "response_format" in body:
-            return 400, {"error": {"message": "response_format is not supported"}}
-        return label(body)
-
-    with BatchServer(plain) as server:
+    with BatchServer(refusing_schemas(label)) as server:
         assert_right(await job(server, tmp_path))
     assert len(server.batches) == 2
 

@@ -11,6 +11,7 @@ from rlm.errors import BadRequest, InputError, JobStopped, Refused, SettingsErro
 from rlm.prices import Price
 
 SCHEMA = "label: 'odd'|'even', confidence: float"
+STREAMED = {"schema": SCHEMA, "model": "weak", "escalate_to": "strong", "escalate_when": "confidence < 0.7"}
 
 
 def rows_of(number):
@@ -170,13 +171,9 @@ def test_a_pilot_escalates_too_and_progress_ends_at_the_whole():
 
 def test_streamed_rows_come_once_with_the_answer_that_stands():
     cascade = Cascade()
-    options = {
-        "schema": SCHEMA,
-        "model": "weak",
-        "escalate_to": "strong",
-        "escalate_when": "confidence < 0.7",
-    }
-    rows = list(stream_rows([*rows_of(10), *rows_of(10)], "Label {{text}}", client=cascade.client, **options))
+    rows = list(
+        stream_rows([*rows_of(10), *rows_of(10)], "Label {{text}}", client=cascade.client, **STREAMED)
+    )
     assert sorted(row.index for row in rows) == list(range(20))
     assert all(row.row["label"] == parity({"text": row.row["text"]})["label"] for row in rows)
 
@@ -257,14 +254,8 @@ def test_rows_that_the_stronger_model_answers_have_not_failed_the_pilot():
 
 def test_streamed_rows_that_are_not_in_doubt_do_not_wait_for_the_others():
     cascade = Cascade()
-    options = {
-        "schema": SCHEMA,
-        "model": "weak",
-        "escalate_to": "strong",
-        "escalate_when": "confidence < 0.7",
-    }
     stream = stream_rows(
-        rows_of(400), "Label {{text}}", client=cascade.client, rows_per_call=2, max_concurrency=1, **options
+        rows_of(400), "Label {{text}}", client=cascade.client, rows_per_call=2, max_concurrency=1, **STREAMED
     )
     assert next(stream).index == 0
     assert len(cascade.client.calls) < 150

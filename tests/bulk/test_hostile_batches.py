@@ -8,7 +8,7 @@ from contextlib import aclosing
 import anyio
 import pytest
 from labelling import SCHEMA, answer, label, parity
-from openai_batch_server import BatchServer
+from openai_batch_server import BatchServer, refusing_schemas
 
 from rlm.bulk import JobGroup, amap_rows, astream_rows
 from rlm.bulk.batch_api import BatchAPI
@@ -193,12 +193,7 @@ def dies_at(point, patches):
 
 
 async def test_a_resumed_batch_whose_schema_was_refused_is_asked_without_it(tmp_path):
-    def plain(body):
-        if "response_format" in body:
-            return 400, {"error": {"message": "response_format is not supported"}}
-        return reply_of(body)
-
-    with BatchServer(plain) as server:
+    with BatchServer(refusing_schemas(reply_of)) as server:
         server.hold = True
         with pytest.raises(JobStopped):
             await job(server, tmp_path, 1, wait=False)
@@ -207,12 +202,7 @@ async def test_a_resumed_batch_whose_schema_was_refused_is_asked_without_it(tmp_
 
 
 async def test_answers_to_requests_without_a_schema_say_nothing_of_requests_with_one(tmp_path):
-    def plain(body):
-        if "response_format" in body:
-            return 400, {"error": {"message": "response_format is not supported"}}
-        return reply_of(body)
-
-    with BatchServer(plain) as server:
+    with BatchServer(refusing_schemas(reply_of)) as server:
         async with opened(server, wait=False, max_requests=2) as api:
             server.hold = True
             api.plain_models.refusing.add("m")
