@@ -21,7 +21,7 @@ import anyio
 from stand_in import points_made, stand_in
 
 from rlm.bulk import JobGroup, Row, count_rows, escape, split_rows
-from rlm.bulk.batch_api import BatchAPI
+from rlm.bulk.batch_api.passes import BatchAPI
 from rlm.errors import RLMError
 
 ANSWERS = Path(__file__).parent / "data" / "quiz_answers.csv"

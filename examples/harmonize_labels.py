@@ -20,7 +20,7 @@ import anyio
 from stand_in import compared_with_a_loop, most_frequent, rows_of, stand_in
 
 from rlm.bulk import JobGroup, Report, Row, total
-from rlm.bulk.formats import create
+from rlm.bulk.io.formats import create
 from rlm.settings import SchedulerSettings
 
 WORDS = Path(__file__).parent / "data" / "shop_labels.csv"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from rlm import RLM_REPL, OfflineClient, RLMSession
-from rlm.clients.offline_demo import python_topics
+from rlm.offline.demo import python_topics
 
 
 def main() -> None:

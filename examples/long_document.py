@@ -16,7 +16,7 @@ import os
 from pathlib import Path
 
 from rlm import RLM_REPL, OfflineClient
-from rlm.clients.offline_demo import python_topics
+from rlm.offline.demo import python_topics
 
 QUESTION = "What does the debugger command tbreak do?"
 

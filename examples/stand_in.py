@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rlm import ScriptedClient
 from rlm.bulk import amap_rows
-from rlm.bulk.formats import FileSource
+from rlm.bulk.io.formats import FileSource
 from rlm.bulk.templates import read_template
 from rlm.errors import RLMError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from rlm.bulk.formats import Row
+    from rlm.bulk.io.formats import Row
     from rlm.bulk.templates import Template
     from rlm.values import Call
 

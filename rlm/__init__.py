@@ -13,16 +13,16 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rlm.clients.offline import OfflineClient
     from rlm.clients.openai import AsyncOpenAIClient, OpenAIClient
-    from rlm.clients.scripted import ScriptedClient
     from rlm.errors import RLMError
-    from rlm.prices import Price
+    from rlm.metering.prices import Price
+    from rlm.offline.client import OfflineClient
     from rlm.repl import REPLEnv, REPLResult, Sub_RLM
     from rlm.rlm_repl import RLM_REPL
-    from rlm.rlm_session import RLMSession
     from rlm.scheduler.budget import Budget
+    from rlm.session import RLMSession
     from rlm.settings import SandboxSettings, SchedulerSettings
+    from rlm.testing.scripted import ScriptedClient
     from rlm.values import Answer
 
 __version__ = "0.1.0"
@@ -50,17 +50,17 @@ _HOMES = {
     "Answer": "rlm.values",
     "AsyncOpenAIClient": "rlm.clients.openai",
     "Budget": "rlm.scheduler.budget",
-    "OfflineClient": "rlm.clients.offline",
+    "OfflineClient": "rlm.offline.client",
     "OpenAIClient": "rlm.clients.openai",
-    "Price": "rlm.prices",
+    "Price": "rlm.metering.prices",
     "REPLEnv": "rlm.repl",
     "REPLResult": "rlm.repl",
     "RLMError": "rlm.errors",
-    "RLMSession": "rlm.rlm_session",
+    "RLMSession": "rlm.session",
     "RLM_REPL": "rlm.rlm_repl",
     "SandboxSettings": "rlm.settings",
     "SchedulerSettings": "rlm.settings",
-    "ScriptedClient": "rlm.clients.scripted",
+    "ScriptedClient": "rlm.testing.scripted",
     "Sub_RLM": "rlm.repl",
 }
 

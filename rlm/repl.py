@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rlm.clients.base import Client, Prompt
-    from rlm.rlm_session import RLMSession
+    from rlm.session import RLMSession
     from rlm.values import Variable
 
 __all__ = ["REPLEnv", "REPLResult", "Sub_RLM"]

@@ -24,24 +24,26 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import anyio
 import anyio.to_thread
 
-from rlm import preloading, prompts, sources
-from rlm.clients.offline import OfflineClient
+from rlm import sources
+from rlm._async import preload
+from rlm._async.closing import KeptGuest, Work
+from rlm._async.portal import Portal, lease, leave_to_parent
 from rlm.clients.openai import AsyncOpenAIClient, is_like_a_key, warm_up
-from rlm.conversation import Conversation
+from rlm.engine import prompts
+from rlm.engine.conversation import Conversation
+from rlm.engine.run import Run, new_run_id
 from rlm.errors import ContextError, LimitReached, SessionClosed, SettingsError
 from rlm.events import AnswerGiven, CallFinished, CallRetried, Warned, ignore
-from rlm.lifetimes import KeptGuest, Work
-from rlm.portal import Portal, lease, leave_to_parent
-from rlm.prices import Price, missing_price, price
-from rlm.rlm_session import RLMSession, require_text
-from rlm.run_journal import RunJournal
-from rlm.runtime import Run, new_run_id
+from rlm.journal.runs import RunJournal
+from rlm.metering.bounds import bound
+from rlm.metering.prices import Price, missing_price, price
+from rlm.metering.tokens import Counter
+from rlm.offline.client import OfflineClient
 from rlm.sandbox.session import open_session
 from rlm.scheduler.budget import Budget, Ledger
-from rlm.scheduler.measure import bound
 from rlm.scheduler.scheduler import Scheduler
+from rlm.session import RLMSession, require_text
 from rlm.settings import RunSettings, SandboxSettings, SchedulerSettings
-from rlm.tokens import Counter
 from rlm.values import Usage
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         scheduler: all settings of the calls, instead of `max_concurrent` and `cache`.
         on_event: a plain function, called with every event, on the portal's thread: return soon. Where it raises,
             it hears no more, and `Answer.warnings` says so.
-        journal: a file to which every event of every run is appended as it happens; see `rlm.run_journal`. Where
+        journal: a file to which every event of every run is appended as it happens; see `rlm.journal.runs`. Where
             the disk does not take it, the runs go on, and `Answer.warnings` says so.
 
     Raises:
@@ -400,7 +402,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         has_prices = not hasattr(self.client, "only_model")
         if has_prices and not here.loads_lists:
             here.loads_lists = True
-            self._portal.start(anyio.to_thread.run_sync, preloading.load, self._load_lists)
+            self._portal.start(anyio.to_thread.run_sync, preload.load, self._load_lists)
         if self.budget is not None:
             await anyio.to_thread.run_sync(self._require_prices)
         run_id = new_run_id()

@@ -27,7 +27,7 @@ from rlm.errors import (
     SettingsError,
 )
 from rlm.events import AnswerGiven, CallWrote, CellFinished, CellOutput, RunFailed, RunStarted, Warned
-from rlm.prices import Price
+from rlm.metering.prices import Price
 from rlm.scheduler.budget import Budget
 from rlm.settings import SandboxSettings, SchedulerSettings
 from rlm.values import Call, Message

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from rlm.engine.prompts import DEFAULT_QUESTION, system_prompt
 from rlm.errors import SettingsError
-from rlm.prompts import DEFAULT_QUESTION, system_prompt
 from rlm.settings import RunSettings
 from rlm.utils import llm, prompts
 

@@ -6,12 +6,12 @@ asks the rows that failed again. Jobs of a `JobGroup` share one gate, one budget
 
 from __future__ import annotations
 
-from rlm.bulk.counting import Count, count_rows, split_rows
-from rlm.bulk.finishing import FinishedRow, RowStream
-from rlm.bulk.formats import Row
-from rlm.bulk.groups import JobGroup, MappedRows
+from rlm.bulk.estimate import Count, count_rows, split_rows
+from rlm.bulk.group import JobGroup, MappedRows
+from rlm.bulk.io.formats import Row
 from rlm.bulk.report import Estimate, Progress, Report, total
 from rlm.bulk.rows import amap_rows, aretry_rows, astream_rows, map_rows, retry_rows, stream_rows
+from rlm.bulk.streaming import FinishedRow, RowStream
 from rlm.bulk.templates import escape
 
 __all__ = [

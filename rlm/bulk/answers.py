@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from rlm.bulk.expressions import read_expression
 from rlm.bulk.opinions import Verdict, verdict_of
-from rlm.bulk.questions import check_rule
-from rlm.bulk.writing import Answer
+from rlm.bulk.output import Answer
+from rlm.bulk.rules import read_expression
+from rlm.bulk.survey import check_rule
 from rlm.errors import InputError
-from rlm.mapping import Mapped
-from rlm.schemas import schema_of
+from rlm.structured.map import Mapped
+from rlm.structured.schema import schema_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from rlm.bulk.formats import Row
+    from rlm.bulk.io.formats import Row
     from rlm.bulk.job import Job
 
 __all__ = ["Answers", "OutcomeOf"]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 from rlm.errors import InputError, JournalError
-from rlm.journal import Journal, read, read_record
-from rlm.mapping import Mapped
+from rlm.journal.log import Journal, read, read_record
+from rlm.structured.map import Mapped
 from rlm.values import Reply, Usage
 
 if TYPE_CHECKING:

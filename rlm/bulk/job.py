@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from rlm.errors import SettingsError
-from rlm.schemas import schema_of
+from rlm.structured.schema import schema_of
 
 __all__ = ["Job", "PerCall"]
 

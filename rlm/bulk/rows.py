@@ -14,23 +14,23 @@ from contextlib import asynccontextmanager
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar, Unpack
 
-from rlm.bulk.groups import JobGroup, JobOptions, failed_job
-from rlm.portal import lease
+from rlm._async.portal import lease
+from rlm.bulk.group import JobGroup, JobOptions, failed_job
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from rlm.bulk.finishing import FinishedRow, RowStream
-    from rlm.bulk.formats import Row
-    from rlm.bulk.groups import MappedRows
-    from rlm.bulk.jobs import AskPacks
+    from rlm.bulk.engine import AskPacks
+    from rlm.bulk.group import MappedRows
+    from rlm.bulk.io.formats import Row
     from rlm.bulk.report import Estimate, Progress
+    from rlm.bulk.streaming import FinishedRow, RowStream
     from rlm.clients.base import Client
-    from rlm.prices import Price
+    from rlm.metering.prices import Price
     from rlm.scheduler.budget import Budget
-    from rlm.schemas import SchemaSource
     from rlm.settings import SchedulerSettings
+    from rlm.structured.schema import SchemaSource
 
 __all__ = [
     "StreamOptions",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rlm.cli.chat_inputs import Input
     from rlm.cli.options import RunOptions
     from rlm.rlm_repl import RLM_REPL
-    from rlm.rlm_session import RLMSession
+    from rlm.session import RLMSession
     from rlm.values import CellResult, Variable
 
 __all__ = ["command"]

@@ -50,9 +50,9 @@ def command(
         state.verbose = verbose
 
     from rlm.cli.running import open_rlm, show_answer
-    from rlm.clients.offline_demo import python_topics
     from rlm.display.progress import Progress
     from rlm.display.text import count, seconds
+    from rlm.offline.demo import python_topics
 
     text = python_topics()
     _say(f"The text: Python's own help on its language, {count(len(text), 'character')}.")

@@ -120,7 +120,7 @@ def _foreign_distributions() -> Iterator[Finding]:
 
 
 def _isolation() -> Iterator[Finding]:
-    from rlm.portal import lease
+    from rlm._async.portal import lease
 
     try:
         with lease() as portal:

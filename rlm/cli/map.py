@@ -155,8 +155,8 @@ def command(context: click.Context, /, **values: Any) -> int:
     _check(options)
     require_endpoint(options.base_url)
 
+    from rlm._async.portal import lease
     from rlm.errors import JobStopped
-    from rlm.portal import lease
 
     try:
         with lease() as portal:
@@ -235,7 +235,7 @@ def _check(options: _Options) -> None:
 
 async def _run(options: _Options) -> Report:
     from rlm.bulk import amap_rows, aretry_rows
-    from rlm.bulk.batch_api import BatchAPI
+    from rlm.bulk.batch_api.passes import BatchAPI
 
     models = options.models or _models_of_job(options.retry)
     prices = options.prices.of((*models, options.escalate_to) if options.escalate_to else models)
@@ -304,7 +304,7 @@ def _models_of_job(dead_letters: str | None) -> tuple[str, ...]:
 async def _cancel(options: _Options) -> int:
     from pathlib import Path
 
-    from rlm.bulk.batch_api import BatchAPI
+    from rlm.bulk.batch_api.passes import BatchAPI
 
     async with BatchAPI(base_url=options.base_url) as batch_api:
         return await batch_api.cancel(Path(f"{options.output}.journal"))

@@ -12,7 +12,7 @@ import click
 
 from rlm.cli.failures import State
 from rlm.errors import SettingsError
-from rlm.prices import Price
+from rlm.metering.prices import Price
 
 __all__ = [
     "RunOptions",

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rlm.cli.options import RunOptions
     from rlm.clients.base import Client
     from rlm.events import Emit, Event
-    from rlm.prices import Price
+    from rlm.metering.prices import Price
     from rlm.rlm_repl import RLM_REPL
     from rlm.values import Answer
 
@@ -132,10 +132,10 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
         complain(choice.note)
     prices = _prices(options, choice)
 
+    from rlm._async.portal import lease
     from rlm.clients.base import knock
     from rlm.display import show_on_stderr
     from rlm.events import CallFailed
-    from rlm.portal import lease
     from rlm.rlm_repl import RLM_REPL
     from rlm.scheduler.budget import Budget
     from rlm.settings import RunSettings
@@ -195,7 +195,7 @@ def _without_last_words(event: Event) -> Event:
 
 def _prices(options: RunOptions, choice: Choice) -> dict[str, Price]:
     """The prices that were given; with a budget in dollars there must be one for both models."""
-    from rlm.prices import Price, missing_price, price
+    from rlm.metering.prices import Price, missing_price, price
     from rlm.values import Usage
 
     prices = dict(options.price)
@@ -210,7 +210,7 @@ def _prices(options: RunOptions, choice: Choice) -> dict[str, Price]:
 
 def _client(choice: Choice) -> Client:
     if choice.offline:
-        from rlm.clients.offline import OfflineClient
+        from rlm.offline.client import OfflineClient
 
         return OfflineClient()
     from rlm.clients.openai import AsyncOpenAIClient

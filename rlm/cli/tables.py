@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from rlm.prices import Price
+    from rlm.metering.prices import Price
 
 __all__ = [
     "Prices",
@@ -98,7 +98,7 @@ def prices_of(_context: click.Context, _parameter: click.Parameter, values: tupl
     if not values:
         return Prices(None, {})
     from rlm.errors import SettingsError
-    from rlm.prices import Price
+    from rlm.metering.prices import Price
 
     of_all, by_name = None, {}
     for value in values:

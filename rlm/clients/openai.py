@@ -30,8 +30,10 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from rlm._async.portal import lease, leave_to_parent
+from rlm._async.preload import load
 from rlm.clients.base import Prompt, messages_of
-from rlm.clients.chat import (
+from rlm.clients.chat_format import (
     Dialect,
     Failure,
     StreamReader,
@@ -54,8 +56,6 @@ from rlm.errors import (
     TransientError,
     UnknownModel,
 )
-from rlm.portal import lease, leave_to_parent
-from rlm.preloading import load
 from rlm.values import Call, FailedCall, Reply
 
 if TYPE_CHECKING:

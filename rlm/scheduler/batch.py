@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
+from rlm._async.semaphore import Line, Place
 from rlm.errors import BudgetExceeded, CallError
-from rlm.scheduler.line import Line, Place
 from rlm.values import Reply, Usage
 
 if TYPE_CHECKING:

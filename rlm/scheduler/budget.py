@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
+from rlm._async.semaphore import Line
 from rlm.errors import (
     AuthenticationFailed,
     BadRequest,
@@ -19,7 +20,6 @@ from rlm.errors import (
     SettingsError,
     UnknownModel,
 )
-from rlm.scheduler.line import Line
 from rlm.values import Usage
 
 if TYPE_CHECKING:

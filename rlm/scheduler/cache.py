@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import anyio
 import anyio.to_thread
 
-from rlm.scheduler.line import Line
+from rlm._async.semaphore import Line
 from rlm.values import Call, Reply, Usage
 
 if TYPE_CHECKING:

@@ -35,17 +35,17 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
+from rlm._async.semaphore import Line, Place
 from rlm.errors import CallError, DeadlineExceeded, SettingsError
 from rlm.events import BatchFinished, BatchStarted, Emit, ignore
+from rlm.metering.bounds import CountTokens, Observe, estimate_tokens
+from rlm.scheduler.attempt import Endpoint, PriceOf
 from rlm.scheduler.batch import Kept, run_batch
 from rlm.scheduler.budget import Budget, Ledger, Spent
 from rlm.scheduler.cache import Cache, cache_path
-from rlm.scheduler.endpoint import Endpoint, PriceOf
-from rlm.scheduler.inflight import first_of_each, occurrences
-from rlm.scheduler.line import Line, Place
-from rlm.scheduler.measure import CountTokens, Observe, estimate_tokens
+from rlm.scheduler.call_events import CallEvents
+from rlm.scheduler.dedupe import first_of_each, occurrences
 from rlm.scheduler.retry import Retries
-from rlm.scheduler.telling import CallEvents
 from rlm.settings import SchedulerSettings
 
 if TYPE_CHECKING:

@@ -1,8 +1,8 @@
-"""The import path and names of rlm-minimal; the words live in `rlm.prompts`."""
+"""The import path and names of rlm-minimal; the words live in `rlm.engine.prompts`."""
 
 from __future__ import annotations
 
-from rlm.prompts import DEFAULT_QUESTION, system_prompt
+from rlm.engine.prompts import DEFAULT_QUESTION, system_prompt
 from rlm.settings import RunSettings
 
 __all__ = ["DEFAULT_QUERY", "build_system_prompt", "system_prompt"]

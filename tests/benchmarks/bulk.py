@@ -23,13 +23,13 @@ from pathlib import Path
 
 import anyio
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from openai_server import OpenAIServer, rate_limited
 
 from rlm.bulk import JobGroup, map_rows
-from rlm.packing import Task
-from rlm.schemas import schema_of
+from rlm.structured.packs import Task
+from rlm.structured.schema import schema_of
 from rlm.values import Reply, Usage
 
 SCHEMA = "label: 'good'|'bad', score: float"

@@ -19,11 +19,11 @@ import sys
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from offline_driver import QUOTED, Drive
 
-from rlm.clients.offline_demo import python_topics
+from rlm.offline.demo import python_topics
 
 HERE = Path(__file__).parent
 

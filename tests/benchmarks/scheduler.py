@@ -19,7 +19,7 @@ from pathlib import Path
 
 import anyio
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from fake_provider import FakeProvider, broken, call, dropped, price, too_many
 

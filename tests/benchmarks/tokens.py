@@ -24,7 +24,7 @@ from pydoc_data.topics import topics
 
 import toktok
 
-from rlm.tokens import Counter, Encoder, encoder_for, estimate, split, truncate
+from rlm.metering.tokens import Counter, Encoder, encoder_for, estimate, split, truncate
 
 VOCABULARIES = {"o200k_base": "gpt-5", "cl100k_base": "gpt-4"}
 LARGEST = 300_000

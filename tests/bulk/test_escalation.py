@@ -6,9 +6,9 @@ import pytest
 from labelling import answer, items_in, parity, write_csv
 
 from rlm.bulk import map_rows, retry_rows, stream_rows
-from rlm.clients.scripted import ScriptedClient
 from rlm.errors import BadRequest, InputError, JobStopped, Refused, SettingsError, UnknownModel
-from rlm.prices import Price
+from rlm.metering.prices import Price
+from rlm.testing.scripted import ScriptedClient
 
 SCHEMA = "label: 'odd'|'even', confidence: float"
 STREAMED = {"schema": SCHEMA, "model": "weak", "escalate_to": "strong", "escalate_when": "confidence < 0.7"}

@@ -10,12 +10,12 @@ from labelling import SCHEMA, answer, items_in, label, parity, read_csv, write_c
 
 from rlm.bulk import map_rows, retry_rows
 from rlm.bulk.checkpoint import Checkpoint, JobRecord
-from rlm.bulk.formats import ListSource
-from rlm.clients.scripted import ScriptedClient
+from rlm.bulk.io.formats import ListSource
 from rlm.errors import InputError, JobStopped, JournalError, OutputError, Refused, SettingsError
-from rlm.mapping import Mapped
-from rlm.prices import Price
+from rlm.metering.prices import Price
 from rlm.settings import SchedulerSettings
+from rlm.structured.map import Mapped
+from rlm.testing.scripted import ScriptedClient
 
 PRICES = {"m": Price(input=1.0, output=1.0)}
 
@@ -197,12 +197,12 @@ def test_what_a_rule_does_to_its_row_stays_with_it(tmp_path):
 
 
 def test_whoever_takes_rows_may_fail_and_is_heard_as_he_is(tmp_path, monkeypatch):
-    from rlm.bulk import writing
+    from rlm.bulk import output
 
     def broken(_self, *_):
         raise ZeroDivisionError("as it is")
 
-    monkeypatch.setattr(writing.Tally, "add", broken)
+    monkeypatch.setattr(output.Tally, "add", broken)
     with pytest.raises(ZeroDivisionError, match="as it is"):
         job(rows_of(100), rows_per_call=1)
 

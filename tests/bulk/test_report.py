@@ -4,8 +4,8 @@ import pytest
 from labelling import answer, parity
 
 from rlm.bulk import Report, map_rows, total
-from rlm.clients.scripted import ScriptedClient
 from rlm.errors import InputError
+from rlm.testing.scripted import ScriptedClient
 from rlm.values import Usage
 
 ROWS = [{"n": n, "text": f"number {n}"} for n in range(30)]

@@ -119,7 +119,7 @@ sys.exit(main())
 
 @pytest.mark.parametrize(
     "module",
-    ["rlm.cli", "click", "rlm.cli.demo", "anyio", "rlm.rlm_repl", "rlm.clients.offline", "pydoc_data"],
+    ["rlm.cli", "click", "rlm.cli.demo", "anyio", "rlm.rlm_repl", "rlm.offline.client", "pydoc_data"],
 )
 def test_ctrl_c_during_an_import_leaves_no_traceback(tmp_path, module):
     done = subprocess.run(

@@ -13,8 +13,8 @@ from click.testing import CliRunner
 from openai_server import OpenAIServer, failed
 
 from rlm.cli import command
-from rlm.journal import Journal
-from rlm.run_journal import read_events
+from rlm.journal.log import Journal
+from rlm.journal.runs import read_events
 
 BATCH = "```repl\nprint(llm_batch(['part 1', 'part 2']))\n```"
 

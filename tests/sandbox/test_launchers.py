@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from rlm.errors import GuestStartFailed, IsolationUnavailable, SettingsError
-from rlm.sandbox import conformance
-from rlm.sandbox.conformance import check_launcher
 from rlm.sandbox.launchers import Launcher, local
 from rlm.sandbox.session import open_session
 from rlm.settings import SandboxSettings
+from rlm.testing import launcher_checks
+from rlm.testing.launcher_checks import check_launcher
 
 pytestmark = pytest.mark.anyio
 
@@ -85,7 +85,7 @@ async def test_every_launcher_here_passes_the_checks(name):
     launcher, changes = LAUNCHERS[name]
     if not can_start(launcher):
         pytest.skip(f"{name} cannot start here")
-    checks = await check_launcher(launcher, settings=dataclasses.replace(conformance.SETTINGS, **changes))
+    checks = await check_launcher(launcher, settings=dataclasses.replace(launcher_checks.SETTINGS, **changes))
     assert len(checks) > 20
     assert [str(check) for check in checks if not check.passed] == []
 

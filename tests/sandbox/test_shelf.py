@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlm import RLM_REPL, ScriptedClient, prompts
+from rlm import RLM_REPL, ScriptedClient
+from rlm.engine import prompts
 from rlm.errors import ContextError, HostCallRefused
 from rlm.sandbox.guest import wire
 from rlm.sandbox.guest.shelf import ALIGNMENT, Full, Slice, open_shelf, read_value

@@ -9,11 +9,11 @@ from blockbuster import blockbuster_ctx
 from fake_provider import FakeProvider, broken, call, dropped, price, too_many
 
 from rlm.clients.base import Client
-from rlm.clients.scripted import ScriptedClient
 from rlm.errors import BadReply, BadRequest, ConnectionFailed, RateLimited, ServerError, SettingsError
 from rlm.events import BatchFinished, BatchStarted, CallFailed, CallFinished, CallRetried, CallStarted
 from rlm.scheduler import Budget, Scheduler
 from rlm.settings import SchedulerSettings
+from rlm.testing.scripted import ScriptedClient
 from rlm.values import Reply, Usage
 
 BACKENDS = pytest.mark.parametrize("anyio_backend", ["asyncio", "trio"])

@@ -1,0 +1,3 @@
+"""Rows from and to files."""
+
+from __future__ import annotations

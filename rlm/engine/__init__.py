@@ -1,0 +1,3 @@
+"""One run: the dialogue with the root model and what its cells ask for."""
+
+from __future__ import annotations

@@ -1,0 +1,3 @@
+"""The append-only journal: the file, its records, and the journal of runs."""
+
+from __future__ import annotations

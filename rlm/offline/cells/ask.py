@@ -1,0 +1,14 @@
+"""Turn 2 without a question: the context may hold one, so a sub-call gets it as its prompt."""
+
+from __future__ import annotations
+
+from rlm.offline.cells.given import FINAL, llm_query, texts
+
+# isort: split
+# The cell:
+prompt = "\n\n".join(texts.values())[:100_000]
+FINAL(
+    llm_query(prompt)
+    if prompt
+    else "NOT FOUND: there is no question and no text. No language model was used."
+)

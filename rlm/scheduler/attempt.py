@@ -1,0 +1,239 @@
+"""One attempt at one call, through all the layers below the retries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeAlias
+
+import anyio
+
+from rlm.clients.base import StreamingClient
+from rlm.errors import (
+    BadReply,
+    CallError,
+    CallTimedOut,
+    ConnectionFailed,
+    RateLimited,
+    ServerError,
+    SettingsError,
+)
+from rlm.metering.bounds import CountTokens, Measure, Observe
+from rlm.scheduler.budget import Amount, Budget, Ledger, Reservation, Spent, surely_unbilled
+from rlm.scheduler.circuit_breaker import Breaker
+from rlm.scheduler.concurrency import Gate, Outcome
+from rlm.scheduler.rate_limiter import Rates, Taken
+from rlm.scheduler.reply_check import examined
+from rlm.values import Call, Reply, Usage
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from rlm.clients.base import Client
+    from rlm.settings import SchedulerSettings
+
+__all__ = ["Endpoint", "PriceOf"]
+
+PriceOf: TypeAlias = Callable[[str, Usage], float | None]
+"""Dollars that a usage costs with a model, or None where the model has no known price."""
+
+OVERLOADED_STATUS = frozenset({503, 529})
+
+
+class Endpoint:
+    """A client's endpoint and all that was learned of it: what it can take, what it allows, whether it lives.
+
+    Attributes:
+        client: makes the requests.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        settings: SchedulerSettings,
+        *,
+        price: PriceOf,
+        count_tokens: CountTokens,
+        bound_tokens: CountTokens,
+        observe: Observe,
+    ) -> None:
+        self.client = client
+        self._timeout_s = settings.call_timeout_s
+        self._price = price
+        self._count_tokens = count_tokens
+        self._observe = observe
+        self._measure = Measure(bound_tokens)
+        self._breaker = Breaker(settings)
+        self._gate = Gate(settings.max_concurrent)
+        self._rates = Rates(
+            requests_per_minute=settings.requests_per_minute, tokens_per_minute=settings.tokens_per_minute
+        )
+
+    async def ask(
+        self,
+        call: Call,
+        *,
+        ledger: Ledger,
+        group: Hashable,
+        bill: Spent,
+        on_text: Callable[[str], None] | None = None,
+    ) -> Reply:
+        """Make one request when it may be made, and settle what it cost.
+
+        Args:
+            call: what to ask.
+            ledger: where the cost is reserved and settled.
+            group: the calls this one belongs to, to be fair between groups.
+            bill: sums up what the attempts of this call cost.
+            on_text: is given the answer piece by piece as it is written, where the client can.
+
+        Raises:
+            CallError: the attempt failed.
+            BudgetExceeded: the ledger's budget does not allow it.
+            SettingsError: there is a budget in dollars and the model has no known price.
+        """
+        async with self._breaker.admit(call.model):
+            attempt = await self._admitted(call, ledger, group, bill)
+            started = anyio.current_time()
+            outcome: Outcome = "other"
+            try:
+                reply = examined(call, await self._request(call, on_text), self._count_tokens)
+                outcome = "answered"
+            except BaseException as error:
+                outcome = "overloaded" if _means_overload(error) else "other"
+                self._settle_failed(attempt, error, anyio.current_time() - started)
+                raise
+            finally:
+                self._gate.leave(call.model, outcome)
+            seconds = anyio.current_time() - started
+            self._settle(attempt, reply.usage, seconds, said_usd=reply.cost_usd)
+        self._learn(attempt, reply)
+        return replace(reply, latency_s=seconds)
+
+    @property
+    def widest(self) -> int:
+        """How many requests, for one model, may ever be in flight."""
+        return self._gate.widest
+
+    def width(self, model: str) -> int:
+        """How many requests for this model may be in flight now."""
+        return self._gate.width(model)
+
+    def ever_answered(self, model: str) -> bool:
+        """Whether this model was ever heard of."""
+        return self._breaker.ever_answered(model)
+
+    def require_price(self, model: str, budget: Budget) -> None:
+        """Make sure that a budget in dollars can be kept with this model.
+
+        Raises:
+            SettingsError: the model has no known price.
+        """
+        if budget.dollars is None:
+            return
+        if self._price(model, Usage(calls=1, input_tokens=1, output_tokens=1)) is None:
+            raise SettingsError(
+                f"a budget of {budget.dollars:g} dollars cannot be kept, because the price of model {model!r} is "
+                "not known: give its price, or a budget in tokens or calls"
+            )
+
+    async def _admitted(self, call: Call, ledger: Ledger, group: Hashable, bill: Spent) -> _Attempt:
+        worst = self._worst_case(call, ledger.budget)
+        reservation = await ledger.reserve(call, self._amount_of(call, worst, ledger.budget))
+        try:
+            async with self._rates.turn(call.model, group, worst.total_tokens):
+                await self._gate.enter(call.model, group)
+                taken = self._rates.take(call.model, worst.total_tokens)
+        except BaseException:
+            ledger.settle(reservation, None, None)
+            raise
+        return _Attempt(call, worst, ledger, bill, reservation, taken)
+
+    async def _request(self, call: Call, on_text: Callable[[str], None] | None) -> Reply:
+        with anyio.move_on_after(self._timeout_s), _own_cancellations_as_errors(call):
+            if on_text is not None and isinstance(self.client, StreamingClient):
+                return await _read_out(self.client, call, on_text)
+            return await self.client.complete(call)
+        raise CallTimedOut(
+            f"{call.model} gave no complete answer within {self._timeout_s:g} s", model=call.model
+        )
+
+    def _worst_case(self, call: Call, budget: Budget) -> Usage:
+        """The most that one request can use; its tokens are counted only where someone needs to know."""
+        if budget.dollars is None and budget.tokens is None and not self._rates.counts_tokens(call.model):
+            return Usage(calls=1)
+        return self._measure.worst_case(call)
+
+    def _amount_of(self, call: Call, worst: Usage, budget: Budget) -> Amount:
+        self.require_price(call.model, budget)
+        return Amount.of(worst, None if budget.dollars is None else self._price(call.model, worst))
+
+    def _settle(
+        self, attempt: _Attempt, usage: Usage, seconds: float, *, said_usd: float | None = None
+    ) -> None:
+        cost_usd = self._price(attempt.call.model, usage) if said_usd is None else said_usd
+        attempt.ledger.settle(attempt.reservation, usage, cost_usd, seconds)
+        attempt.bill.add(usage, cost_usd, seconds)
+
+    def _settle_failed(self, attempt: _Attempt, error: BaseException, seconds: float) -> None:
+        if isinstance(error, CallError) and error.usage is not None:
+            self._settle(attempt, error.usage, seconds)
+        elif surely_unbilled(error):
+            attempt.ledger.settle(attempt.reservation, None, None)
+            self._rates.correct(attempt.call.model, attempt.taken, 0)
+        else:
+            attempt.ledger.settle_unknown(attempt.reservation)
+
+    def _learn(self, attempt: _Attempt, reply: Reply) -> None:
+        model = attempt.call.model
+        self._observe(attempt.call, reply.usage)
+        self._measure.learn(model, attempt.worst, reply.usage)
+        self._rates.correct(model, attempt.taken, reply.usage.total_tokens)
+        if reply.rate_limits is not None:
+            self._rates.learn(model, reply.rate_limits)
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    call: Call
+    worst: Usage
+    ledger: Ledger
+    bill: Spent
+    reservation: Reservation
+    taken: Taken
+
+
+@contextmanager
+def _own_cancellations_as_errors(call: Call) -> Iterator[None]:
+    """A client that cancels itself, as by awaiting a task that somebody cancelled, fails; nobody cancelled us."""
+    try:
+        yield
+    except anyio.get_cancelled_exc_class() as error:
+        if anyio.current_effective_deadline() == -math.inf:
+            raise
+        raise ConnectionFailed(
+            f"the client cancelled its own request to {call.model}", model=call.model
+        ) from error
+
+
+async def _read_out(client: StreamingClient, call: Call, on_text: Callable[[str], None]) -> Reply:
+    """The reply of a stream, its text told on the way."""
+    stream = client.stream(call)
+    try:
+        async for piece in stream:
+            if isinstance(piece, Reply):
+                return piece
+            on_text(piece)
+    finally:
+        if isinstance(stream, AsyncGenerator):
+            with anyio.CancelScope(shield=True):
+                await stream.aclose()
+    raise BadReply(f"{call.model} ended its answer in the middle", model=call.model)
+
+
+def _means_overload(error: BaseException) -> bool:
+    return isinstance(error, (RateLimited, CallTimedOut)) or (
+        isinstance(error, ServerError) and error.status in OVERLOADED_STATUS
+    )

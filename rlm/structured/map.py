@@ -1,0 +1,580 @@
+"""One question about many items: packs of them as calls, what is missing asked again, failures kept apart.
+
+    map_items(tree, items, instruction)      a list in, a list of `Mapped` out, in order; equal items asked once
+    map_packs(tree, packs, task, sink)       the engine: packs in as they come, settled items out as they come
+    ask_checked(tree, call, schema)          one call whose answer must meet a schema; one repair
+
+Workers pull packs, so memory does not grow with their number. What a reply leaves open goes back into the queue:
+
+    a pack without some of its answers   →  those items once more, as one smaller pack
+    a pack that fails again, or wholly   →  its two halves
+    a single item                        →  once more, with what was wrong; then it has failed
+    a prompt that is refused, too long, or answered too long  →  halves as well, so that one bad item costs only itself
+    an item whose answer alone passes the output cap          →  has failed: a cap is a limit, and never raised by us
+
+Each item ends as a value that met the schema or as a failure with its reason. Structured output is asked of the
+provider where it takes that; one that refuses is remembered and done without. We check every value in any case.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Hashable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from rlm._async.semaphore import Line, Place
+from rlm.errors import (
+    BadRequest,
+    CallError,
+    ContextTooLong,
+    InvalidAnswer,
+    LimitReached,
+    OutputTruncated,
+    PromptTruncated,
+    Refused,
+    SettingsError,
+)
+from rlm.scheduler.batch import ungrouped
+from rlm.structured.packs import (
+    CHARS_PER_TOKEN,
+    Outcome,
+    Room,
+    Task,
+    Valid,
+    canonical,
+    content_chars,
+    even_packs,
+    read_json,
+)
+from rlm.structured.schema import Schema, SchemaSource, schema_of
+from rlm.values import Call, Message, Reply
+
+if TYPE_CHECKING:
+    from anyio.abc import TaskGroup
+
+    from rlm.scheduler.scheduler import Tree
+
+__all__ = [
+    "Item",
+    "MapSettings",
+    "Mapped",
+    "PlainModels",
+    "Settled",
+    "Sink",
+    "ask_checked",
+    "fill_packs",
+    "map_items",
+    "map_packs",
+    "pack_call",
+]
+
+ATTEMPTS: Final = 3
+"""Answers in a row that an item may fail to get, the last of them asked alone, before it has failed."""
+SPLITTABLE: Final = (ContextTooLong, OutputTruncated, PromptTruncated, Refused)
+"""Failures that may be the fault of one item of a pack, or of its size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mapped:
+    """What became of one item: a value, or why there is none. `kind` is then the name of the error, else ''."""
+
+    value: Any = None
+    kind: str = ""
+    reason: str = ""
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no value."""
+        return bool(self.kind)
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to ask about: `content` is any JSON value, `key` is the caller's name for it."""
+
+    key: Any
+    content: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Items that one call settled, and its reply where there was one."""
+
+    items: Sequence[tuple[Item, Mapped]]
+    reply: Reply | None = None
+
+
+Sink: TypeAlias = Callable[[Settled], Awaitable[None]]
+"""Takes what each call settled, as it comes; while it works, its worker asks nothing."""
+
+
+@dataclass(slots=True)
+class PlainModels:
+    """Which models refuse a schema with their request, and which have taken one."""
+
+    refusing: set[str] = field(default_factory=set)
+    taking: set[str] = field(default_factory=set)
+
+    def note_refusal(self, call: Call, error: CallError) -> bool:
+        """Whether the call is worth asking again without its schema; from then on it is left out."""
+        if call.schema is None or not isinstance(error, BadRequest) or isinstance(error, ContextTooLong):
+            return False
+        if call.model in self.taking:
+            return False
+        self.refusing.add(call.model)
+        return True
+
+    def note_answer(self, call: Call) -> None:
+        """A call was answered: if it had a schema, the model takes one."""
+        if call.schema is not None:
+            self.taking.add(call.model)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapSettings:
+    """How items are asked.
+
+    Attributes:
+        model: the model that is asked.
+        per_call: items of one call, or "auto" for as many as their length suggests.
+        max_concurrent: calls at once; the scheduler may allow fewer.
+        window_chars: characters of a whole prompt.
+        max_output_tokens: output cap of each call, or None for the model's own.
+        output_tokens: tokens of a reply that packs are made for where there is no cap.
+        temperature: passed to the model.
+        run_id: the run that asks.
+        depth: its depth.
+        batch: number of the batch that the first call of each pack belongs to, or None.
+        stops_at: failures of one call that end the whole mapping.
+    """
+
+    model: str
+    per_call: int | Literal["auto"] = "auto"
+    max_concurrent: int = 10
+    window_chars: int = 400_000
+    max_output_tokens: int | None = None
+    output_tokens: int = 8_192
+    temperature: float | None = None
+    run_id: str = ""
+    depth: int = 0
+    batch: int | None = None
+    stops_at: tuple[type[CallError], ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("per_call", "max_concurrent", "window_chars"):
+            value = getattr(self, name)
+            if (name, value) == ("per_call", "auto"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise SettingsError(f"{name}={value!r}: must be a whole number above 0")
+
+    def room(self, task: Task) -> Room:
+        """An empty pack for this task."""
+        per_call = None if self.per_call == "auto" else self.per_call
+        tokens = self.max_output_tokens or self.output_tokens
+        return Room(task, per_call, self.window_chars, int(tokens * CHARS_PER_TOKEN))
+
+
+async def map_items(
+    tree: Tree,
+    items: Sequence[Any],
+    instruction: str,
+    settings: MapSettings,
+    *,
+    schema: SchemaSource | None = None,
+    plain_models: PlainModels | None = None,
+    kept: dict[int, Mapped] | None = None,
+) -> list[Mapped]:
+    """Ask the same of every item; equal items are asked once, and the answers come in the order of the items.
+
+    Also where this raises or is cancelled, `kept` then has the outcomes there are, by the index of their item.
+
+    Raises:
+        SchemaError: the schema is not understood.
+        LimitReached: the tree may spend no more; the calls in flight are finished first.
+    """
+    task = Task(instruction, None if schema is None else schema_of(schema))
+    distinct: dict[Hashable, Item] = {}
+    keys = [canonical(item) for item in items]
+    for key, content in zip(keys, items, strict=True):
+        distinct.setdefault(key, Item(key, content))
+    waiting = list(distinct.values())
+    packs = even_packs([content_chars(item.content) for item in waiting], settings.room(task))
+    settings = replace(settings, max_concurrent=max(1, min(settings.max_concurrent, len(waiting))))
+    outcomes: dict[Hashable, Mapped] = {}
+
+    async def keep(settled: Settled) -> None:
+        outcomes.update((item.key, mapped) for item, mapped in settled.items)
+
+    if not packs:
+        return []
+    lists = _as_they_are([waiting[index] for index in pack] for pack in packs)
+    with tree.batch(
+        len(packs),
+        distinct=len(packs),
+        max_concurrent=settings.max_concurrent,
+        run_id=settings.run_id,
+        depth=settings.depth,
+    ) as batch:
+        settings = replace(settings, batch=batch.number)
+        try:
+            async with aclosing(lists):
+                await map_packs(tree, lists, task, keep, settings, plain_models=plain_models)
+        finally:
+            batch.failed = sum(outcomes[key].failed for key in keys if key in outcomes)
+            if kept is not None:
+                kept.update((index, outcomes[key]) for index, key in enumerate(keys) if key in outcomes)
+    return [outcomes[key] for key in keys]
+
+
+async def map_packs(
+    tree: Tree,
+    packs: AsyncIterator[Sequence[Item]],
+    task: Task,
+    sink: Sink,
+    settings: MapSettings,
+    *,
+    plain_models: PlainModels | None = None,
+) -> None:
+    """Ask about packs of items as they come, and hand on what is settled as it comes.
+
+    Each item is handed on exactly once, unless the mapping ends before. Of the packs that have been taken from
+    `packs`, at most `max_concurrent` are being asked, and about as many are waiting.
+
+    Raises:
+        CallError: one that `settings.stops_at` names; the calls in flight are finished first.
+        LimitReached: the tree may spend no more; the calls in flight are finished first.
+        Exception: whatever `packs` or `sink` raise, at once.
+    """
+    mapping = _Mapping(tree, packs, task, sink, settings=settings, plain_models=plain_models or PlainModels())
+    with ungrouped():
+        await mapping.run()
+    if mapping.stopped_by is not None:
+        raise mapping.stopped_by
+
+
+async def fill_packs(chunks: AsyncIterator[Iterable[Item]], room: Room) -> AsyncGenerator[list[Item], None]:
+    """Items as they come, a few at a time, in packs that fit."""
+    pack: list[Item] = []
+    room.empty()
+    async for chunk in chunks:
+        for item in chunk:
+            size = content_chars(item.content)
+            if not room.takes(size):
+                yield pack
+                pack = []
+                room.empty()
+            room.add(size)
+            pack.append(item)
+    if pack:
+        yield pack
+
+
+def pack_call(
+    task: Task,
+    contents: Sequence[Any],
+    settings: MapSettings,
+    plain_models: PlainModels,
+    *,
+    notes: Mapping[int, str] | None = None,
+) -> Call:
+    """The call that asks about some contents, with a schema unless the model refuses one."""
+    plain = settings.model in plain_models.refusing
+    return Call(
+        model=settings.model,
+        messages=(Message("user", task.prompt(contents, notes)),),
+        run_id=settings.run_id,
+        depth=settings.depth,
+        max_output_tokens=settings.max_output_tokens,
+        temperature=settings.temperature,
+        schema=None if plain else task.reply_schema(len(contents)),
+    )
+
+
+async def ask_checked(
+    tree: Tree, call: Call, schema: Schema, *, plain_models: PlainModels | None = None
+) -> Any:
+    """The answer to a call as a value that meets the schema.
+
+    An answer that does not is sent back once with what is wrong.
+
+    Raises:
+        InvalidAnswer: the second answer does not meet the schema either.
+        CallError: the call failed for good.
+        LimitReached: the tree may spend no more.
+    """
+    plain = plain_models or PlainModels()
+    task = Task("", schema, single=str)
+    last = call.messages[-1]
+    asked = replace(last, content=task.prompt([last.content]))
+    call = replace(call, messages=(*call.messages[:-1], asked), schema=task.reply_schema(1))
+    reply = await _complete(tree, call, plain)
+    outcome = read_json(reply.text, schema)
+    if not isinstance(outcome, Valid):
+        repair = Message(
+            "user", f"This cannot be used: {outcome.reason}. Reply with the corrected JSON only."
+        )
+        call = replace(call, messages=(*call.messages, Message("assistant", reply.text), repair))
+        reply = await _complete(tree, call, plain)
+        outcome = read_json(reply.text, schema)
+    if isinstance(outcome, Valid):
+        return outcome.value
+    raise InvalidAnswer(
+        f"{call.model} was asked twice, and its answer does not meet the schema: {outcome.reason}",
+        text=reply.text,
+        model=call.model,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Pack:
+    """Items to ask about in one call.
+
+    `notes` says, by index, why the last answer was none; `tries` counts the answers that these items did not get;
+    `call` is there where it was written ahead of need.
+    """
+
+    items: Sequence[Item]
+    notes: dict[int, str] = field(default_factory=dict)
+    tries: int = 0
+    call: Call | None = None
+
+    def left_over(self, outcomes: Sequence[Outcome]) -> _Pack:
+        """The items that got no value."""
+        reasons = {
+            index: outcome.reason for index, outcome in enumerate(outcomes) if not isinstance(outcome, Valid)
+        }
+        items = [self.items[index] for index in reasons]
+        return _Pack(items, dict(enumerate(reasons.values())), self.tries + 1)
+
+    def halves(self) -> list[_Pack]:
+        """The same in two, each of which may still fail as a pack once."""
+        middle = -(-len(self.items) // 2)
+        late = {index - middle: note for index, note in self.notes.items() if index >= middle}
+        early = {index: note for index, note in self.notes.items() if index < middle}
+        return [_Pack(self.items[:middle], early, 1), _Pack(self.items[middle:], late, 1)]
+
+
+class _Mapping:
+    """The state that the workers of one mapping share.
+
+    Packs are read, and their prompts written, ahead of need, so that a worker which has an answer can ask again at
+    once: with many calls in flight that is what keeps them in flight. A worker whose call waits to be asked again
+    gives its place to another, so there may be twice as many workers as places; each is started when there is a
+    pack that nobody is free for. There are as many places as may be in flight, and where the gate adapts, about twice
+    as many as it lets through now.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        packs: AsyncIterator[Sequence[Item]],
+        task: Task,
+        sink: Sink,
+        *,
+        settings: MapSettings,
+        plain_models: PlainModels,
+    ) -> None:
+        self.stopped_by: CallError | LimitReached | None = None
+        self._tree = tree
+        self._packs = packs
+        self._task = task
+        self._sink = sink
+        self._settings = settings
+        self._plain_models = plain_models
+        self._again: deque[_Pack] = deque()
+        self._ready: deque[_Pack] = deque()
+        self._line = Line(self._places())
+        self._workers: TaskGroup
+        self._reading = anyio.CancelScope()
+        self._started = 0
+        self._ended = False
+        self._busy = 0
+        self._idle: deque[anyio.Event] = deque()
+        self._taken = anyio.Event()
+        self._ever_answered = False
+
+    async def run(self) -> None:
+        """Settle all packs, or stop."""
+        async with anyio.create_task_group() as self._workers:
+            with self._reading:
+                await self._read_ahead()
+            self._ended = True
+            self._wake_all()
+
+    async def _read_ahead(self) -> None:
+        async for items in self._packs:
+            while len(self._ready) >= self._line.size:
+                self._taken = anyio.Event()
+                await self._taken.wait()
+            pack = _Pack(items)
+            self._ready.append(replace(pack, call=replace(self._call(pack), batch=self._settings.batch)))
+            self._wake(1)
+            await checkpoint()  # the first call goes out before the last pack is read
+
+    async def _work(self) -> None:
+        """Settle pack after pack until there are none, and none can come back from another worker."""
+        place = Place(self._line)
+        try:
+            await place.take()
+            while self.stopped_by is None:
+                if (pack := self._take()) is not None:
+                    await self._settle(pack, place)
+                elif self._ended and not self._busy:
+                    return
+                else:
+                    place.give_back()
+                    self._idle.append(anyio.Event())
+                    await self._idle[-1].wait()
+                if self._line.is_full:
+                    place.give_back()  # to a call that comes back to be asked again, if there is one
+                await place.take()
+        finally:
+            place.give_back()
+
+    def _take(self) -> _Pack | None:
+        """The next pack, counted as busy from here on."""
+        if not self._again and not self._ready:
+            return None
+        self._busy += 1
+        if self._again:
+            return self._again.popleft()
+        self._taken.set()
+        return self._ready.popleft()
+
+    def _call(self, pack: _Pack) -> Call:
+        contents = [item.content for item in pack.items]
+        return pack_call(self._task, contents, self._settings, self._plain_models, notes=pack.notes)
+
+    def _places(self) -> int:
+        """How many calls are made or wait for the gate: enough to find it full, so that it may widen."""
+        return min(self._settings.max_concurrent, 2 * self._tree.width(self._settings.model))
+
+    def _wake(self, packs: int) -> None:
+        """There is something to do for so many."""
+        for _ in range(packs):
+            if self._idle:
+                self._idle.popleft().set()
+            elif self._started < 2 * self._line.size:
+                self._started += 1
+                self._workers.start_soon(self._work)
+
+    def _wake_all(self) -> None:
+        """Let all who are idle look whether they are still needed."""
+        while self._idle:
+            self._idle.popleft().set()
+
+    def _stop(self, reason: CallError | LimitReached) -> None:
+        self.stopped_by = self.stopped_by or reason
+        self._reading.cancel()
+
+    async def _settle(self, pack: _Pack, place: Place) -> None:
+        try:
+            if self.stopped_by is None:
+                await self._ask(pack, place)
+        finally:
+            self._busy -= 1
+            if (places := self._places()) != self._line.size:
+                self._line.resize(places)
+            if self.stopped_by is not None or not (self._busy or self._again):
+                self._wake_all()
+            else:
+                self._wake(len(self._again))
+
+    async def _ask(self, pack: _Pack, place: Place) -> None:
+        call = pack.call or self._call(pack)
+        if call.model in self._plain_models.refusing:
+            call = replace(call, schema=None)
+        chars = len(call.messages[0].content)
+        if chars > self._settings.window_chars:
+            await self._too_long(pack, chars)
+            return
+        try:
+            reply = await self._tree.complete(call, place=place)
+        except LimitReached as limit:
+            self._stop(limit)
+        except CallError as error:
+            await self._take_failure(pack, call, error)
+        else:
+            self._ever_answered = True
+            self._plain_models.note_answer(call)
+            await self._take_outcomes(pack, self._task.read(reply.text, len(pack.items)), reply)
+
+    async def _take_outcomes(
+        self, pack: _Pack, outcomes: Sequence[Outcome], reply: Reply | None = None
+    ) -> None:
+        settled = [
+            (item, Mapped(outcome.value))
+            for item, outcome in zip(pack.items, outcomes, strict=True)
+            if isinstance(outcome, Valid)
+        ]
+        left = pack.left_over(outcomes)
+        if len(left.items) > 1:
+            keeps_failing = left.tries > 1 or not settled
+            self._again.extend(left.halves() if keeps_failing else [left])
+        elif left.items and left.tries < ATTEMPTS:
+            self._again.append(left)
+        elif left.items:
+            settled.append((left.items[0], Mapped(kind=InvalidAnswer.__name__, reason=left.notes[0])))
+        if settled or reply is not None:
+            await self._sink(Settled(settled, reply))
+
+    async def _take_failure(self, pack: _Pack, call: Call, error: CallError) -> None:
+        if isinstance(error, self._settings.stops_at):
+            self._stop(error)
+        elif self._plain_models.note_refusal(call, error):
+            self._again.append(pack)
+        elif len(pack.items) > 1 and isinstance(error, OutputTruncated) and error.text:
+            await self._take_outcomes(pack, self._task.read(error.text, len(pack.items)))
+        elif len(pack.items) > 1 and (
+            isinstance(error, SPLITTABLE) or (isinstance(error, BadRequest) and self._ever_answered)
+        ):
+            self._again.extend(pack.halves())
+        else:
+            await self._give_up(pack, type(error).__name__, str(error))
+
+    async def _too_long(self, pack: _Pack, chars: int) -> None:
+        if len(pack.items) > 1:
+            self._again.extend(pack.halves())
+            return
+        reason = (
+            f"the prompt for this item alone has {chars:,} characters, and the model is given at most "
+            f"{self._settings.window_chars:,}"
+        )
+        await self._give_up(pack, ContextTooLong.__name__, reason)
+
+    async def _give_up(self, pack: _Pack, kind: str, reason: str) -> None:
+        await self._sink(Settled([(item, Mapped(kind=kind, reason=reason)) for item in pack.items]))
+
+
+async def _complete(tree: Tree, call: Call, plain_models: PlainModels) -> Reply:
+    """Ask once, with the schema where the model takes one."""
+    if call.model in plain_models.refusing:
+        return await tree.complete(replace(call, schema=None))
+    try:
+        reply = await tree.complete(call)
+    except BadRequest as error:
+        if not plain_models.note_refusal(call, error):
+            raise
+        return await tree.complete(replace(call, schema=None))
+    plain_models.note_answer(call)
+    return reply
+
+
+async def _as_they_are(packs: Iterable[Sequence[Item]]) -> AsyncGenerator[Sequence[Item], None]:
+    for pack in packs:
+        yield pack
