@@ -130,7 +130,7 @@ async def run_job(
     keep_row: Callable[[Row], None] | None = None,
     tell_row: TellRow | None = None,
     ask_packs: AskPacks | None = None,
-    knock: Callable[[], Awaitable[None]] | None = None,
+    check_reachable: Callable[[], Awaitable[None]] | None = None,
 ) -> Report:
     """Do a job.
 
@@ -145,7 +145,7 @@ async def run_job(
         keep_row: is given each finished row, in order.
         tell_row: is given each finished row as it finishes.
         ask_packs: asks the packs, instead of calls at once.
-        knock: finds out whether there is anybody to ask, when all else is in order; its errors are raised.
+        check_reachable: called after all other checks and before the first call; its errors are raised.
 
     Raises:
         InputError: rows, prompt, schema and output do not fit together; nothing was spent. Or the input has changed
@@ -159,8 +159,8 @@ async def run_job(
     stamp = _stamp(source)
     survey = await anyio.to_thread.run_sync(run.survey)
     record = JobRecord(job.task(), _options(job, source))
-    if knock is not None:
-        await knock()
+    if check_reachable is not None:
+        await check_reachable()
     if job.overwrite and not (job.resume or job.retry):
         forget(journal)
     with Checkpoint(

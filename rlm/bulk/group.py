@@ -37,7 +37,7 @@ from rlm.bulk.engine import AskPacks, run_job
 from rlm.bulk.io.formats import FileSource, Row, Source, as_source
 from rlm.bulk.job import Job
 from rlm.bulk.streaming import ROWS_AHEAD, FinishedRow, RowStream, TellRow
-from rlm.clients.base import knock
+from rlm.clients.base import check_reachable
 from rlm.clients.openai import AsyncOpenAIClient
 from rlm.errors import InputError, JobStopped, SettingsError
 from rlm.metering.prices import Price, has_price_list
@@ -373,7 +373,7 @@ class JobGroup:
                     keep_row=kept.append if job.output is None and tell_row is None else None,
                     tell_row=tell_row,
                     ask_packs=options.get("ask_packs"),
-                    knock=None if options.get("ask_packs") else self._knock,
+                    check_reachable=None if options.get("ask_packs") else self._check_reachable,
                 )
         except JobStopped:
             if self._ledger.is_exhausted:
@@ -382,10 +382,10 @@ class JobGroup:
             raise
         return MappedRows(report, kept)
 
-    async def _knock(self) -> None:
+    async def _check_reachable(self) -> None:
         """Once for all jobs."""
         if not self._is_there:
-            await knock(self._client)
+            await check_reachable(self._client)
             self._is_there = True
 
     @contextmanager

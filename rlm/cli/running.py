@@ -133,7 +133,7 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
     prices = _prices(options, choice)
 
     from rlm._async.portal import lease
-    from rlm.clients.base import knock
+    from rlm.clients.base import check_reachable
     from rlm.display import show_on_stderr
     from rlm.events import CallFailed
     from rlm.rlm_repl import RLM_REPL
@@ -154,7 +154,7 @@ def open_rlm(options: RunOptions, *, also: Emit | None = None) -> Iterator[RLM_R
     defaults = RunSettings()
     with lease() as portal:
         client = _client(choice)
-        portal.call(knock, client)
+        portal.call(check_reachable, client)
         rlm = RLM_REPL(
             model=choice.model,
             recursive_model=choice.recursive_model,

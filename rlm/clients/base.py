@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rlm.values import Call, Reply
 
-__all__ = ["Client", "Prompt", "StreamingClient", "knock", "messages_of"]
+__all__ = ["Client", "Prompt", "StreamingClient", "check_reachable", "messages_of"]
 
 Prompt: TypeAlias = "str | Iterable[Message | Mapping[str, str]]"
 """A text, which becomes a user message, or messages as values or as `{"role": …, "content": …}`."""
@@ -47,11 +47,11 @@ class StreamingClient(Client, Protocol):
         ...
 
 
-async def knock(client: Client) -> None:
-    """Find out whether somebody is at the endpoint, where the client can list its models; a run would ask for minutes.
+async def check_reachable(client: Client) -> None:
+    """List the models of the endpoint, where the client can, to fail at once when no server answers.
 
     Raises:
-        ConnectionFailed: there is nobody.
+        ConnectionFailed: no server answers at the endpoint.
     """
     available_models = getattr(client, "available_models", None)
     if available_models is None:
