@@ -35,7 +35,7 @@ WHO_ANSWERS = (
     f"OPENAI_API_KEY is set: asking {'the endpoint of OPENAI_BASE_URL' if HAS_ENDPOINT else 'OpenAI'}."
     if HAS_KEY
     else "No OPENAI_API_KEY: a scripted stand-in answers by rule. It is no language model, and costs nothing; "
-    "dollars below are what the named model would have taken (prices: pip install '.[prices]')."
+    "dollars below are what the named model would have taken."
 )
 
 

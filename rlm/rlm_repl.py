@@ -83,7 +83,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
             none: rules that find, count and quote.
         budget: what one completion may spend, children included: dollars, or a `Budget`. Never exceeded; where the
             next call might, the answer is partial.
-        prices: dollars per million tokens by model, ahead of the price list of the extra `[prices]`.
+        prices: dollars per million tokens by model, ahead of the price list.
         cache: keep finished answers on disk and use them again: "on", "read" (add nothing), "off", which is the default.
         max_concurrent: calls in flight at once over the whole tree; by default, what the endpoint turns out to bear.
         timeout_s: wall clock of one question in seconds, with the start of its guest and with its child runs; files of

@@ -13,8 +13,8 @@ from rlm.values import FailedCall, Usage
 
 VALUES = {
     "message": "what happened",
-    "feature": "the chat",
-    "extra": "chat",
+    "feature": "Parquet",
+    "extra": "tables",
     "cause": errors.RateLimited("slowly", retry_after=2.5),
     "model": "m",
     "status": 429,

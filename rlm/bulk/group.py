@@ -40,7 +40,7 @@ from rlm.bulk.streaming import ROWS_AHEAD, FinishedRow, RowStream, TellRow
 from rlm.clients.base import check_reachable
 from rlm.clients.openai import AsyncOpenAIClient
 from rlm.errors import InputError, JobStopped, SettingsError
-from rlm.metering.prices import Price, has_price_list
+from rlm.metering.prices import Price, load_price_list
 from rlm.metering.prices import price as price_of
 from rlm.scheduler.budget import Budget, Ledger
 from rlm.scheduler.scheduler import Scheduler
@@ -281,7 +281,7 @@ class JobGroup:
             portal.call(self.__aexit__, kind, error, traceback)
 
     async def __aenter__(self) -> Self:
-        await anyio.to_thread.run_sync(preload.load, has_price_list)  # which takes half a second
+        await anyio.to_thread.run_sync(preload.load, load_price_list)  # which takes half a second
         endpoint = getattr(self._client, "endpoint", None)
         price = partial(price_of, overrides=self._prices, endpoint=endpoint)
         self._scheduler = Scheduler(self._client, self._settings, price=price)

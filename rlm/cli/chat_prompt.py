@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rlm.cli.chat_inputs import is_unfinished
-from rlm.errors import MissingExtra
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,15 +28,8 @@ def lines_of_stdin() -> Iterator[str]:
 
 
 def lines_of_terminal() -> Iterator[str]:
-    """Every input, which may have several lines, until Ctrl-D. Ctrl-C drops what was typed.
-
-    Raises:
-        MissingExtra: prompt_toolkit is not installed; at once, not with the first line.
-    """
-    return _inputs(_prompt_session())
-
-
-def _inputs(session: Any) -> Iterator[str]:
+    """Yield each input, which may have several lines, until Ctrl-D. Ctrl-C discards the input that is being typed."""
+    session = _prompt_session()
     while True:
         try:
             text: str = session.prompt()
@@ -50,11 +42,9 @@ def _inputs(session: Any) -> Iterator[str]:
 
 
 def _prompt_session() -> Any:
-    try:
-        from prompt_toolkit import PromptSession
-        from prompt_toolkit.output import create_output
-    except ImportError as error:
-        raise MissingExtra("rlm chat on a terminal", "chat") from error
+    from prompt_toolkit import PromptSession
+    from prompt_toolkit.output import create_output
+
     return PromptSession(
         "rlm> ",
         multiline=True,

@@ -31,9 +31,7 @@ DISTRIBUTION = "rlm-cells"
 VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
 PACKAGES = ("openai", "anyio", "tiktoken", "rich", "click")
 EXTRAS = {
-    "chat": ("prompt_toolkit", "rlm chat on a terminal"),
     "fast": ("aiohttp", "more calls per second"),
-    "prices": ("genai_prices", "dollars next to tokens"),
     "tables": ("pyarrow", "Parquet and Excel in rlm map"),
     "tokens": ("toktok", "tokens of OpenAI's models counted exactly, with nothing to fetch"),
 }

@@ -1,14 +1,14 @@
 """What usage costs, in dollars; the only room that knows the price library.
 
-Prices come from genai-prices (extra `prices`), which holds them offline and is loaded at the first question, in a
-fraction of a second. It knows tiers that depend on the length of a prompt: price each call, never a sum of calls.
+Prices come from genai-prices, which holds them offline and is imported when the first price is needed, in a fraction
+of a second. It knows tiers that depend on the length of a prompt: price each call, never a sum of calls.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from rlm.errors import SettingsError
@@ -16,9 +16,8 @@ from rlm.values import Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from types import ModuleType
 
-__all__ = ["BATCH_FACTOR", "Price", "context_window", "has_price_list", "missing_price", "price"]
+__all__ = ["BATCH_FACTOR", "Price", "context_window", "load_price_list", "missing_price", "price"]
 
 BATCH_FACTOR = 0.5
 """What calls through a provider's Batch API cost, relative to others: OpenAI, Anthropic, Google and Mistral agree."""
@@ -85,17 +84,16 @@ def context_window(model: str, *, endpoint: str | None = None) -> int | None:
     return window if isinstance(window, int) else None
 
 
-def has_price_list() -> bool:
-    """Whether genai-prices is installed; without it only overrides have prices."""
-    return _library() is not None
+def load_price_list() -> None:
+    """Import the price list, which takes about half a second, so that the first price does not have to wait."""
+    import genai_prices  # noqa: F401
 
 
 def missing_price(model: str, *, by_hand: str) -> str:
     """Why a budget in dollars cannot be kept, and what to do; `by_hand` tells how to give a price."""
-    listed = "" if has_price_list() else "; `pip install 'rlm-cells[prices]'` brings a list of prices"
     return (
         f"a budget in dollars cannot be kept, because the price of {model!r} is not known: give it with {by_hand}, "
-        f"or set a budget in tokens or calls{listed}"
+        "or set a budget in tokens or calls"
     )
 
 
@@ -113,30 +111,17 @@ def _overriding(model: str, overrides: Mapping[str, Price]) -> Price | None:
 # --- The price list -----------------------------------------------------------------------------------------------
 
 
-@cache
-def _library() -> ModuleType | None:
-    try:
-        import genai_prices
-    except ImportError:
-        return None
-    return genai_prices
-
-
 def _calculated(model: str, usage: Usage, endpoint: str | None) -> Any:
-    library = _library()
-    if library is None:
-        return None
     reference = _listed_as(model, endpoint)
-    return None if reference is None else _calculate(library, usage, reference)
+    return None if reference is None else _calculate(usage, reference)
 
 
 @lru_cache(maxsize=1_024)
 def _listed_as(model: str, endpoint: str | None) -> tuple[tuple[str, str], ...] | None:
     """The arguments by which the library finds the model and a price for it, or None."""
-    library = _library()
     for reference in _references(model, endpoint):
         found = tuple(reference.items())
-        if library is not None and _has_price(_calculate(library, Usage(), found)):
+        if _has_price(_calculate(Usage(), found)):
             return found
     return None
 
@@ -162,14 +147,17 @@ _OLLAMA_TAG = re.compile(r":(?:e?\d+(?:\.\d+)?[bm]\b|latest$)", re.IGNORECASE)
 _SOLD_BY_OPENROUTER = frozenset({"openai", "anthropic", "google", "x-ai", "deepseek", "mistralai", "cohere"})
 
 
-def _calculate(library: ModuleType, usage: Usage, reference: tuple[tuple[str, str], ...]) -> Any:
-    tokens = library.Usage(
+def _calculate(usage: Usage, reference: tuple[tuple[str, str], ...]) -> Any:
+    import genai_prices
+
+    tokens = genai_prices.Usage(
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,
         cache_read_tokens=min(usage.cached_tokens, usage.input_tokens),
     )
     try:
-        return library.calc_price(tokens, **dict(reference))
+        keywords: dict[str, Any] = dict(reference)  # one overload each for a provider's name and for its URL
+        return genai_prices.calc_price(tokens, **keywords)
     except LookupError:
         return None
 

@@ -71,15 +71,3 @@ def test_ctrl_c_stops_a_question_and_the_conversation_goes_on(tmp_path):
         told = [message["content"] for message in server.bodies[-1]["messages"]]
     assert "First question?" in told[1]
     assert "Second question?" in told[-1]
-
-
-def test_a_missing_extra_is_told_before_anything_else(tmp_path):
-    (tmp_path / "a.txt").write_text("some text")
-    missing = tmp_path / "packages" / "prompt_toolkit"
-    missing.mkdir(parents=True)
-    (missing / "__init__.py").write_text("raise ImportError('not installed')")
-    command = [sys.executable, "-m", "rlm", "chat", "a.txt", "--client", "offline"]
-    with Terminal(command, folder=tmp_path, environment={"PYTHONPATH": str(missing.parent)}) as terminal:
-        screen = terminal.wait_for("exit code 2")
-    assert "pip install 'rlm-cells[chat]'" in " ".join(screen.split())
-    assert "/help" not in screen

@@ -89,7 +89,7 @@ def test_an_endpoint_from_a_file_never_gets_a_key_from_elsewhere(environment, mo
     [
         (errors.SettingsError("x"), 2),
         (errors.ContextError("x"), 2),
-        (errors.MissingExtra("x", "chat"), 2),
+        (errors.MissingExtra("x", "tables"), 2),
         (click.UsageError("x"), 2),
         (errors.GuestStartFailed("x"), 1),
         (errors.ProtocolViolation("x"), 1),
