@@ -1,65 +1,32 @@
-"""The Chat Completions format on paper: calls to request bodies, response bodies to replies, failures to errors.
+"""The Chat Completions format: calls to request bodies, response bodies to replies. No I/O.
 
-Nothing here sends or receives. `openai.py` carries these values over HTTP; a batch file of requests could carry
-them as well. The format is the one of https://platform.openai.com/docs/api-reference/chat, read leniently, since
-compatible servers differ in what they leave out.
+`openai.py` sends these bodies over HTTP, `openai_batches.py` in files. The format is specified at
+https://platform.openai.com/docs/api-reference/chat; it is read leniently, since compatible servers omit fields.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlm.errors import (
-    AuthenticationFailed,
-    BadReply,
-    BadRequest,
-    CallError,
-    ConnectionFailed,
-    ContextTooLong,
-    OutputTruncated,
-    QuotaExhausted,
-    RateLimited,
-    Refused,
-    ServerError,
-    TransientError,
-    UnknownModel,
-)
-from rlm.values import RateLimits, Reply, Usage
+from rlm.clients.error_mapping import call_error, quoted, read_failure, redact
+from rlm.clients.headers import non_negative, rate_limits
+from rlm.errors import BadReply, BadRequest, ConnectionFailed, OutputTruncated, Refused
+from rlm.values import Reply, Usage
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Mapping
 
     from rlm.values import Call, FinishReason
 
-__all__ = [
-    "Dialect",
-    "Failure",
-    "StreamReader",
-    "encode",
-    "error_of",
-    "learned",
-    "lesson_of",
-    "rate_limits",
-    "read_failure",
-    "read_reply",
-    "redact",
-    "request_body",
-    "retry_after",
-]
+__all__ = ["Dialect", "StreamReader", "encode_body", "read_reply", "request_body"]
 
 OutputCap = Literal["max_completion_tokens", "max_tokens"]
 
 CHARS_PER_TOKEN = 3.3
 """For the estimate where an endpoint reports no usage; measured over code, Markdown and prose."""
-
-SHOWN_CHARS = 300
-"""How much of a provider's own words goes into an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,17 +45,15 @@ class Dialect:
         other: OutputCap = "max_tokens" if self.output_cap != "max_tokens" else "max_completion_tokens"
         return next((name for name in (self.output_cap, other) if name not in self.refused), None)
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Failure:
-    """An error as an endpoint reported it; `kind` is the `type` field of the body."""
-
-    status: int
-    message: str
-    code: str = ""
-    kind: str = ""
-    param: str = ""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    def without(self, parameter: str) -> tuple[Dialect, str]:
+        """Return the dialect without the parameter, and in words what happens instead."""
+        changed = replace(self, refused=self.refused | {parameter})
+        if parameter == "temperature":
+            return changed, "its own default is used"
+        if parameter == "stream_options":
+            return changed, "the usage of its streams is estimated"
+        name = changed.cap_name()
+        return changed, f"`{name}` is sent instead" if name else "its output is not capped"
 
 
 def request_body(call: Call, dialect: Dialect, *, stream: bool = False) -> dict[str, Any]:
@@ -111,7 +76,7 @@ def request_body(call: Call, dialect: Dialect, *, stream: bool = False) -> dict[
     return {**body, **call.extra}
 
 
-def encode(body: Mapping[str, Any]) -> bytes:
+def encode_body(body: Mapping[str, Any]) -> bytes:
     """The body as UTF-8; a lone surrogate, which no endpoint takes, becomes `?`.
 
     Raises:
@@ -134,7 +99,7 @@ def read_reply(content: bytes, call: Call, endpoint: str, headers: Mapping[str, 
     """
     body = _json_object(content, call, endpoint)
     if body.get("error") and not body.get("choices"):
-        raise error_of(read_failure(_status_in(body), body, headers), call.model, endpoint)
+        raise call_error(read_failure(_status_in(body), body, headers), call.model, endpoint)
     choice = _first(body.get("choices"))
     if choice is None:
         usage = _usage(body, call, "")
@@ -180,7 +145,7 @@ class StreamReader:
         chunk = _json_object(data.encode(), self._call, self._endpoint)
         if chunk.get("error"):
             failure = read_failure(_status_in(chunk), chunk, self._headers)
-            raise error_of(failure, self._call.model, self._endpoint)
+            raise call_error(failure, self._call.model, self._endpoint)
         self._body.update({key: chunk[key] for key in ("model", "usage") if chunk.get(key)})
         return self._take(_first(chunk.get("choices")) or {})
 
@@ -220,224 +185,7 @@ class StreamReader:
         return text
 
 
-def read_failure(status: int, body: object, headers: Mapping[str, str]) -> Failure:
-    """What an error response says, whatever form it has."""
-    error = body.get("error") if isinstance(body, dict) else None
-    if isinstance(error, dict):
-        fields = error
-    elif isinstance(body, dict) and not isinstance(error, str):
-        fields = body
-    else:
-        fields = {"message": error if isinstance(error, str) else body}
-    message = fields.get("message") or fields.get("detail") or ""
-    return Failure(
-        status=status,
-        message=" ".join(str(message).split()),
-        code=str(fields.get("code") or ""),
-        kind=str(fields.get("type") or ""),
-        param=str(fields.get("param") or ""),
-        headers=headers,
-    )
-
-
-def error_of(failure: Failure, model: str, endpoint: str) -> CallError:
-    """The one error of ours that a failure is."""
-    rule = next(rule for rule in RULES if rule.applies(failure))
-    sentence = rule.sentence.format(
-        model=repr(model), endpoint=endpoint, status=failure.status, said=_sentence(failure.message)
-    )
-    if issubclass(rule.error, TransientError):
-        wait = retry_after(failure.headers)
-        return rule.error(sentence, model=model, status=failure.status, retry_after=wait)
-    return rule.error(sentence, model=model, status=failure.status)
-
-
-def lesson_of(failure: Failure, body: Mapping[str, Any]) -> str | None:
-    """The parameter of `body` that a 400 says the model does not take, or None where it says something else."""
-    if failure.status not in (400, 422) or not (
-        failure.code in ("unsupported_parameter", "unsupported_value", "unknown_parameter")
-        or NOT_TAKEN.search(failure.message)
-    ):
-        return None
-    names = ("max_completion_tokens", "max_tokens", "temperature", "stream_options")
-    sent = [name for name in names if name in body]
-    if failure.param in sent:
-        return failure.param
-    first = {name: found.start() for name in sent if (found := re.search(rf"\b{name}\b", failure.message))}
-    return min(first, key=first.__getitem__) if first else None
-
-
-def learned(dialect: Dialect, parameter: str) -> tuple[Dialect, str]:
-    """The dialect without the parameter, and in words what is done instead."""
-    changed = replace(dialect, refused=dialect.refused | {parameter})
-    if parameter == "temperature":
-        return changed, "its own default is used"
-    if parameter == "stream_options":
-        return changed, "the usage of its streams is estimated"
-    name = changed.cap_name()
-    return changed, f"`{name}` is sent instead" if name else "its output is not capped"
-
-
-def rate_limits(headers: Mapping[str, str]) -> RateLimits | None:
-    """What the `x-ratelimit-*` headers say, or None where there are none."""
-    values = {
-        f"{kind}_{name}": read(headers.get(f"x-ratelimit-{header}-{kind}", ""))
-        for kind in ("requests", "tokens")
-        for name, header, read in (
-            ("per_minute", "limit", _number),
-            ("remaining", "remaining", _number),
-            ("reset_s", "reset", _duration),
-        )
-    }
-    return RateLimits(**values) if any(value is not None for value in values.values()) else None
-
-
-def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from `retry-after-ms` or `Retry-After` (seconds, or a date).
-
-    A date is held against the server's own `Date`, where it sends one, so that our clock may be wrong.
-    """
-    if (milliseconds := _number(headers.get("retry-after-ms", ""))) is not None:
-        return milliseconds / 1000
-    value = headers.get("retry-after", "")
-    if (seconds := _number(value)) is not None:
-        return seconds
-    try:
-        until = parsedate_to_datetime(value)
-        now = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
-        return max(0.0, (until - now).total_seconds())
-    except (TypeError, ValueError):
-        return None
-
-
-def redact(text: str, secret: str = "") -> str:
-    """The text without `secret` and without anything in the form of an API key."""
-    if secret:
-        text = text.replace(secret, "[key]")
-    return KEY.sub("[key]", text)
-
-
-KEY = re.compile(r"\b(?:sk|rk|pk|gsk|xai|hf)[-_][\w*.-]{8,}|\bAIza[\w-]{20,}|(?<=Bearer )\S+")
-NO_SUCH_MODEL = re.compile(
-    r"\bmodel\b[^.]*\b(?:not found|not exist|no such|unknown|not a valid model|is not available)"
-    r"|\b(?:unknown|no such|invalid) model\b|not a valid model",
-    re.IGNORECASE,
-)
-TOO_LONG = re.compile(
-    r"context (?:length|window|size)|prompt is too long|too many (?:input )?tokens|input tokens exceed"
-    r"|maximum input length|exceeds? the (?:model's )?(?:maximum|limit) .*tokens",
-    re.IGNORECASE,
-)
-TOO_LARGE_AT_ONCE = re.compile(r"request too large", re.IGNORECASE)
-NOT_TAKEN = re.compile(
-    r"unsupported|not supported|does not support|unrecognized|unknown|unexpected|not permitted|not allowed",
-    re.IGNORECASE,
-)
-DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)")
-UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "filter"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Rule:
-    """When a failure is which error: every condition that is given must hold."""
-
-    error: type[CallError]
-    sentence: str
-    statuses: Container[int] | None = None
-    words: frozenset[str] = frozenset()
-    wording: re.Pattern[str] | None = None
-
-    def applies(self, failure: Failure) -> bool:
-        if self.statuses is not None and failure.status not in self.statuses:
-            return False
-        if not self.words and self.wording is None:
-            return True
-        worded = self.wording is not None and self.wording.search(failure.message) is not None
-        return worded or not self.words.isdisjoint((failure.code, failure.kind))
-
-
-RULES = (
-    _Rule(
-        error=QuotaExhausted,
-        sentence="the account at {endpoint} has no credit left for {model}{said}",
-        words=frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"}),
-    ),
-    _Rule(
-        error=QuotaExhausted,
-        sentence="the account at {endpoint} has no credit left for {model}{said}",
-        statuses=(402,),
-    ),
-    _Rule(
-        error=Refused,
-        sentence="the filter of {endpoint} declined the prompt for {model}{said}",
-        words=frozenset({"content_filter", "content_policy_violation"}),
-    ),
-    _Rule(
-        error=UnknownModel,
-        sentence="{endpoint} has no model {model}{said}",
-        statuses=(400, 403, 404, 422),
-        words=frozenset({"model_not_found", "invalid_model", "model_not_available"}),
-        wording=NO_SUCH_MODEL,
-    ),
-    _Rule(
-        error=AuthenticationFailed,
-        sentence="{endpoint} does not accept the API key for {model} ({status}){said}; "
-        "check OPENAI_API_KEY or api_key=, and that the key belongs to this endpoint",
-        statuses=(401, 403),
-    ),
-    _Rule(
-        error=AuthenticationFailed,
-        sentence="{endpoint} does not accept the API key for {model}{said}; check OPENAI_API_KEY or api_key=",
-        words=frozenset({"invalid_api_key", "authentication_error", "permission_error"}),
-    ),
-    _Rule(
-        error=ContextTooLong,
-        sentence="the prompt does not fit {model} at {endpoint}{said}; send less, or split it",
-        statuses=(200, 400, 413, 422),
-        words=frozenset({"context_length_exceeded", "exceed_context_size_error", "string_above_max_length"}),
-        wording=TOO_LONG,
-    ),
-    _Rule(
-        error=BadRequest,
-        sentence="one request is over the rate limit of {model} at {endpoint}, so waiting does not help{said}",
-        statuses=(429,),
-        wording=TOO_LARGE_AT_ONCE,
-    ),
-    _Rule(
-        error=RateLimited,
-        sentence="{endpoint} wants fewer requests to {model} ({status}){said}",
-        statuses=(429,),
-    ),
-    _Rule(
-        error=RateLimited,
-        sentence="{endpoint} wants fewer requests to {model}{said}",
-        words=frozenset({"rate_limit_exceeded", "rate_limit_error"}),
-    ),
-    _Rule(
-        error=ServerError,
-        sentence="{endpoint} failed to answer for {model} ({status}){said}",
-        statuses=frozenset({408, 409, 425, *range(500, 600)}),
-    ),
-    _Rule(
-        error=ServerError,
-        sentence="{endpoint} failed to answer for {model}{said}",
-        words=frozenset({"server_error", "internal_error", "overloaded_error", "internal_server_error"}),
-    ),
-    _Rule(
-        error=BadReply,
-        sentence="{endpoint} sent an error in place of an answer of {model}{said}",
-        statuses=(200,),
-    ),
-    _Rule(
-        error=BadRequest,
-        sentence="{endpoint} has no chat completions there (404){said}; "
-        "check the base URL, which most often ends in /v1",
-        statuses=(404,),
-    ),
-    _Rule(error=BadRequest, sentence="{endpoint} refuses the request to {model} ({status}){said}"),
-)
-"""Tried from the top; the last one always applies."""
 
 
 def _judged(
@@ -455,7 +203,7 @@ def _judged(
     known: dict[str, Any] = {"model": call.model, "usage": usage}
     finished = FINISH_REASONS.get(str(finish_reason), "unknown")
     if refusal:
-        raise Refused(f"{call.model!r} declined to answer{_sentence(str(refusal))}", **known)
+        raise Refused(f"{call.model!r} declined to answer{quoted(str(refusal))}", **known)
     if finished == "filter":
         raise Refused(f"the filter of {endpoint} stopped the answer of {call.model!r}", **known)
     if finished == "length" and not text:
@@ -540,13 +288,10 @@ def _json_object(content: bytes, call: Call, endpoint: str) -> dict[str, Any]:
 def _status_in(body: Mapping[str, Any]) -> int:
     """The status that an error with status 200 carries in its body, or 200."""
     error = body["error"]
-    code = _number(str(error.get("code") or error.get("status") or "")) if isinstance(error, dict) else None
+    code = (
+        non_negative(str(error.get("code") or error.get("status") or "")) if isinstance(error, dict) else None
+    )
     return int(code) if code is not None and 400 <= code < 600 else 200  # noqa: PLR2004
-
-
-def _sentence(said: str) -> str:
-    said = redact(said).rstrip(". ")
-    return f": {said[:SHOWN_CHARS]}{'…' if len(said) > SHOWN_CHARS else ''}" if said else ""
 
 
 def _is_strict(schema: object) -> bool:
@@ -560,21 +305,3 @@ def _is_strict(schema: object) -> bool:
         if not closed or set(schema.get("properties", ())) != set(schema.get("required", ())):
             return False
     return all(_is_strict(value) for value in schema.values())
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and number >= 0 else None
-
-
-def _duration(text: str) -> float | None:
-    """Seconds from `6m0s`, `20ms` or a plain number."""
-    if (number := _number(text)) is not None:
-        return number
-    parts = DURATION.findall(text)
-    if not parts or "".join(amount + unit for amount, unit in parts) != text.strip():
-        return None
-    return sum(float(amount) * UNIT_SECONDS[unit] for amount, unit in parts)

@@ -33,19 +33,8 @@ import anyio.to_thread
 from rlm._async.portal import lease, leave_to_parent
 from rlm._async.preload import load
 from rlm.clients.base import Prompt, messages_of
-from rlm.clients.chat_format import (
-    Dialect,
-    Failure,
-    StreamReader,
-    encode,
-    error_of,
-    learned,
-    lesson_of,
-    read_failure,
-    read_reply,
-    redact,
-    request_body,
-)
+from rlm.clients.chat_format import Dialect, StreamReader, encode_body, read_reply, request_body
+from rlm.clients.error_mapping import Failure, call_error, read_failure, redact, unsupported_parameter
 from rlm.errors import (
     AuthenticationFailed,
     BadReply,
@@ -271,11 +260,11 @@ class AsyncOpenAIClient:
         while True:
             attempts += 1
             body = request_body(call, self._dialects.get(call.model, self._first_dialect), stream=stream)
-            response = await pool.send("POST", "chat/completions", encode(body), stream=stream)
+            response = await pool.send("POST", "chat/completions", encode_body(body), stream=stream)
             if response.is_success:
                 return _Exchange(response, attempts, tuple(told))
             await response.aread()
-            parameter = lesson_of(_failure_in(response), body)
+            parameter = unsupported_parameter(_failure_in(response), body)
             if parameter is None or parameter in call.extra:
                 raise _status_error(response, self._key)
             told += self._learn(call.model, parameter)
@@ -285,7 +274,7 @@ class AsyncOpenAIClient:
         dialect = self._dialects.get(model, self._first_dialect)
         if parameter in dialect.refused:
             return []
-        self._dialects[model], instead = learned(dialect, parameter)
+        self._dialects[model], instead = dialect.without(parameter)
         return [f"{model!r} at {self.endpoint} does not take `{parameter}`: {instead}"]
 
     async def _pieces(self, response: httpx2.Response, call: Call) -> AsyncGenerator[str | Reply, None]:
@@ -603,7 +592,7 @@ def _errors_of_ours(call: Call, endpoint: str, timeout_s: float, key: str) -> It
     try:
         yield
     except openai.APIStatusError as error:
-        ours = error_of(_failure_in(error.response), call.model, endpoint)
+        ours = call_error(_failure_in(error.response), call.model, endpoint)
         raise _without_key(ours, key) from error
     except CallError as error:
         _without_key(error, key)

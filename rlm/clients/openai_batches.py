@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 import anyio.to_thread
 
-from rlm.clients.chat_format import Dialect, error_of, read_failure, redact
+from rlm.clients.chat_format import Dialect
+from rlm.clients.error_mapping import call_error, read_failure, redact
 from rlm.clients.openai import AsyncOpenAIClient
 from rlm.errors import BadReply, BadRequest, ConnectionFailed
 
@@ -187,7 +188,7 @@ class OpenAIBatches:
             ) from error
         except openai.APIStatusError as error:
             failure = read_failure(error.status_code, error.body, error.response.headers)
-            raise error_of(failure, "batches", self.endpoint) from error
+            raise call_error(failure, "batches", self.endpoint) from error
         except (openai.OpenAIError, httpx2.HTTPError) as error:  # the latter where results break off
             raise ConnectionFailed(
                 f"no answer from {self.endpoint} about a batch: {redact(str(error))}"

@@ -8,20 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm import errors
-from rlm.clients.chat_format import (
-    Dialect,
-    Failure,
-    StreamReader,
-    encode,
-    error_of,
-    lesson_of,
-    rate_limits,
-    read_failure,
-    read_reply,
-    redact,
-    request_body,
-    retry_after,
-)
+from rlm.clients.chat_format import Dialect, StreamReader, encode_body, read_reply, request_body
+from rlm.clients.error_mapping import Failure, call_error, read_failure, redact, unsupported_parameter
+from rlm.clients.headers import rate_limits, retry_after
 from rlm.values import Call, Message, Reply, Usage
 
 CALL = Call(model="m", messages=(Message("user", "hello"),))
@@ -64,7 +53,7 @@ def test_any_stream_is_a_reply_or_an_error_of_ours(lines):
 
 @given(json_values, st.integers(200, 599))
 def test_any_failure_is_an_error_of_ours_in_one_line(body, status):
-    error = error_of(read_failure(status, body, {}), "m", "host")
+    error = call_error(read_failure(status, body, {}), "m", "host")
     assert isinstance(error, errors.CallError)
     assert "\n" not in str(error)
 
@@ -156,14 +145,14 @@ def failure(status, message="", **fields):
     ],
 )
 def test_what_an_endpoint_says_is_one_error(reported, kind):
-    error = error_of(reported, "m", "host")
+    error = call_error(reported, "m", "host")
     assert type(error) is kind
     assert "'m'" in str(error) or "base URL" in str(error)
     assert error.retryable == issubclass(kind, errors.TransientError)
 
 
 def test_long_words_of_a_provider_are_cut():
-    assert len(str(error_of(failure(500, "x" * 10_000), "m", "host"))) < 500
+    assert len(str(call_error(failure(500, "x" * 10_000), "m", "host"))) < 500
 
 
 @pytest.mark.parametrize(
@@ -202,7 +191,7 @@ BODY = {"model": "m", "max_tokens": 5, "temperature": 0.2}
     ],
 )
 def test_only_a_refused_parameter_that_was_sent_is_a_lesson(reported, lesson):
-    assert lesson_of(reported, BODY) == lesson
+    assert unsupported_parameter(reported, BODY) == lesson
 
 
 def test_the_cap_is_sent_under_the_first_name_that_is_not_refused():
@@ -232,13 +221,13 @@ def test_strict_mode_is_asked_for_where_the_schema_allows_it(schema, strict):
 
 def test_what_is_no_json_is_refused_with_its_reason():
     with pytest.raises(errors.BadRequest, match="no JSON value"):
-        encode({"model": "m", "x": float("nan")})
+        encode_body({"model": "m", "x": float("nan")})
 
 
 @given(st.text())
 def test_any_text_can_be_sent(text):
     body = request_body(Call(model="m", messages=(Message("user", text),)), Dialect())
-    assert json.loads(encode(body))["messages"][0]["content"] == text.encode("utf-8", "replace").decode()
+    assert json.loads(encode_body(body))["messages"][0]["content"] == text.encode("utf-8", "replace").decode()
 
 
 def test_content_in_parts_is_joined():

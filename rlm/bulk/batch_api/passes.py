@@ -28,7 +28,8 @@ import anyio
 import anyio.to_thread
 
 from rlm.bulk.checkpoint import Checkpoint, Memory, read_job
-from rlm.clients.chat_format import encode, error_of, read_failure, read_reply, request_body
+from rlm.clients.chat_format import encode_body, read_reply, request_body
+from rlm.clients.error_mapping import call_error, read_failure
 from rlm.clients.openai_batches import URL, BatchState, OpenAIBatches
 from rlm.errors import (
     BadRequest,
@@ -401,10 +402,10 @@ class _Pass:
         """Add a request to the file, or to the next one where it does not fit."""
         tokens = estimate_tokens(request.call)
         body = request_body(request.call, self._api.batches.dialect)
-        if self._is_full(len(encode(body)) + LINE_BYTES, tokens):
+        if self._is_full(len(encode_body(body)) + LINE_BYTES, tokens):
             await self._send()
         custom_id = f"{self._file.tag}-{len(self._file.requests)}"
-        line = encode({"custom_id": custom_id, "method": "POST", "url": URL, "body": body}) + b"\n"
+        line = encode_body({"custom_id": custom_id, "method": "POST", "url": URL, "body": body}) + b"\n"
         with self._file.path.open("ab") as lines:
             lines.write(line)
         self._file.bytes += len(line)
@@ -570,10 +571,10 @@ class _Pass:
         endpoint, model = self._api.batches.endpoint, request.call.model
         if not isinstance(response, dict):
             failure = read_failure(EXPIRED_STATUS, {"error": line.get("error")}, {})
-            raise error_of(failure, model, endpoint)
+            raise call_error(failure, model, endpoint)
         status, body = response.get("status_code"), response.get("body")
         if status != OK:
-            raise error_of(
+            raise call_error(
                 read_failure(status if isinstance(status, int) else 500, body, {}), model, endpoint
             )
         return read_reply(json.dumps(body).encode(), request.call, endpoint, {})
