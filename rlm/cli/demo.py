@@ -50,14 +50,14 @@ def command(
         state.verbose = verbose
 
     from rlm.cli.running import open_rlm, show_answer
-    from rlm.display.progress import Progress
+    from rlm.display.run_state import RunState
     from rlm.display.text import count, seconds
     from rlm.offline.demo import python_topics
 
     text = python_topics()
     _say(f"The text: Python's own help on its language, {count(len(text), 'character')}.")
     _say("The client: offline. No language model, only rules; it answers with quotes.\n")
-    progress = Progress()
+    progress = RunState()
     options = RunOptions(
         client="offline",
         verbose=verbose,

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from rlm.cli.progress_line import ProgressLine
 from rlm.cli.settings_file import settings_option, without_overruled
 from rlm.cli.tables import (
     DEFAULT_MODEL,
@@ -26,6 +25,7 @@ from rlm.cli.tables import (
     temperatures_of,
     text_of_option,
 )
+from rlm.display.job_line import JobLine
 
 if TYPE_CHECKING:
     from rlm.bulk import Estimate, Report
@@ -240,7 +240,7 @@ async def _run(options: _Options) -> Report:
     models = options.models or _models_of_job(options.retry)
     prices = options.prices.of((*models, options.escalate_to) if options.escalate_to else models)
     async with AsyncExitStack() as stack:
-        line = stack.enter_context(ProgressLine()) if not options.quiet else None
+        line = stack.enter_context(JobLine()) if not options.quiet else None
         progress = None if line is None else line.show
         batch_api = None
         if options.batch_api:
@@ -317,7 +317,7 @@ def _pilot(options: _Options) -> int:
     return PILOT_ROWS if asks else 0
 
 
-def _confirm(yes: bool, line: ProgressLine | None, estimate: Estimate) -> bool:
+def _confirm(yes: bool, line: JobLine | None, estimate: Estimate) -> bool:
     """Whether to go on after the pilot; where nobody can be asked, only with --yes."""
     if line is not None:
         line.end()

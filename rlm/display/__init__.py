@@ -1,27 +1,41 @@
-"""Events on a terminal, or as plain lines in a pipe or a log.
+"""Show events on a terminal, or as plain lines in a pipe or a log.
 
     RLM_REPL(..., on_event=show_on_stderr())
 
-A display is a callable that takes events, as `Emit` does, and has a `close`. It never raises into the run.
+`story` turns events into entries of a kind and a text; `plain` and `live` paint them. Both read `run_state`, which adds
+the events up.
 """
 
 from __future__ import annotations
 
 import os
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from rlm.display.display import Display
-from rlm.display.lines import PlainLines
+from rlm.display.plain import PlainLines
 
 if TYPE_CHECKING:
     from typing import TextIO
 
+    from rlm.events import Event
+
 __all__ = ["Display", "PlainLines", "is_live_terminal", "show_on_stderr"]
 
 
+class Display(Protocol):
+    """Listener that shows events. It is called in the portal's thread, returns soon and never raises."""
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        ...
+
+    def close(self) -> None:
+        """Show the rest and leave the terminal clean. Idempotent."""
+        ...
+
+
 def show_on_stderr(*, verbosity: int = 0) -> Display:
-    """A live view where stderr is a terminal that can redraw lines, plain lines otherwise.
+    """Return a live view if stderr is a terminal that can redraw lines, plain lines otherwise.
 
     Args:
         verbosity: 0 for turns, cells and batches; 1 adds whole cells, child runs and retries; 2 adds every call.
@@ -34,7 +48,7 @@ def show_on_stderr(*, verbosity: int = 0) -> Display:
 
 
 def is_live_terminal(file: TextIO | None) -> bool:
-    """Whether lines can be redrawn on it: a terminal that is not dumb, in an encoding with line drawing."""
+    """Return True if lines can be redrawn on `file`: a terminal that is not dumb and encodes line-drawing characters."""
     try:
         return (
             file is not None

@@ -1,7 +1,8 @@
-"""The last lines of a terminal, drawn over and over.
+"""The last lines of a terminal, redrawn in place.
 
-One write per frame, which overwrites the frame before instead of clearing it first, so nothing flickers. The
-cursor is never hidden and no mode is switched on: a process that is killed leaves the terminal in order.
+Each frame is one write that overwrites the frame before it without clearing it first, so nothing flickers. The cursor
+is never hidden and no terminal mode is set: a process that is killed leaves a usable terminal. `rich.live` hides the
+cursor, and a killed process would leave it hidden.
 """
 
 from __future__ import annotations
@@ -12,32 +13,32 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Line", "Region"]
+__all__ = ["FrameLine", "Region"]
 
-Line = tuple[str, int]
-"""A line as it is sent, colours included, and how many columns it takes."""
+FrameLine = tuple[str, int]
+"""A line with its escape codes, and the columns it takes."""
 
 TO_LINE_END = "\x1b[K"
 TO_SCREEN_END = "\x1b[J"
 
 
 class Region:
-    """The frame at the bottom of a terminal, and the text that scrolls away above it."""
+    """The frame at the bottom of a terminal, below text that scrolls away."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
-        self._frame: list[Line] = []
+        self._frame: list[FrameLine] = []
 
     def size(self) -> tuple[int, int]:
-        """Columns and rows of the terminal as it is now."""
+        """Return the current columns and rows of the terminal."""
         try:
             size = os.get_terminal_size(self._file.fileno())
         except (OSError, ValueError):
             return 80, 24
         return size.columns or 80, size.lines or 24
 
-    def draw(self, frame: Sequence[Line], above: str = "") -> None:
-        """Replace the frame; `above` are whole lines that stay, and scroll away in time.
+    def draw(self, frame: Sequence[FrameLine], above: str = "") -> None:
+        """Replace the frame, and print the whole lines of `above` over it.
 
         Raises:
             OSError: the terminal is gone.
@@ -52,16 +53,16 @@ class Region:
             f"{text}{TO_LINE_END}" + ("\n" if index < len(frame) - 1 else "")
             for index, (text, _) in enumerate(frame)
         ]
-        self._file.write(f"{self._to_its_start(columns)}{''.join(lines)}{TO_SCREEN_END}")
+        self._file.write(f"{self._to_frame_start(columns)}{''.join(lines)}{TO_SCREEN_END}")
         self._file.flush()
         self._frame = frame
 
     def clear(self) -> None:
-        """Take the frame away; what is written next begins where it began."""
+        """Remove the frame; the next output starts at its first line."""
         if self._frame:
             self.draw([])
 
-    def _to_its_start(self, columns: int) -> str:
-        """Back to the frame's first line, also where a narrower terminal has wrapped its lines since."""
+    def _to_frame_start(self, columns: int) -> str:
+        """Return the code that moves to the frame's first line, counting lines that a narrower terminal has wrapped."""
         rows = sum(max(1, -(-width // columns)) for _, width in self._frame)
         return f"\r\x1b[{rows - 1}A" if rows > 1 else "\r"

@@ -1,9 +1,8 @@
-r"""Text that others wrote, made safe to show, and numbers made short.
+r"""Make foreign text safe to print, and write numbers in a short form.
 
-What models, cells and files say may hold terminal control codes. `visible` writes each of them out, so that a
-cell that prints `ESC [2J` shows as `\x1b[2J` and clears no screen, and a bidirectional override reorders nothing.
-Clipping happens before anything else looks at the text: a line of a megabyte costs no more than one of a hundred
-characters.
+Models, cells and files may print terminal control codes. `visible` escapes each of them: a cell that prints `ESC [2J`
+shows as `\x1b[2J` and does not clear the screen, and a bidirectional override does not reorder the line. Text is
+clipped first, so that a line of a megabyte costs no more than one of a hundred characters.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ __all__ = [
     "seconds",
     "tail_of",
     "visible",
-    "width_of",
 ]
 
 # C0 and C1 controls but newline and tab; line separators and bidirectional controls; byte order mark and
@@ -32,17 +30,17 @@ _RETURNS = re.compile("\r+\n")
 
 
 def visible(text: str) -> str:
-    """The text with every control code written out as Python would; tabs become four spaces."""
-    return _HIDDEN.sub(_written_out, _RETURNS.sub("\n", text)).replace("\t", "    ")
+    """Escape every control code as Python would; tabs become four spaces."""
+    return _HIDDEN.sub(_escaped, _RETURNS.sub("\n", text)).replace("\t", "    ")
 
 
 def one_line(text: str, chars: int) -> str:
-    """The text as one safe line of at most about `chars` characters."""
+    """Return the text as one safe line of at most about `chars` characters."""
     return _clipped(" ".join(visible(text[: 4 * chars]).split()), chars, more=len(text) > 4 * chars)
 
 
 def first_lines(text: str, lines: int, chars: int) -> tuple[list[str], int]:
-    """The first lines, each safe and clipped to `chars`, and how many lines follow them."""
+    """Return the first lines, each safe and clipped to `chars`, and the number of lines after them."""
     text = text.rstrip("\n")
     total = text.count("\n") + 1 if text else 0
     head = text.split("\n", lines)[:lines] if text else []
@@ -50,7 +48,7 @@ def first_lines(text: str, lines: int, chars: int) -> tuple[list[str], int]:
 
 
 def last_lines(text: str, lines: int, chars: int) -> tuple[list[str], int]:
-    """The last lines, each safe and clipped to `chars`, and how many lines came before them."""
+    """Return the last lines, each safe and clipped to `chars`, and the number of lines before them."""
     text = text.rstrip("\n")
     total = text.count("\n") + 1 if text else 0
     tail = text.rsplit("\n", lines)[-lines:] if text else []
@@ -58,26 +56,19 @@ def last_lines(text: str, lines: int, chars: int) -> tuple[list[str], int]:
 
 
 def tail_of(text: str, lines: int, columns: int) -> list[str]:
-    """The end of a text that is still being written: its last lines, safe, and folded at `columns`."""
+    """Return the last lines of a text that is still growing, safe and folded at `columns`."""
     end = visible(text[-lines * columns :])
     return [piece for line in end.rstrip("\n").split("\n") for piece in _folded(line, columns)][-lines:]
 
 
-def width_of(text: str) -> int:
-    """How many columns of a terminal a line takes: wide East Asian characters two, combining ones none."""
-    if text.isascii():
-        return len(text)
-    return sum(_columns(character) for character in text)
-
-
 def count(number: int, noun: str) -> str:
-    """`1 call`, `1,234 calls`."""
+    """Return the number with its noun: `1 call`, `1,234 calls`."""
     plural = {"reply": "replies", "batch": "batches"}.get(noun, f"{noun}s")
     return f"{number:,} {noun if number == 1 else plural}"
 
 
 def seconds(value: float) -> str:
-    """A duration: `0.2 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
+    """Return a duration: `0.2 s`, `12 s`, `3 min 05 s`, `2 h 07 min`."""
     if value < 10:  # noqa: PLR2004
         return f"{max(value, 0):.1f} s"
     whole = round(value)
@@ -89,14 +80,14 @@ def seconds(value: float) -> str:
 
 
 def money(dollars: float) -> str:
-    """Dollars, with as many digits as small sums need."""
+    """Return dollars with two digits, or up to four for amounts below $1."""
     if dollars >= 1 or not dollars:
         return f"${dollars:,.2f}"
     precise = f"{dollars:.4f}"
     return f"${precise[:4]}{precise[4:].rstrip('0')}"
 
 
-def _written_out(match: re.Match[str]) -> str:
+def _escaped(match: re.Match[str]) -> str:
     return match[0].encode("unicode_escape").decode("ascii")
 
 

@@ -15,7 +15,7 @@ from labelling import answer, parity
 from openai_server import OpenAIServer
 
 from rlm.bulk import Progress
-from rlm.cli.progress_line import in_words
+from rlm.display.job_line import job_in_words
 
 RLM = [sys.executable, "-m", "rlm"]
 JOB = ("map", "in.csv", "-p", "Label {{text}}", "--schema", "label: 'odd'|'even'", "-o", "out.csv")
@@ -148,17 +148,18 @@ def progress(**changes):
 
 
 def test_progress_tells_the_speed_the_money_the_failures_and_what_is_left():
-    assert in_words(progress(), 120) == (
+    assert job_in_words(progress(), 120) == (
         "1,200 of 10,000 rows · 300 rows/s · 12,000 tokens/s · $0.0123 of $5.00 · 3 failed · 64 at once · 29 s left"
     )
     assert (
-        in_words(progress(), 79)
+        job_in_words(progress(), 79)
         == "1,200 of 10,000 rows · 300 rows/s · $0.0123 of $5.00 · 3 failed · 29 s left"
     )
     assert (
-        in_words(progress(cost_usd=None, failed=0, rows=10_000), 40) == "10,000 of 10,000 rows · 300 rows/s"
+        job_in_words(progress(cost_usd=None, failed=0, rows=10_000), 40)
+        == "10,000 of 10,000 rows · 300 rows/s"
     )
-    assert len(in_words(progress(), 20)) == 20
+    assert len(job_in_words(progress(), 20)) == 20
 
 
 @pytest.mark.parametrize(

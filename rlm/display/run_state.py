@@ -1,4 +1,4 @@
-"""What stands after the events so far: the pure state that both displays read."""
+"""The state of runs after the events so far, without I/O; both displays read it."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from rlm.values import Usage
 if TYPE_CHECKING:
     from rlm.values import Answer, CallRole
 
-__all__ = ["NO_CAPS", "Batch", "Caps", "Progress", "answer_summary", "of_cap", "summary_of"]
+__all__ = ["Caps", "RunState", "RunningBatch", "answer_summary", "of_cap"]
 
 _Key: TypeAlias = tuple[str, int]
 
 KEPT_CHARS = 16_000
 
-NOT_MADE = frozenset({"Cancelled", "BudgetExceeded", "DeadlineExceeded"})
-"""How a call may end that did not fail: it was stopped, or a limit came first."""
+NOT_FAILURES = frozenset({"Cancelled", "BudgetExceeded", "DeadlineExceeded"})
+"""Kinds of `CallFailed` that do not count as failures: the call was cancelled, or a limit was reached first."""
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Running batches: how many calls are made, done, failed, for how many prompts, and since when."""
+class RunningBatch:
+    """The calls of one running batch, or of all: their number, prompts, calls done and failed, and the start time."""
 
     size: int
     prompts: int
@@ -52,11 +52,11 @@ class Batch:
 
     @property
     def repeats(self) -> int:
-        """How many prompts are equal to another one of their batch, and share its call."""
+        """Number of prompts that equal another one of their batch and share its call."""
         return self.prompts - self.size
 
     def left_s(self, now: float) -> float | None:
-        """Seconds until the last call is done, at the rate so far; None where too little is known."""
+        """Return the seconds until the last call is done at the rate so far, or None in the first second."""
         elapsed = now - self.started_at
         if not self.done or elapsed < 1:
             return None
@@ -65,7 +65,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Caps:
-    """What a run and its children may spend at most; None is no limit."""
+    """Limits of what a run and its children may spend; None means no limit."""
 
     usd: float | None = None
     tokens: int | None = None
@@ -76,7 +76,7 @@ NO_CAPS = Caps()
 
 
 class _Tail:
-    """The end of a text that grows."""
+    """The last characters of a growing text."""
 
     def __init__(self) -> None:
         self._pieces: deque[str] = deque()
@@ -98,22 +98,22 @@ class _Tail:
 
 
 @dataclass(slots=True)
-class Progress:
-    """The state of the runs that one display shows; `apply` takes the next event.
+class RunState:
+    """State of the runs that one display shows; `apply` adds the next event.
 
-    Numbers add up over the run and its children, and begin anew with the next run that no cell asked for.
+    Numbers are sums over a root run and its children, and start at zero with the next root run.
 
     Attributes:
-        open_runs: the runs that have begun and not ended, as a mapping from their ids to their depths.
-        started_at: when the first of them began, in seconds since the epoch.
-        doing: what the run is busy with: "" between the runs, "root" or "cell".
-        caps: what the run and its children may spend.
-        cell_calls: how many calls of sub-models the running cell, or else the last one, has led to, without those
-            that the budget did not allow.
-        cell_repeats: how many prompts of its batches were equal to others, and not asked again.
-        read_chars: the length of all prompts that sub-models were given.
+        open_runs: depth of each run that has started and not ended, by its id.
+        started_at: start of the first of them, in seconds since the epoch.
+        doing: "root" while the root model is asked, "cell" while a cell runs, else "".
+        caps: limits of the root run and its children.
+        cell_calls: sub-model calls made by the running cell, or else by the last one; calls that the budget refused
+            do not count.
+        cell_repeats: prompts of its batches that equalled others and shared their calls.
+        read_chars: length of all prompts sent to sub-models.
         retry: the last failed attempt, in words, until its call is answered.
-        cost_usd: dollars spent, or None where a reply had no known price.
+        cost_usd: dollars spent, or None if the price of a reply is not known.
     """
 
     open_runs: dict[str, int] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class Progress:
     cost_usd: float | None = 0.0
     caps: Caps = NO_CAPS
     retry: str = ""
-    batches: dict[_Key, Batch] = field(default_factory=dict)
+    batches: dict[_Key, RunningBatch] = field(default_factory=dict)
     _in_flight: dict[_Key, tuple[CallRole, int | None]] = field(default_factory=dict)
     _output: _Tail = field(default_factory=_Tail)
     _written: _Tail = field(default_factory=_Tail)
@@ -140,35 +140,35 @@ class Progress:
 
     @property
     def in_flight(self) -> int:
-        """How many calls wait for their answer."""
+        """Number of calls that wait for an answer."""
         return len(self._in_flight)
 
     @property
     def child_runs(self) -> int:
-        """How many child runs are open."""
+        """Number of open child runs."""
         return sum(depth > 0 for depth in self.open_runs.values())
 
     @property
     def root_runs(self) -> int:
-        """How many runs are open that no cell asked for."""
+        """Number of open runs that were not started by a cell."""
         return len(self.open_runs) - self.child_runs
 
     @property
     def output(self) -> str:
-        """The end of what the running cell has printed."""
+        """The last characters that the running cell printed."""
         return self._output.text
 
     @property
     def written(self) -> str:
-        """The end of what the root model has written of the reply it is at."""
+        """The last characters of the reply that the root model is writing."""
         return self._written.text
 
-    def batch(self) -> Batch | None:
-        """The sum of the batches that run, since the first of them began."""
+    def batch(self) -> RunningBatch | None:
+        """Return the sum of the running batches, or None if there are none."""
         batches = self.batches.values()
         if not batches:
             return None
-        return Batch(
+        return RunningBatch(
             size=sum(batch.size for batch in batches),
             prompts=sum(batch.prompts for batch in batches),
             done=sum(batch.done for batch in batches),
@@ -177,7 +177,7 @@ class Progress:
         )
 
     def apply(self, event: Event) -> None:  # noqa: PLR0912 - one arm per event
-        """Take the next event."""
+        """Add the next event."""
         match event:
             case RunStarted():
                 if not self.open_runs:
@@ -202,7 +202,7 @@ class Progress:
                 self.doing = ""
                 self.batches.clear()
             case BatchStarted():
-                self.batches[event.run_id, event.batch] = Batch(
+                self.batches[event.run_id, event.batch] = RunningBatch(
                     event.distinct, event.size, started_at=event.at
                 )
                 self.cell_repeats += event.size - event.distinct
@@ -221,12 +221,8 @@ class Progress:
             case _:
                 pass
 
-    def summary(self, now: float) -> str:
-        """What was done and spent so far, in words."""
-        return summary_of(self.turn, self.usage, self.cost_usd, now - self.started_at, self.caps)
-
     def _begin(self, event: RunStarted | CellStarted) -> None:
-        fresh = Progress(started_at=event.at, caps=_caps_of(event) or self.caps)
+        fresh = RunState(started_at=event.at, caps=_caps_of(event) or self.caps)
         for name in self.__slots__:
             setattr(self, name, getattr(fresh, name))
         self.max_iterations = event.max_iterations if isinstance(event, RunStarted) else 0
@@ -253,9 +249,9 @@ class Progress:
 
     def _call_ended(self, event: CallFinished | CallFailed) -> None:
         role, number = self._in_flight.pop((event.run_id, event.call), ("sub", None))
-        failed = isinstance(event, CallFailed) and event.kind not in NOT_MADE
+        failed = isinstance(event, CallFailed) and event.kind not in NOT_FAILURES
         if role == "sub" and isinstance(event, CallFailed) and event.kind == "BudgetExceeded":
-            self.cell_calls -= 1  # the budget did not allow it
+            self.cell_calls -= 1  # the call was never made
         self.failed_calls += failed
         self.retry = ""
         bill = event.reply if isinstance(event, CallFinished) else event
@@ -264,15 +260,14 @@ class Progress:
         self.cost_usd = None if cost is None or self.cost_usd is None else self.cost_usd + cost
         key = (event.run_id, number or 0)
         if batch := self.batches.get(key):
-            done = min(batch.done + 1, batch.size)  # a call that was asked anew in another form ends twice
+            done = min(batch.done + 1, batch.size)  # a call that was repeated in another form ends twice
             self.batches[key] = replace(batch, done=done, failed=batch.failed + failed)
 
 
-def summary_of(
-    turns: int, usage: Usage, cost_usd: float | None, elapsed_s: float, caps: Caps = NO_CAPS
-) -> str:
-    """Turns, calls, tokens, dollars and time, as far as there are any, and what there may be of them."""
-    parts = [count(turns, "turn"), of_cap(usage.calls, caps.calls, "call")]
+def answer_summary(answer: Answer, caps: Caps = NO_CAPS) -> str:
+    """Say the turns, calls, tokens, dollars and seconds of an answer, with the limits; unknown amounts are left out."""
+    usage, cost_usd = answer.usage, answer.cost_usd
+    parts = [count(answer.turns, "turn"), of_cap(usage.calls, caps.calls, "call")]
     if usage.total_tokens or caps.tokens is not None:
         tokens = of_cap(usage.total_tokens, caps.tokens, "token")
         parts.append(f"{'about ' if usage.estimated else ''}{tokens}")
@@ -280,21 +275,16 @@ def summary_of(
         parts.append(f"{money(cost_usd)} of {money(caps.usd)}")
     elif cost_usd is not None and (cost_usd or usage.total_tokens):
         parts.append(money(cost_usd))
-    return ", ".join([*parts, seconds(elapsed_s)])
-
-
-def answer_summary(answer: Answer, caps: Caps = NO_CAPS) -> str:
-    """The same of an answer."""
-    return summary_of(answer.turns, answer.usage, answer.cost_usd, answer.seconds, caps)
+    return ", ".join([*parts, seconds(answer.seconds)])
 
 
 def of_cap(number: int, cap: int | None, noun: str) -> str:
-    """`12 calls`, or `12 of 50 calls`."""
+    """Return `12 calls`, or with a cap `12 of 50 calls`."""
     return count(number, noun) if cap is None else f"{number:,} of {count(cap, noun)}"
 
 
 def _caps_of(event: RunStarted | CellStarted) -> Caps | None:
-    """The caps of a run; a cell of the user's own comes without them."""
+    """Return the caps of a run, or None for a cell of the user, whose event has none."""
     if isinstance(event, CellStarted):
         return None
     return Caps(event.budget_usd, event.budget_tokens, event.budget_calls)

@@ -1,52 +1,49 @@
-"""How far a job over rows is: one line of a terminal that is written over, or elsewhere a line now and then."""
+"""Progress of a job over rows: one line that is overwritten on a terminal, elsewhere a new line now and then."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
-from typing import TYPE_CHECKING, Self
-
-import click
+from typing import TYPE_CHECKING, Final, Self
 
 from rlm.display.text import count, money, one_line, seconds
 
 if TYPE_CHECKING:
     from rlm.bulk import Progress
 
-__all__ = ["ProgressLine", "in_words"]
+__all__ = ["JobLine", "job_in_words"]
 
-LEFT_OUT_FIRST = ("tokens/s", "at once", "rows/s")
-NEWS_S = 10.0
-"""Seconds between two lines where they are not written over."""
-NEWS_COLUMNS = 200
-TROUBLE_COLUMNS = 70
+LEFT_OUT_FIRST: Final = ("tokens/s", "at once", "rows/s")
+NEWS_S: Final = 10.0
+"""Seconds between two lines that are not overwritten."""
+NEWS_COLUMNS: Final = 200
+TROUBLE_COLUMNS: Final = 70
 
 
-class ProgressLine:
-    """The last line on stderr, while it is shown; a context manager that ends it."""
+class JobLine:
+    """The last line on stderr while a job runs; a context manager that ends the line."""
 
     def __init__(self) -> None:
         self._is_shown = False
         self._is_terminal = sys.stderr.isatty()
-        self._told_at = time.monotonic()
+        self._last_line_at = time.monotonic()
 
     def show(self, progress: Progress) -> None:
-        """Write the line, over the one before; where that cannot be, as one of its own, if it is time for it."""
-        if not self._is_terminal:
-            if time.monotonic() - self._told_at >= NEWS_S:
-                self._told_at = time.monotonic()
-                click.echo(in_words(progress, NEWS_COLUMNS), err=True)
-            return
-        line = in_words(progress, shutil.get_terminal_size().columns - 1)
-        click.echo(f"\r\x1b[K{line}", err=True, nl=False)
-        self._is_shown = True
+        """Overwrite the line; if stderr is no terminal, write a new one every `NEWS_S` seconds."""
+        if self._is_terminal:
+            line = job_in_words(progress, shutil.get_terminal_size().columns - 1)
+            _write(f"\r\x1b[K{line}")
+            self._is_shown = True
+        elif time.monotonic() - self._last_line_at >= NEWS_S:
+            self._last_line_at = time.monotonic()
+            _write(f"{job_in_words(progress, NEWS_COLUMNS)}\n")
 
     def end(self) -> None:
-        """Leave the line as it is; what comes next stands below it."""
+        """Keep the line on the screen; the next output starts below it."""
         if self._is_shown:
             self._is_shown = False
-            click.echo(err=True)
+            _write("\n")
 
     def __enter__(self) -> Self:
         return self
@@ -55,8 +52,13 @@ class ProgressLine:
         self.end()
 
 
-def in_words(progress: Progress, columns: int) -> str:
-    """The progress as a line of at most so many characters; what is needed least is left out first."""
+def _write(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def job_in_words(progress: Progress, columns: int) -> str:
+    """Return the progress as a line of at most `columns` characters; the least important parts are left out first."""
     parts = list(_parts(progress))
     for name in LEFT_OUT_FIRST:
         if len(" · ".join(parts)) <= columns:

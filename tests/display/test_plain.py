@@ -7,7 +7,7 @@ from display.happenings import HERE, started, whole_run
 
 from rlm import RLM_REPL, ScriptedClient
 from rlm.display import PlainLines
-from rlm.display.lines import prose_of
+from rlm.display.story import prose_of
 from rlm.events import BatchStarted, CallRetried, CallWrote, CellFinished, CellOutput, CellStarted, Warned
 from rlm.values import CellResult
 
