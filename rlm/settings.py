@@ -33,8 +33,6 @@ class SandboxSettings:
         minimum_tier: what must confine the guest, or it does not start: `process`, `confined` (files, network,
             programs), `isolated` (namespaces of its own too).
         highest_tier: what is tried; below it, nothing is.
-        recovery: fork before each cell, so that a cell that dies costs only itself; without, and where a
-            platform has no fork, it costs all variables.
     """
 
     cell_timeout_s: float = 120.0
@@ -46,7 +44,6 @@ class SandboxSettings:
     start_timeout_s: float = 30.0
     minimum_tier: IsolationTier = "process"
     highest_tier: IsolationTier = "isolated"
-    recovery: bool = True
 
     def __post_init__(self) -> None:
         for name in ("memory_bytes", "output_chars", "answer_bytes", "scratch_bytes", "processes"):

@@ -135,8 +135,6 @@ def _isolation() -> Iterator[Finding]:
     )
     for level, reason in isolation.missing.items():
         yield Finding("note", f"no {level}", reason)
-    if not isolation.recovers:
-        yield Finding("note", "recovery", "a cell that crashes costs all variables here, not only its own")
 
 
 async def _open_a_guest() -> tuple[Isolation, float]:

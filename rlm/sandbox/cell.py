@@ -213,10 +213,9 @@ class CellRun:
 
     def _set_deadline(self) -> None:
         """The guest stops a cell by itself; a guest that does not do so in time is stopped from here."""
-        grace = OVERDUE_SECONDS if self._guest.isolation.recovers else 0.0
         waits = bool(self._calls)
         self._watch.deadline = (
-            float("inf") if waits else anyio.current_time() + self._settings.cell_timeout_s + grace
+            float("inf") if waits else anyio.current_time() + self._settings.cell_timeout_s + OVERDUE_SECONDS
         )
 
     async def _broken_off(self) -> dict[str, Any]:
@@ -234,9 +233,6 @@ class CellRun:
         """Have the cell killed, and hear the end of it, so that the guest is ready for the next one."""
         guest = self._guest
         if self._is_discarded or not self._is_sent:
-            return own_verdict("cancelled", "")
-        if not guest.isolation.recovers:
-            await self._discard()
             return own_verdict("cancelled", "")
         with anyio.move_on_after(KILL_SECONDS):
             try:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import signal
 import tempfile
 from collections import deque
 from dataclasses import dataclass, field
@@ -49,7 +51,6 @@ class Isolation:
         missing: what is not, each with the reason.
         python: the version of the guest's interpreter.
         platform: the guest's `sys.platform`.
-        recovers: whether a cell that dies costs only that cell (a fork before each), or all variables.
     """
 
     tier: IsolationTier
@@ -57,7 +58,6 @@ class Isolation:
     missing: dict[str, str] = field(default_factory=dict)
     python: str = ""
     platform: str = ""
-    recovers: bool = True
 
 
 class Guest:
@@ -91,7 +91,7 @@ class Guest:
     ) -> tuple[Guest, Isolation]:
         """Launch a guest, send it its code and settings, and hear that it is ready."""
         try:
-            belongings, code = await anyio.to_thread.run_sync(_prepare, settings, launcher)
+            belongings, code = await anyio.to_thread.run_sync(_prepare, launcher)
         except OSError as error:
             raise GuestStartFailed(f"nothing could be prepared for a guest: {error}") from error
         inherited = {"shelf": -1, "piece": -1}
@@ -152,7 +152,6 @@ class Guest:
             "scratch": "" if scratch is None else scratch.path,
             "confine": settings.highest_tier != "process",
             "namespaces": settings.highest_tier == "isolated",
-            "fork": settings.recovery,
             **inherited,
         }
         await self._send_raw(code)
@@ -162,7 +161,6 @@ class Guest:
             case {
                 "python": str(python),
                 "platform": str(platform),
-                "fork": bool(fork),
                 "levels": list(levels),
                 "missing": dict(missing),
             } if kind == wire.READY:
@@ -172,7 +170,6 @@ class Guest:
                     missing={str(name): str(reason) for name, reason in missing.items()},
                     python=python,
                     platform=platform,
-                    recovers=fork,
                 )
                 _require_tier(self.isolation, settings.minimum_tier)
                 return self.isolation
@@ -235,14 +232,8 @@ class Guest:
 
     def kill(self) -> None:
         """End it at once; whoever listens hears that it is gone."""
-        import os
-        import signal
-
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            if hasattr(os, "killpg"):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
+            os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _tier(levels: list[Any]) -> IsolationTier:
@@ -289,7 +280,7 @@ class _Belongings:
         return text
 
 
-def _prepare(settings: SandboxSettings, launcher: Launcher) -> tuple[_Belongings, bytes]:
+def _prepare(launcher: Launcher) -> tuple[_Belongings, bytes]:
     """What the guest is given, and its code."""
     code = guest_code()
     log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `clear_up`
@@ -298,5 +289,5 @@ def _prepare(settings: SandboxSettings, launcher: Launcher) -> tuple[_Belongings
     except OSError:
         log.close()
         raise
-    shelf = make_shelf() if launcher.keeps_descriptors and settings.recovery else None
+    shelf = make_shelf() if launcher.keeps_descriptors else None
     return _Belongings(log, scratch, shelf), code

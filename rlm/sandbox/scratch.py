@@ -17,6 +17,7 @@ class Scratch:
 
     def __init__(self) -> None:
         remove_abandoned()
+        self._lock: int | None
         self.path, self._lock = folders.make(PREFIX)
 
     def remove(self) -> None:

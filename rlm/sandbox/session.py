@@ -23,7 +23,7 @@ from rlm.sandbox.cell import CellRun, HostCallHandler, OutputHandler, alone
 from rlm.sandbox.guest import wire
 from rlm.sandbox.launchers import Launcher, local
 from rlm.sandbox.messages import children_of, decoded, off_the_loop, variable_of
-from rlm.sandbox.process import END_SECONDS, Guest, Isolation
+from rlm.sandbox.process import Guest, Isolation
 from rlm.sandbox.shelf import SHELVED_VALUES, Shelved
 from rlm.settings import SandboxSettings
 
@@ -344,8 +344,7 @@ class Session:
         if guest is None:
             return ""
         self._unreported_loss = self._cells > 0
-        # Alone, it may be deep in a cell; else its supervisor ends all it started.
-        return await guest.end(END_SECONDS if guest.isolation.recovers else 0.1)
+        return await guest.end()
 
 
 def _encode_context(context: Any) -> wire.Parts:

@@ -8,6 +8,7 @@ there is a `Shelved` in its place. `guest/shelf.py` is the other side.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sys
 from dataclasses import dataclass, field
@@ -18,9 +19,6 @@ import anyio.to_thread
 from rlm.errors import HostCallRefused
 from rlm.sandbox.guest import wire
 from rlm.sandbox.guest.shelf import read_value
-
-if sys.platform != "win32":
-    import fcntl
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

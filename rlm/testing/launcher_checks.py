@@ -153,7 +153,7 @@ def _trials(session: Session) -> dict[str, Trial]:
         "output: nothing breaks the channel": _cell(
             "import os\nos.write(1, b'a'); os.write(2, b'b')\nfor i in range(3, 20):\n  try: os.write(i, b'c')\n"
             "  except OSError: pass",
-            stdout="a" if session.isolation.recovers else "",
+            stdout="a",
         ),
         "calls: a query and its error": _query_and_error,
         "calls: a batch keeps its order": _cell(
@@ -232,12 +232,8 @@ def _dies(code: str, outcomes: set[str]) -> Trial:
             raise _Failed(
                 f"wanted {' or '.join(sorted(outcomes))}, saw {result.outcome}: {result.error}"[:500]
             )
-        wanted = "rolled back" if session.isolation.recovers else "lost"
-        if (
-            result.outcome != "memory" or session.isolation.recovers
-        ):  # else it was caught, and nothing is lost
-            _require(seen=result.state, wanted=wanted)
-        await _expect(session, "before" if session.isolation.recovers else "1", stdout="")
+        _require(seen=result.state, wanted="rolled back")
+        await _expect(session, "before", stdout="")
 
     return trial
 

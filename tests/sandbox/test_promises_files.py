@@ -321,12 +321,6 @@ async def test_what_a_folder_hides_is_too_much(watched_session):
         assert (await watched_session.run("import os\nprint(os.listdir())", serve=serve)).stdout == "[]\n"
 
 
-async def test_a_guest_that_cannot_go_back_names_the_limits_it_lacks():
-    opened = await open_session(dataclasses.replace(SETTINGS, recovery=False))
-    await opened.aclose()
-    assert {"process limit", "scratch quota"} <= opened.isolation.missing.keys()
-
-
 async def test_the_folder_a_guest_made_itself_is_not_swept_by_another_host():
     launcher = Launcher(name="own files", prefix=(), python=sys.executable, shares_files=False)
     opened = await open_session(dataclasses.replace(SETTINGS, highest_tier="confined"), launcher=launcher)

@@ -447,20 +447,6 @@ async def test_a_cell_that_dies_costs_only_itself(session, code, outcome):
     assert await out(session, "x") == "1\n"
 
 
-async def test_without_recovery_a_death_loses_variables_and_says_so_once():
-    session = await open_session(SandboxSettings(cell_timeout_s=0.4, recovery=False))
-    assert not session.isolation.recovers
-    await session.load(("the", "context"))
-    await run(session, "x = 1\ncontext = None")
-    result = await run(session, "while True: pass")
-    assert (result.outcome, result.state) == ("timeout", "lost")
-    after = await run(session, "'x' in dir(), context, llm_query('a')")
-    assert (after.stdout, after.state) == ("(False, ('the', 'context'), 'A')\n", "kept")
-    await session.reset()
-    assert await out(session, "context") == "('the', 'context')\n"
-    await session.aclose()
-
-
 async def test_a_cell_cancelled_at_any_moment_of_its_beginning_is_undone_at_once(session):
     await run(session, "kept = 41")
     for checkpoints in range(12):

@@ -153,13 +153,6 @@ async def test_a_large_context_arrives_as_it_was(name, launcher):
     assert isinstance(seen[0], Shelved) is (launcher is None)
 
 
-async def test_without_recovery_a_context_goes_with_its_call():
-    parent = await open_session(SandboxSettings(recovery=False))
-    shown, seen = await in_a_child(parent, "['é\\r\\n' * 50_000]", "len(context[0])")
-    await parent.aclose()
-    assert (shown, seen) == ("150000\n", [["é\r\n" * 50_000]])
-
-
 async def test_fifty_megabytes_reach_a_child_and_not_the_host(parent):
     make = r"('é\r\n\0\ud800 漢 ' + 'x' * 989) * 50_000"
     counted = Counted(parent)

@@ -29,10 +29,10 @@ __all__ = ["Channel", "FailedCall", "LLMError", "namespace"]
 _read = os.read
 _write = os.write
 _getpid = os.getpid
-_poll = getattr(select, "poll", None)
-_mask = getattr(signal, "pthread_sigmask", None)
+_poll = select.poll
+_mask = signal.pthread_sigmask
 
-TIMERS = [getattr(signal, name) for name in ("SIGALRM", "SIGVTALRM", "SIGPROF") if hasattr(signal, name)]
+TIMERS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
 
 SHELVED_BYTES = 1 << 16
 SHELVED_TYPES = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
@@ -111,8 +111,7 @@ class Channel:
 
     def close_to_cells(self) -> None:
         """The cell has ended: what it left running may neither call nor read any more."""
-        reading = self._reading if _poll is not None else contextlib.nullcontext()
-        with self._writing, reading, self._calls:
+        with self._writing, self._reading, self._calls:
             self._cell = None
             self._waiting = {}
             self._has_reader = False
@@ -212,13 +211,6 @@ class Channel:
         with self._writing:
             self._put(kind, number, [] if parts is None else parts)
 
-    def print(self, number: int, text: bytes) -> None:
-        """Send output, while a cell runs; what a cell left running prints to nobody."""
-        with self._writing:
-            if self._cell is not None:
-                for start in range(0, len(text), wire.FRAME_BYTES):
-                    self._put(wire.OUTPUT, number, [text[start : start + wire.FRAME_BYTES]])
-
     def _put(self, kind: int, number: int, parts: wire.Parts) -> None:
         with timers_wait():
             for data in wire.frames(kind, number, parts):
@@ -248,16 +240,8 @@ class Channel:
                 return kind, number, payload
         return None
 
-    def receive(self) -> tuple[int, int, bytes]:
-        """Wait for the next whole message; for the harness, while no cell runs."""
-        while True:
-            message = self.message()
-            if message is not None:
-                return message
-            self.take_in(_read(self.incoming, wire.FRAME_BYTES))
-
     def _receive_in_cell(self, cell: object | None) -> tuple[int, int, bytes]:
-        """The same for the reader among a cell's threads; it never returns once that cell has ended."""
+        """The next message, for the reader among a cell's threads; it never returns once that cell has ended."""
         while True:
             with self._reading, timers_wait():
                 if self._cell is not cell:
@@ -312,9 +296,6 @@ class Channel:
 @contextlib.contextmanager
 def timers_wait() -> Iterator[None]:
     """Meanwhile no timer goes off in this thread: its handler may raise, and half a message would end the cell."""
-    if _mask is None:
-        yield
-        return
     before = _mask(signal.SIG_BLOCK, ())
     try:
         _mask(signal.SIG_BLOCK, TIMERS)
@@ -331,9 +312,7 @@ def wait_for_ever() -> NoReturn:
 
 
 def _is_ready(descriptor: int, milliseconds: int | None) -> bool:
-    """Whether there is something to read, waited for so long; where nobody can tell, a read shows it."""
-    if _poll is None:
-        return True
+    """Whether there is something to read, waited for so long."""
     poller = _poll()
     poller.register(descriptor, select.POLLIN)
     return bool(poller.poll(milliseconds))

@@ -8,18 +8,15 @@ do so, and guests on machines whose files their host does not see.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
-import sys
 
 from .hardening import empty_folder
-
-if sys.platform != "win32":
-    import fcntl
 
 __all__ = ["make", "remove", "remove_abandoned"]
 
 
-def make(prefix: str) -> tuple[str, int | None]:
+def make(prefix: str) -> tuple[str, int]:
     """A new folder for temporary files and its lock; another one where a sweeper had it before it was locked.
 
     Raises:
@@ -29,8 +26,6 @@ def make(prefix: str) -> tuple[str, int | None]:
 
     while True:
         path = tempfile.mkdtemp(prefix=prefix)
-        if sys.platform == "win32":
-            return path, None
         try:
             lock = _lock(path)
         except (BlockingIOError, FileNotFoundError):
@@ -45,12 +40,6 @@ def make(prefix: str) -> tuple[str, int | None]:
 
 def remove(path: str) -> None:
     """Remove a folder and all that is in it, as far as this user may, however deep a cell has made it."""
-    if sys.platform == "win32":
-        import shutil
-
-        with contextlib.suppress(RecursionError):
-            shutil.rmtree(path, ignore_errors=True)
-        return
     empty_folder(path)
     with contextlib.suppress(OSError):
         os.rmdir(path)  # noqa: PTH106 - no pathlib in guests
@@ -67,22 +56,14 @@ def remove_abandoned(prefix: str) -> None:
         return
     for name in names:
         path = os.path.join(parent, name)  # noqa: PTH118 - no pathlib in guests
-        lock = _locked(path)
-        if lock is not None:
-            try:
-                remove(path)
-            finally:
-                os.close(lock)
-
-
-def _locked(path: str) -> int | None:
-    """A descriptor that holds the folder's lock, or None: somebody else holds it, or there are no such locks here."""
-    if sys.platform == "win32":
-        return None
-    try:
-        return _lock(path)
-    except OSError:
-        return None
+        try:
+            lock = _lock(path)
+        except OSError:
+            continue  # its owner lives, or the folder is not ours
+        try:
+            remove(path)
+        finally:
+            os.close(lock)
 
 
 def _lock(path: str) -> int:

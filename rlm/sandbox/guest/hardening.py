@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import marshal  # noqa: TID251 - between two processes of the guest that have run no cell
 import os
+import resource
 import sys
 
 TYPE_CHECKING = False
@@ -27,7 +28,6 @@ __all__ = [
     "adopt_orphans",
     "become_private_user",
     "confine",
-    "confine_and_try",
     "crowd",
     "descendants",
     "empty_folder",
@@ -105,7 +105,7 @@ def become_private_user(scratch: str) -> str:
 
     Limits on processes do not bind root, and a namespace does not change that.
     """
-    if not hasattr(os, "geteuid") or os.geteuid() != 0:
+    if os.geteuid() != 0:
         return ""
     if not readable_by_all(os.__file__):
         return f"root stays root: other users cannot read {os.path.dirname(os.__file__)}"  # noqa: PTH120 - no pathlib here
@@ -249,7 +249,7 @@ def _become_first_process(remove: str) -> None:
 
 
 def probe(settings: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """What a confined process can and cannot do, found by trying in a throw-away one: see `confine_and_try`."""
+    """What a confined process can and cannot do, found by trying in a throw-away one."""
     told = in_child(lambda: marshal.dumps(confine_and_try(settings)))
     try:
         held, missing = marshal.loads(told)  # noqa: S302 - of a child that has run no cell
@@ -356,10 +356,6 @@ def drop_capabilities() -> None:
 
 def limit_resources(settings: dict[str, Any]) -> None:
     """Set this process's limits; of memory and open files the harness keeps a margin for itself."""
-    try:
-        import resource
-    except ImportError:
-        return
     wanted = {
         "RLIMIT_AS": virtual_bytes() + settings["memory_bytes"] + MARGIN_BYTES,
         "RLIMIT_NOFILE": OPEN_FILES + MARGIN_FILES,
@@ -387,10 +383,6 @@ def limited() -> Iterator[None]:
 
 
 def _move_soft_limits(cells: int) -> None:
-    try:
-        import resource
-    except ImportError:
-        return
     margins = {"RLIMIT_AS": MARGIN_BYTES, "RLIMIT_NOFILE": MARGIN_FILES, "RLIMIT_NPROC": MARGIN_PROCESSES}
     for name, margin in margins.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):
@@ -403,13 +395,7 @@ def _move_soft_limits(cells: int) -> None:
 @contextlib.contextmanager
 def within_memory(most: int) -> Iterator[None]:
     """Meanwhile this process may take so many bytes more, where the platform can hold it to that: `MemoryError`."""
-    try:
-        import resource
-
-        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    except (ImportError, AttributeError):
-        yield
-        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = virtual_bytes() + most + MARGIN_BYTES
     try:
         if soft == resource.RLIM_INFINITY or wanted < soft:

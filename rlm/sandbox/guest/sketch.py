@@ -30,7 +30,7 @@ ITEM_TYPES = frozenset(
     (
         *("NoneType", "bool", "int", "float", "complex", "str", "bytes", "bytearray", "list", "tuple", "set"),
         *("frozenset", "dict", "datetime", "date", "time", "timedelta", "timezone", "Decimal", "UUID"),
-        *("PosixPath", "WindowsPath"),
+        *("PosixPath",),
     )
 )
 

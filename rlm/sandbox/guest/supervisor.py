@@ -22,7 +22,7 @@ import sys
 import time
 from collections import deque
 
-from . import folders, hardening, shelf, solo, wire, worker
+from . import folders, hardening, shelf, wire, worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,8 +64,6 @@ def main(incoming: int, outgoing: int) -> NoReturn:
     try:
         host = Host(incoming, outgoing)
         settings = hear_settings(host)
-        if not settings["fork"]:
-            solo.serve(incoming, outgoing, settings)
         supervisor = Supervisor(host, settings)
         host.say(wire.READY, settings.pop("facts"))
         supervisor.serve()
@@ -93,19 +91,12 @@ def hear_settings(host: Host) -> dict[str, Any]:
     missing: dict[str, str] = {}
     levels = ["own process", "clean environment", "limits"]
     settings["counts_processes"] = settings["bounds_processes"] = settings["quota"] = False
-    settings["fork"] = settings["fork"] and hasattr(os, "fork")
-    if settings["fork"]:
-        levels += isolate(settings, missing)
-        try_shelf(settings)
-    else:
-        held, refused = hardening.confine_and_try(settings)
-        missing |= {"recovery": "no fork: a cell that dies takes all variables with it", **refused}
-        levels += held
+    levels += isolate(settings, missing)
+    try_shelf(settings)
     hardening.adopt_orphans()
     settings["facts"] = {
         "python": sys.version.split()[0],
         "platform": sys.platform,
-        "fork": settings["fork"],
         "levels": levels,
         "missing": missing,
     }
@@ -123,13 +114,13 @@ def try_shelf(settings: dict[str, Any]) -> None:
 
 def come_first() -> None:
     """Be scheduled before any number of processes a cell could start; only root may, and only it needs to."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, FIRST)
 
 
 def yield_to_supervisor() -> None:
     """In a worker: undo `come_first`; where it was not allowed, step back instead."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError):
         came_first = os.getpriority(os.PRIO_PROCESS, 0) == FIRST
         os.setpriority(os.PRIO_PROCESS, 0, ORDINARY if came_first else LATER)
 
@@ -168,7 +159,7 @@ def isolate(settings: dict[str, Any], missing: dict[str, str]) -> list[str]:
         else:
             levels += ["namespaces", "scratch quota"]
             settings["quota"] = True
-    is_root = hasattr(os, "getuid") and os.getuid() == 0
+    is_root = os.getuid() == 0
     if not is_root and (settings["quota"] or os.getuid() >= hardening.PRIVATE_USERS):
         settings["counts_processes"] = settings["bounds_processes"] = True
         levels.append("process limit")

@@ -40,9 +40,8 @@ the call itself tells the host where: PLACES, of the same number. In the call's 
 The fields of the dicts, sizes in bytes and times in seconds:
 
     START   memory_bytes, answer_bytes, scratch_bytes, processes: limits; scratch: a folder or ''; confine,
-            namespaces, fork: whether to try that; shelf, piece: inherited descriptors, to write and to read, or -1
-    READY   python, platform: text; fork: whether a cell that dies costs only itself; levels: names of what is in
-            force; missing: {name: why it is not}
+            namespaces: whether to try that; shelf, piece: inherited descriptors, to write and to read, or -1
+    READY   python, platform: text; levels: names of what is in force; missing: {name: why it is not}
     PICK    offset and length in `piece`; values: of how many values what lies there may be made
     PLACES  a list: offset and length of one piece, of the next, and so on
     RUN     cell: its number in tracebacks; code; fresh_answer: whether a new question begins; timeout

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, NoReturn, Self
 
-__all__ = ["Repl", "Worker", "forgive_refused_modes", "start", "text_stream"]
+__all__ = ["Repl", "Worker", "start"]
 
 PREVIEW_CHARS = 200
 ECHO_CHARS = 200_000
@@ -45,7 +45,7 @@ class Worker:
         self._channel = channel
         self._leash = leash
         self._settings = settings
-        self._repl = Repl(self._call, streams_of_process, context, settings)
+        self._repl = Repl(self._call, context, settings)
         self._last_child = 0
         self._handlers: dict[int, Any] = {}
 
@@ -138,8 +138,7 @@ class Worker:
 def cancel_timers() -> None:
     """A timer of a cell ends with it: it would go off in a process that waits, and end it."""
     for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF"):
-        if hasattr(signal, name):
-            signal.setitimer(getattr(signal, name), 0)
+        signal.setitimer(getattr(signal, name), 0)
 
 
 def set_handlers_aside() -> dict[int, Any]:
@@ -265,11 +264,9 @@ class Repl:
     def __init__(
         self,
         call: Callable[..., Any],
-        streams: Callable[[], tuple[io.TextIOBase, io.TextIOBase]],
         context: Any,
         settings: dict[str, Any],
     ) -> None:
-        self._streams = streams
         self._final = Final(settings["answer_bytes"])
         self._limit = settings["answer_bytes"]
         self._context = Pristine(context)
@@ -288,7 +285,7 @@ class Repl:
         self._final.given = None
         if cell["fresh_answer"]:
             self.names["answer"] = fresh_answer()
-        streams = self._streams()
+        streams = streams_of_process()
         sys.stdin, sys.stdout, sys.stderr = NoInput(), *streams
         outcome = self._execute(cell["code"], f"<cell {cell['cell']}>")
         restore_builtins(self._builtins)

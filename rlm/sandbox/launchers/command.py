@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Launcher", "local"]
 
-PASSED_ON = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ", "SYSTEMROOT")
-MODULES = ("wire", "shelf", "sketch", "hardening", "folders", "calls", "worker", "solo", "supervisor")
+PASSED_ON = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ")
+MODULES = ("wire", "shelf", "sketch", "hardening", "folders", "calls", "worker", "supervisor")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
