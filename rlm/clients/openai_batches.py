@@ -1,7 +1,7 @@
 """OpenAI's Batch API: files of requests that are answered within a day, at half the price.
 
-`OpenAIBatches` uploads a file, starts a batch of it, asks how it is, and reads its results line by line. What goes
-into the files and what comes of the lines is `bulk/batch_api.py`'s. The format is the one of
+`OpenAIBatches` uploads a file, starts a batch of it, retrieves its state, and reads its results line by line.
+`bulk/batch_api` writes the files and interprets the lines. The format is specified at
 https://platform.openai.com/docs/api-reference/batch.
 """
 
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import anyio
 import anyio.to_thread
 
-from rlm.clients.chat_format import Dialect
-from rlm.clients.error_mapping import call_error, read_failure, redact
-from rlm.clients.openai import AsyncOpenAIClient
+from rlm.clients.address import EndpointAddress
+from rlm.clients.error_mapping import call_error, failure_in, redact
+from rlm.clients.transport import NO_KEY
 from rlm.errors import BadReply, BadRequest, ConnectionFailed
 
 if TYPE_CHECKING:
@@ -26,18 +26,20 @@ if TYPE_CHECKING:
 
     import openai
 
+    from rlm.clients.chat_format import Dialect
+
 __all__ = ["BatchState", "OpenAIBatches"]
 
 URL: Final = "/v1/chat/completions"
 TAG: Final = "rlm_tag"
-OURS_AMONG: Final = 1_000
-"""How many of the account's latest batches are searched for one whose number was lost."""
+SEARCHED_BATCHES: Final = 1_000
+"""How many of the account's latest batches `find` reads."""
 ENDED: Final = frozenset({"completed", "expired", "cancelled", "failed"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchState:
-    """How a batch is; the files are there when it has ended, each only where it has lines.
+    """State of a batch. Once it has ended, each file that has lines is set.
 
     `code` and `problem` say why a batch failed as a whole.
     """
@@ -51,25 +53,24 @@ class BatchState:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will come."""
+        """True once no more results will come."""
         return self.status in ENDED
 
 
 class OpenAIBatches:
-    """Batches at one endpoint; an async context manager. Small failures are asked again by the openai package.
+    """Client of the Batch API at one endpoint; an async context manager. The openai package retries transient errors.
 
     Args:
         api_key: by default `OPENAI_API_KEY`.
         base_url: by default `OPENAI_BASE_URL`, else OpenAI.
-        timeout_s: seconds one request to the API may take; an upload is one.
+        timeout_s: limit of seconds for each request to the API; an upload is one request.
     """
 
     def __init__(
         self, *, api_key: str | None = None, base_url: str | None = None, timeout_s: float = 600.0
     ) -> None:
-        # The client's way to read key and endpoint, and its checks; nothing is sent through it.
-        self._settings = AsyncOpenAIClient(api_key=api_key, base_url=base_url, timeout_s=timeout_s)
-        self.endpoint = self._settings.endpoint
+        self._address = EndpointAddress.of(api_key, base_url)
+        self.endpoint = self._address.name
         self._timeout_s = timeout_s
         self._sdk: openai.AsyncOpenAI | None = None
 
@@ -85,16 +86,16 @@ class OpenAIBatches:
 
     @property
     def dialect(self) -> Dialect:
-        """The parameters that requests are written with."""
-        return Dialect("max_completion_tokens" if self.endpoint == "api.openai.com" else "max_tokens")
+        """The parameters that request bodies are written with."""
+        return self._address.dialect
 
     async def start(self, path: Path, tag: str) -> BatchState:
-        """Upload a file of requests and start a batch of it; `tag` finds it again.
+        """Upload a file of requests and start a batch of it, which `find` finds by its `tag`.
 
         Raises:
             CallError: the endpoint refuses, or cannot be reached.
         """
-        with self._errors_of_ours():
+        with self._mapped_errors():
             uploaded = await self._client.files.create(file=path, purpose="batch")
             batch = await self._client.batches.create(
                 input_file_id=uploaded.id,
@@ -105,50 +106,50 @@ class OpenAIBatches:
         return _state(batch)
 
     async def find(self, tag: str) -> BatchState | None:
-        """The batch with this tag, or None where it was never started.
+        """Return the batch with this tag, or None if none was started.
 
         Raises:
             CallError: the endpoint refuses, or cannot be reached.
         """
-        with self._errors_of_ours():
+        with self._mapped_errors():
             seen = 0
             async for batch in self._client.batches.list(limit=100):
                 if (batch.metadata or {}).get(TAG) == tag:
                     return _state(batch)
                 seen += 1
-                if seen >= OURS_AMONG:
+                if seen >= SEARCHED_BATCHES:
                     break
         return None
 
-    async def look(self, batch_id: str) -> BatchState:
-        """How a batch is now; asked once, since whoever waits for it looks again.
+    async def retrieve(self, batch_id: str) -> BatchState:
+        """Return the current state of a batch. Makes one request without retries, since the caller polls.
 
         Raises:
-            CallError: the endpoint refuses, or cannot be reached; its `status` is 404 where there is no such batch.
+            CallError: the endpoint refuses, or cannot be reached; its `status` is 404 if there is no such batch.
         """
-        with self._errors_of_ours(f"batch {batch_id}"):
+        with self._mapped_errors(f"batch {batch_id}"):
             return _state(await self._client.with_options(max_retries=0).batches.retrieve(batch_id))
 
     async def cancel(self, batch_id: str) -> BatchState:
-        """Ask for the end of a batch; what is answered by then is still to be had, and to be paid for.
+        """Request the end of a batch; requests answered before it are still delivered and billed.
 
         Raises:
             CallError: the endpoint refuses, or cannot be reached.
         """
-        with self._errors_of_ours():
+        with self._mapped_errors():
             return _state(await self._client.batches.cancel(batch_id))
 
     async def lines(self, file_id: str) -> AsyncGenerator[dict[str, Any], None]:
-        """The lines of a file of results, as they come, but for those that are no JSON objects.
+        """Yield the lines of a result file as they arrive, without those that are no JSON objects.
 
         Raises:
-            CallError: the endpoint refuses, cannot be reached, or broke off in the middle of a line; its `status` is
-                404 where there is no such file any more.
+            CallError: the endpoint refuses, cannot be reached, or breaks off in the middle of a line; its `status` is
+                404 if the file does not exist any more.
         """
         rest = b""
-        with self._errors_of_ours(f"file {file_id}"):
+        with self._mapped_errors(f"file {file_id}"):
             async with self._client.files.with_streaming_response.content(file_id) as response:
-                # Not `iter_lines`, which takes for the end of a line what JSON may hold: U+2028 and its like.
+                # `iter_lines` would also split at characters that JSON strings may hold, such as U+2028.
                 async for data in response.iter_bytes():
                     *whole, rest = (rest + data).split(b"\n")
                     for text in whole:
@@ -162,19 +163,22 @@ class OpenAIBatches:
     @property
     def _client(self) -> openai.AsyncOpenAI:
         if self._sdk is None:
-            raise RuntimeError("OpenAIBatches is used inside of `async with`")
+            raise RuntimeError("use OpenAIBatches inside of `async with`")
         return self._sdk
 
     def _build(self) -> openai.AsyncOpenAI:
-        """In a thread: it imports the package and reads the trusted certificates."""
+        """Build the SDK client, in a thread: this imports the package and reads the trusted certificates."""
         import openai
 
-        settings = self._settings
-        key, url = settings._key or "none", settings._url  # noqa: SLF001 - this is a part of the same client
-        return openai.AsyncOpenAI(api_key=key, base_url=url, timeout=self._timeout_s, max_retries=5)
+        return openai.AsyncOpenAI(
+            api_key=self._address.key or NO_KEY,
+            base_url=self._address.url,
+            timeout=self._timeout_s,
+            max_retries=5,
+        )
 
     @contextmanager
-    def _errors_of_ours(self, wanted: str = "") -> Iterator[None]:
+    def _mapped_errors(self, wanted: str = "") -> Iterator[None]:
         import httpx2
         import openai
 
@@ -184,12 +188,12 @@ class OpenAIBatches:
             if not wanted:
                 raise BadRequest(f"{self.endpoint} has no Batch API there (404)", status=404) from error
             raise BadRequest(
-                f"{self.endpoint} has no {wanted} (404): it is another account's, or was removed", status=404
+                f"{self.endpoint} has no {wanted} (404): it belongs to another account, or was removed",
+                status=404,
             ) from error
         except openai.APIStatusError as error:
-            failure = read_failure(error.status_code, error.body, error.response.headers)
-            raise call_error(failure, "batches", self.endpoint) from error
-        except (openai.OpenAIError, httpx2.HTTPError) as error:  # the latter where results break off
+            raise call_error(failure_in(error.response), "batches", self.endpoint) from error
+        except (openai.OpenAIError, httpx2.HTTPError) as error:  # the latter when results break off
             raise ConnectionFailed(
                 f"no answer from {self.endpoint} about a batch: {redact(str(error))}"
             ) from error

@@ -177,7 +177,7 @@ class BatchAPI:
 
     async def _cancel_one(self, memory: Memory, tag: str, number: str | None) -> bool:
         try:
-            state = await (self.batches.look(number) if number else self.batches.find(tag))
+            state = await (self.batches.retrieve(number) if number else self.batches.find(tag))
         except BadRequest as error:
             if error.status != NOT_FOUND:
                 raise
@@ -465,7 +465,7 @@ class _Pass:
 
     async def _look_at_earlier(self, tag: str, number: str | None) -> BatchState | None:
         try:
-            return await (self._api.batches.look(number) if number else self._api.batches.find(tag))
+            return await (self._api.batches.retrieve(number) if number else self._api.batches.find(tag))
         except BadRequest as error:
             if error.status != NOT_FOUND:
                 raise
@@ -498,7 +498,7 @@ class _Pass:
         found = False
         for batch in list(self._running.values()):
             try:
-                batch.state = await self._api.batches.look(batch.state.id)
+                batch.state = await self._api.batches.retrieve(batch.state.id)
                 if batch.state.ended:
                     await self._collect(batch)
                     found = True
