@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from rlm.sandbox.guest import hardening
+from rlm.sandbox.guest import folders, hardening, landlock, trials
 from rlm.sandbox.launchers import Launcher
 from rlm.sandbox.scratch import Scratch, remove_abandoned
 from rlm.sandbox.session import open_session
@@ -143,7 +143,7 @@ def in_a_confined_child(scratch, *attempts):
         held, missing = hardening.confine_and_try(settings)
         return repr((held, missing, [tried(attempt) for attempt in attempts])).encode()
 
-    return ast.literal_eval(hardening.in_child(work).decode())
+    return ast.literal_eval(trials.in_child(work).decode())
 
 
 def tried(attempt):
@@ -157,7 +157,7 @@ def tried(attempt):
 @pytest.mark.parametrize("version", [2, None])
 def test_no_file_outside_is_truncated_whatever_landlock_knows(version, tmp_path, monkeypatch):
     if version is not None:
-        monkeypatch.setattr(hardening, "landlock_version", lambda: version)
+        monkeypatch.setattr(landlock, "landlock_version", lambda: version)
     scratch, outside, readable = tmp_path / "scratch", tmp_path / "outside", tmp_path / "readable"
     for folder in (scratch, outside, readable):
         folder.mkdir()
@@ -179,12 +179,12 @@ def test_no_file_outside_is_truncated_whatever_landlock_knows(version, tmp_path,
     assert told == ["PermissionError"] * len(ways) + ["DONE"] * len(inside)
     assert (outside / "file").read_text() == (readable / "file").read_text() == "precious"
     assert (scratch / "file").read_text() == "a"
-    assert set(held) == set(hardening.ATTEMPTS), missing
+    assert set(held) == set(trials.ATTEMPTS), missing
 
 
 def test_a_probe_that_could_truncate_does_not_claim_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardening, "landlock_version", lambda: 2)
-    monkeypatch.setattr(hardening, "landlock_truncates", lambda: True)
+    monkeypatch.setattr(landlock, "landlock_version", lambda: 2)
+    monkeypatch.setattr(landlock, "landlock_truncates", lambda: True)
     if not os.access(os.__file__, os.W_OK):
         pytest.skip("this user could not truncate the library anyway")
     before = Path(os.__file__).stat()
@@ -211,7 +211,7 @@ def test_a_link_that_takes_a_folders_place_leads_the_emptying_nowhere(tmp_path, 
         folder.mkdir()
     (victim / "precious").write_text("p")
     (scratch / "link").symlink_to(victim)
-    looks_like_a_folder = hardening._is_folder
+    looks_like_a_folder = folders._is_folder
 
     def swapped_after_the_look(name, parent):
         is_folder = looks_like_a_folder(name, parent)
@@ -221,10 +221,10 @@ def test_a_link_that_takes_a_folders_place_leads_the_emptying_nowhere(tmp_path, 
         return is_folder
 
     with monkeypatch.context() as patch:
-        patch.setattr(hardening, "_is_folder", swapped_after_the_look)
-        hardening.empty_folder(str(scratch))
+        patch.setattr(folders, "_is_folder", swapped_after_the_look)
+        folders.empty_folder(str(scratch))
     assert os.listdir(victim) == ["precious"]
-    hardening.empty_folder(str(scratch))
+    folders.empty_folder(str(scratch))
     assert not os.listdir(scratch)
     assert os.listdir(victim) == ["precious"]
 
@@ -232,7 +232,7 @@ def test_a_link_that_takes_a_folders_place_leads_the_emptying_nowhere(tmp_path, 
 @pytest.mark.parametrize("name", ["d", "d" * 250])
 def test_a_folder_deeper_than_any_path_is_emptied_with_few_descriptors(name, tmp_path):
     deep(tmp_path, 3_000, name)
-    hardening.empty_folder(str(tmp_path))
+    folders.empty_folder(str(tmp_path))
     assert not os.listdir(tmp_path)
 
 
@@ -246,7 +246,7 @@ def test_an_ordinary_user_removes_folders_that_cannot_be_read(tmp_path):
     def empty():
         if os.geteuid() == 0:
             os.setresuid(1777, 1777, 1777)
-        hardening.empty_folder(".")
+        folders.empty_folder(".")
         return repr(os.listdir(".")).encode()
 
     here = Path.cwd()
@@ -254,7 +254,7 @@ def test_an_ordinary_user_removes_folders_that_cannot_be_read(tmp_path):
         os.chdir(tmp_path)
         for place in (tmp_path, *tmp_path.rglob("*")):
             os.chown(place, 1777 if os.geteuid() == 0 else -1, -1)
-        told = hardening.in_child(empty)
+        told = trials.in_child(empty)
     finally:
         os.chdir(here)
     assert told == b"[]"

@@ -22,7 +22,7 @@ import sys
 import time
 from collections import deque
 
-from . import folders, hardening, shelf, wire, worker
+from . import folders, hardening, limits, procfs, shelf, wire, worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,7 +45,6 @@ DRAIN_BYTES = 8 << 20
 LOOK_SECONDS = 0.25
 WATCH_SECONDS = 0.02
 PIPE_BYTES = 1 << 20
-FIRST, ORDINARY, LATER = -20, 0, 10
 OWN_FOLDERS = "rlm-own-"
 
 
@@ -91,7 +90,7 @@ def hear_settings(host: Host) -> dict[str, Any]:
     missing: dict[str, str] = {}
     levels = ["own process", "clean environment", "limits"]
     settings["counts_processes"] = settings["bounds_processes"] = settings["quota"] = False
-    levels += isolate(settings, missing)
+    levels += hardening.isolate(settings, missing)
     try_shelf(settings)
     hardening.adopt_orphans()
     settings["facts"] = {
@@ -112,19 +111,6 @@ def try_shelf(settings: dict[str, Any]) -> None:
     settings["shelf_bytes"] = 0 if settings["shelf"] is None else most
 
 
-def come_first() -> None:
-    """Be scheduled before any number of processes a cell could start; only root may, and only it needs to."""
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, FIRST)
-
-
-def yield_to_supervisor() -> None:
-    """In a worker: undo `come_first`; where it was not allowed, step back instead."""
-    with contextlib.suppress(OSError):
-        came_first = os.getpriority(os.PRIO_PROCESS, 0) == FIRST
-        os.setpriority(os.PRIO_PROCESS, 0, ORDINARY if came_first else LATER)
-
-
 def make_scratch(given: str) -> tuple[str, int | None]:
     """The folder that cells may write to, the host's where it could make one, or a new one with its lock."""
     if given:
@@ -138,40 +124,6 @@ def make_scratch(given: str) -> tuple[str, int | None]:
     if "tempfile" in sys.modules:
         vars(sys.modules["tempfile"])["tempdir"] = None  # it has looked already
     return scratch, lock
-
-
-def isolate(settings: dict[str, Any], missing: dict[str, str]) -> list[str]:
-    """Everything that is asked for and that this machine gives; the names of what holds."""
-    levels: list[str] = []
-    if settings["confine"]:
-        stays_root = hardening.become_private_user(settings["scratch"])
-        if stays_root:
-            missing["private user"] = stays_root
-    if settings["namespaces"]:
-        reason = hardening.enter_namespaces(
-            settings["scratch"],
-            settings["scratch_bytes"],
-            settings["processes"],
-            remove=settings["owns_scratch"],
-        )
-        if reason:
-            missing["namespaces"] = reason
-        else:
-            levels += ["namespaces", "scratch quota"]
-            settings["quota"] = True
-    is_root = os.getuid() == 0
-    if not is_root and (settings["quota"] or os.getuid() >= hardening.PRIVATE_USERS):
-        settings["counts_processes"] = settings["bounds_processes"] = True
-        levels.append("process limit")
-    elif settings["quota"] and hardening.numbers_are_limited(settings["processes"]):
-        settings["bounds_processes"] = True
-        levels.append("process limit")
-    else:
-        come_first()
-        missing["process limit"] = "the kernel does not count them for this user: they are watched instead"
-    held, refused = hardening.probe(settings)
-    missing.update(refused)
-    return levels + held
 
 
 class Outbox:
@@ -485,7 +437,7 @@ class Supervisor:
         self._forget()
         problem = None
         try:
-            with hardening.within_memory(
+            with limits.within_memory(
                 2 * self.settings["memory_bytes"]
             ):  # while it is joined, it is there twice
                 self._context = shelf.read_value(piece, offset, length, values)
@@ -534,7 +486,7 @@ class Supervisor:
         else:
             detail = self._roll_back(process)
             if cell.overfilled:
-                hardening.empty_folder(self.settings["scratch"])
+                folders.empty_folder(self.settings["scratch"])
             if outcome == "gone":
                 outcome, error = detail
             state = "lost" if state == "lost" or self.ancestor is None else "rolled back"
@@ -663,7 +615,7 @@ class Supervisor:
             process.close()
             self._leave_to_parent()
             if not self.settings["bounds_processes"]:
-                yield_to_supervisor()
+                hardening.yield_to_supervisor()
             worker.start(theirs, self._context, self.settings)
         return self._greeted(process, theirs, os.getpid())
 
@@ -757,8 +709,8 @@ class Supervisor:
         spared = {process.pid}
         spared.update(other.pid for other in (self.ancestor, self._next) if other is not None)
         for _ in range(100):
-            found = [pid for pid in hardening.descendants(os.getpid()) if pid not in spared]
-            living = [pid for pid in found if not hardening.is_zombie(pid)]
+            found = [pid for pid in procfs.descendants(os.getpid()) if pid not in spared]
+            living = [pid for pid in found if not procfs.is_zombie(pid)]
             for pid in living:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -779,7 +731,7 @@ class Supervisor:
         self._drop_workers()
         self._reap()
         if self.settings["owns_scratch"]:
-            hardening.empty_folder(self.settings["scratch"])
+            folders.empty_folder(self.settings["scratch"])
             os.chdir("/")
             with contextlib.suppress(OSError):
                 os.rmdir(self.settings["scratch"])  # noqa: PTH106 - where it is a mount, the process outside removes it
@@ -861,7 +813,7 @@ class Cell:
         settings = self._supervisor.settings
         if not settings["counts_processes"]:
             ancestor = self._supervisor.ancestor
-            count = hardening.crowd(os.getpid(), set() if ancestor is None else {ancestor.pid}) - 1
+            count = procfs.crowd(os.getpid(), set() if ancestor is None else {ancestor.pid}) - 1
             if count > settings["processes"]:
                 self._verdict = (
                     "memory",
@@ -871,9 +823,9 @@ class Cell:
             return
         self._measure_at = time.monotonic() + LOOK_SECONDS
         if self.clock.waits:
-            self.clock.look_at_children(hardening.descendants(os.getpid()))
+            self.clock.look_at_children(procfs.descendants(os.getpid()))
         most = settings["scratch_bytes"]
-        if not settings["quota"] and hardening.is_overfull(settings["scratch"], most):
+        if not settings["quota"] and folders.is_overfull(settings["scratch"], most):
             self.overfilled = True
             self._verdict = (
                 "memory",

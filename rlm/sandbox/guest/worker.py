@@ -23,7 +23,7 @@ import traceback
 import types
 import warnings
 
-from . import calls, hardening, wire
+from . import calls, hardening, limits, wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Worker:
             elif kind == wire.RUN:
                 self._run(wire.decode(payload))
             elif kind == wire.ASK:
-                with hardening.limited():
+                with limits.limited():
                     told = self._repl.tell(wire.decode(payload))
                 self._channel.send(wire.TOLD, 0, told)
 
@@ -124,7 +124,7 @@ class Worker:
         try:
             restore_handlers(self._handlers)
             try:
-                with hardening.limited():
+                with limits.limited():
                     outcome = self._repl.execute(cell)
             finally:
                 cancel_timers()
@@ -169,8 +169,8 @@ def adopt(descriptors: list[int]) -> tuple[int, int, int]:
     os.dup2(stderr, 2)
     os.close(stdout)
     os.close(stderr)
-    channel = hardening.raise_descriptor(channel)
-    return channel, channel, hardening.raise_descriptor(leash)
+    channel = limits.raise_descriptor(channel)
+    return channel, channel, limits.raise_descriptor(leash)
 
 
 def fork_or_bury() -> int:

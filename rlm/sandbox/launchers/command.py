@@ -18,7 +18,22 @@ if TYPE_CHECKING:
 __all__ = ["Launcher", "local"]
 
 PASSED_ON = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ")
-MODULES = ("wire", "shelf", "sketch", "hardening", "folders", "calls", "worker", "supervisor")
+MODULES = (
+    *(
+        "wire",
+        "shelf",
+        "sketch",
+        "libc",
+        "procfs",
+        "folders",
+        "limits",
+        "landlock",
+        "seccomp",
+        "users",
+        "trials",
+    ),
+    *("namespaces", "hardening", "calls", "worker", "supervisor"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
