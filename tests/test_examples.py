@@ -1,18 +1,14 @@
-"""The README and the examples run, as they stand, without a key."""
+"""The examples run without a key."""
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-import anyio
 import pytest
-
-from rlm import ScriptedClient
 
 ROOT = Path(__file__).parent.parent
 
@@ -57,39 +53,3 @@ def test_the_interactive_example_answers_and_runs_the_users_code():
     assert "Your own cell says:" in printed
     assert "mentions" in printed
     assert re.search(r"^Spent: \d+ calls, 0 tokens, \$0.0000\.$", printed, re.MULTILINE)
-
-
-class WithClient(ast.NodeTransformer):
-    """Gives every `RLM_REPL(...)` of a script the argument `client=client`, and changes nothing else."""
-
-    def __init__(self):
-        self.changed = 0
-
-    def visit_Call(self, node):
-        self.generic_visit(node)
-        if isinstance(node.func, ast.Name) and node.func.id == "RLM_REPL":
-            node.keywords.append(ast.keyword("client", ast.Name("client", ast.Load())))
-            self.changed += 1
-        return node
-
-
-def test_the_python_of_the_readme_runs_from_top_to_bottom(tmp_path, monkeypatch, capsys):
-    (tmp_path / "contract.txt").write_text("Ada lets a house to Bob, who may leave at any time.")
-    monkeypatch.chdir(tmp_path)
-    client = ScriptedClient(lambda call: "```repl\nFINAL(context.split(',')[0])\n```")
-    namespace = {"client": client}
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
-    for block in blocks:
-        with_client = WithClient()
-        tree = ast.fix_missing_locations(with_client.visit(ast.parse(block)))
-        assert with_client.changed == 1
-        exec(compile(tree, "README.md", "exec"), namespace)
-    assert capsys.readouterr().out.startswith("Ada lets a house to Bob\nok 1 Usage(")
-    assert anyio.run(namespace["parties"]) == "Ada lets a house to Bob"
-    assert namespace["session"].answers == ["Ada lets a house to Bob"] * 2
-    assert len(client.calls) == 4
-
-
-def test_the_readme_is_short_enough_to_read_standing():
-    assert len((ROOT / "README.md").read_text().split()) < 700
