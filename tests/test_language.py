@@ -92,4 +92,4 @@ if (
     import sys
 
     for path in sys.argv[1:] or FILES:
-        print(*complaints(path), sep="\n")  # noqa: T201
+        print(*complaints(path), sep="\n")
