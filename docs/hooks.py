@@ -1,4 +1,4 @@
-"""Fill the reference pages from the code: `<!-- help: ask -->` becomes what `rlm ask --help` prints."""
+"""Fill the reference pages from the code: the help of commands, and the options of the settings classes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ import subprocess
 import sys
 from typing import Any
 
+from rlm import settings
+
+OPTIONS = re.compile(r"<!-- options: (?P<name>\w+) -->")
 HELP = re.compile(r"<!-- help:(?P<command>[ \w-]*)-->")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace each marker of a page by the text it names."""
-    return HELP.sub(lambda found: help_of(found["command"].split()), markdown)
+    """Replace `<!-- help: COMMAND -->` by what the command prints, and `<!-- options: NAME -->` by a table."""
+    markdown = HELP.sub(lambda found: help_of(found["command"].split()), markdown)
+    return OPTIONS.sub(lambda found: table_of(getattr(settings, found["name"])), markdown)
 
 
 def help_of(command: list[str]) -> str:
@@ -21,3 +25,12 @@ def help_of(command: list[str]) -> str:
         [sys.executable, "-m", "rlm", *command, "--help"], capture_output=True, text=True, check=True
     ).stdout
     return f"```text\n{printed}```"
+
+
+def table_of(kind: type) -> str:
+    """Return the options of a settings class as a table."""
+    rows = [
+        f"| `{made.name}` | `{made.type.replace('|', 'or')}` | `{made.default!r}` | {made.help} |"
+        for made in settings.options_of(kind)
+    ]
+    return "\n".join(["| option | type | default | meaning |", "| --- | --- | --- | --- |", *rows])

@@ -1,203 +1,279 @@
-"""The settings of a run, frozen, with defaults that a newcomer can leave alone.
+"""Settings of a run: frozen dataclasses in which every option has its one definition.
 
-`RunSettings` is what `RLM_REPL(...)` collects from its keywords. It holds one `SandboxSettings` for the guest and
-one `SchedulerSettings` for the calls, so that a room is handed only what concerns it.
+An option is a field made by `option(default, help)`: its type, its default, what it means, and the check of its value.
+`RLM_REPL(...)`, the command line, the configuration file and the documentation read these fields with `options_of`.
+
+`RunSettings` holds one `SandboxSettings` for the guest and one `SchedulerSettings` for the calls, so that each part of the
+program gets only the settings that concern it.
 """
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from dataclasses import dataclass, field, fields, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args
 
+from rlm.checks import finite_number, model_name, one_of, or_else, positive_number, whole_number
 from rlm.errors import SettingsError
 
-__all__ = ["IsolationTier", "RunSettings", "SandboxSettings", "SchedulerSettings"]
+if TYPE_CHECKING:
+    from rlm.checks import Check
+
+__all__ = [
+    "IsolationTier",
+    "Option",
+    "RunSettings",
+    "SandboxSettings",
+    "SchedulerSettings",
+    "check_options",
+    "documented",
+    "option",
+    "options_of",
+]
 
 MiB = 1 << 20
 IsolationTier = Literal["process", "confined", "isolated"]
+_TIERS = get_args(IsolationTier)
+
+T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option: its name as a Python keyword, the type as text, the default, and what it means."""
+
+    name: str
+    type: str
+    default: Any
+    help: str
+
+
+def option(default: T, help: str, *, check: Check | None = None) -> T:  # noqa: A002 - the word of click and argparse
+    """Define an option as a field of a settings dataclass.
+
+    Args:
+        default: the value where the user gives none.
+        help: one or two sentences that say what it does, with units.
+        check: a check of `rlm.checks`, applied by `check_options`.
+    """
+    made: T = field(default=default, metadata={"help": help, "check": check})
+    return made
+
+
+def options_of(settings: type) -> tuple[Option, ...]:
+    """Return the options of a settings dataclass, in the order of their definition."""
+    return tuple(
+        Option(part.name, str(part.type), part.default, part.metadata["help"])
+        for part in fields(settings)
+        if "help" in part.metadata
+    )
+
+
+def check_options(settings: Any) -> None:
+    """Apply the check of each option to its value; for `__post_init__`.
+
+    Raises:
+        SettingsError: a value cannot work; the message names the option and the value.
+    """
+    for part in fields(settings):
+        check = part.metadata.get("check")
+        if check is not None:
+            check(part.name, getattr(settings, part.name))
+
+
+def documented(settings: type[T]) -> type[T]:
+    """Append the options to the docstring of a settings dataclass, so that `help()` shows them."""
+    lines = [f"    {made.name}: {made.help} Default: {made.default!r}." for made in options_of(settings)]
+    settings.__doc__ = "\n".join([settings.__doc__ or "", "", "Attributes:", *lines])
+    return settings
+
+
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSettings:
-    """Limits of one guest.
+    """Limits of one guest."""
 
-    Attributes:
-        cell_timeout_s: seconds of work a cell may take; time spent waiting for host calls does not count.
-        memory_bytes: what the guest may allocate over what the context takes.
-        output_chars: how much of a cell's stdout, and of its stderr, is kept: head and tail.
-        answer_bytes: the largest answer that may cross to the host, encoded.
-        scratch_bytes: how much the cells may write to their scratch folder.
-        processes: how many processes and threads the cells may have, where the platform can count them.
-        start_timeout_s: seconds a guest may take to get ready.
-        minimum_tier: what must confine the guest, or it does not start: `process`, `confined` (files, network,
-            programs), `isolated` (namespaces of its own too).
-        highest_tier: what is tried; below it, nothing is.
-    """
-
-    cell_timeout_s: float = 120.0
-    memory_bytes: int = 4096 * MiB
-    output_chars: int = 200_000
-    answer_bytes: int = 64 * MiB
-    scratch_bytes: int = 256 * MiB
-    processes: int = 64
-    start_timeout_s: float = 30.0
-    minimum_tier: IsolationTier = "process"
-    highest_tier: IsolationTier = "isolated"
+    cell_timeout_s: float = option(
+        120.0,
+        "Seconds of work a cell may take; waiting for host calls does not count.",
+        check=finite_number,
+    )
+    memory_bytes: int = option(
+        4096 * MiB,
+        "Memory the guest may allocate beyond what the context takes, in bytes.",
+        check=whole_number,
+    )
+    output_chars: int = option(
+        200_000,
+        "Characters of a cell's stdout, and of its stderr, that are kept: the head and the tail.",
+        check=whole_number,
+    )
+    answer_bytes: int = option(
+        64 * MiB,
+        "Size of the largest answer that may cross to the host, encoded, in bytes.",
+        check=whole_number,
+    )
+    scratch_bytes: int = option(
+        256 * MiB, "Bytes that the cells may write into their scratch folder.", check=whole_number
+    )
+    processes: int = option(
+        64,
+        "Processes and threads that the cells may have, where the platform can count them.",
+        check=whole_number,
+    )
+    start_timeout_s: float = option(30.0, "Seconds a guest may take to start.", check=finite_number)
+    minimum_tier: IsolationTier = option(
+        "process",
+        "Confinement below which a guest refuses to start: process, confined (files, network, programs), or isolated "
+        "(also namespaces of its own).",
+        check=one_of(*_TIERS),
+    )
+    highest_tier: IsolationTier = option(
+        "isolated", "The highest tier that is tried; what is above it is not used.", check=one_of(*_TIERS)
+    )
 
     def __post_init__(self) -> None:
-        for name in ("memory_bytes", "output_chars", "answer_bytes", "scratch_bytes", "processes"):
-            _require_count(name, getattr(self, name))
-        for name in ("cell_timeout_s", "start_timeout_s"):
-            _require_positive(name, getattr(self, name))
-            if getattr(self, name) == math.inf:
-                raise SettingsError(
-                    f"{name}={math.inf}: must end some time, such as after a day: {name}=86_400"
-                )
-        for name in ("minimum_tier", "highest_tier"):
-            if getattr(self, name) not in get_args(IsolationTier):
-                raise SettingsError(
-                    f"{name}={getattr(self, name)!r}: must be one of {', '.join(get_args(IsolationTier))}"
-                )
-        tiers = get_args(IsolationTier)
-        if tiers.index(self.minimum_tier) > tiers.index(self.highest_tier):
+        check_options(self)
+        if _TIERS.index(self.minimum_tier) > _TIERS.index(self.highest_tier):
             raise SettingsError(
                 f"minimum_tier={self.minimum_tier!r} is above highest_tier={self.highest_tier!r}: no guest could start"
             )
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSettings:
-    """How calls are made.
+    """How calls are sent."""
 
-    Attributes:
-        max_concurrent: calls in flight at once over the whole tree of runs; "auto" finds out for each model how
-            many its endpoint takes.
-        call_timeout_s: seconds one request may take.
-        requests_per_minute: requests to each model, or None for what its endpoint says.
-        tokens_per_minute: input and output tokens of each model, or None for what its endpoint says.
-        max_attempts: how often a call is asked where it fails for a passing reason other than a rate limit.
-        retry_patience_s: seconds a call may wait in all to be asked again, rate limits included.
-        first_backoff_s: the longest wait before the second attempt; it doubles with each further one.
-        longest_backoff_s: the longest wait before any attempt, where the provider does not ask for more.
-        spare_retries: retries a tree of runs has in hand; each answer adds one, up to twice as many.
-        breaker_failures: failures in a row after which a model is asked by one call at a time.
-        breaker_patience_s: seconds the other calls then wait for it to recover before they fail.
-        breaker_pause_s: seconds between two probes of a model that has not recovered.
-        cache: keep finished answers on disk: "off", "read" (use but do not add) or "on".
-        cache_sampled: use the cache for calls with a temperature above 0, too.
-        cache_folder: where the cache lives, or None for the user's cache folder.
-        cache_bytes: size above which the cache forgets what was not used for the longest time.
-        default_max_output_tokens: output cap of calls that have none, sent along when a budget is set.
-    """
-
-    max_concurrent: int | Literal["auto"] = "auto"
-    call_timeout_s: float = 600.0
-    requests_per_minute: float | None = None
-    tokens_per_minute: float | None = None
-    max_attempts: int = 9
-    retry_patience_s: float = 300.0
-    first_backoff_s: float = 0.2
-    longest_backoff_s: float = 20.0
-    spare_retries: int = 100
-    breaker_failures: int = 20
-    breaker_patience_s: float = 60.0
-    breaker_pause_s: float = 30.0
-    cache: Literal["off", "read", "on"] = "off"
-    cache_sampled: bool = False
-    cache_folder: str | None = None
-    cache_bytes: int = 1024 * MiB
-    default_max_output_tokens: int = 16_384
+    max_concurrent: int | Literal["auto"] = option(
+        "auto",
+        "Calls in flight at once over the whole tree of runs; auto finds out for each model how many its endpoint takes.",
+        check=or_else("auto", whole_number),
+    )
+    call_timeout_s: float = option(600.0, "Seconds one request may take.", check=positive_number)
+    requests_per_minute: float | None = option(
+        None,
+        "Requests a minute to each model; None: what its endpoint says.",
+        check=or_else(None, positive_number),
+    )
+    tokens_per_minute: float | None = option(
+        None,
+        "Input and output tokens a minute of each model; None: what its endpoint says.",
+        check=or_else(None, positive_number),
+    )
+    max_attempts: int = option(
+        9, "Attempts of a call that fails for a passing reason other than a rate limit.", check=whole_number
+    )
+    retry_patience_s: float = option(
+        300.0,
+        "Seconds a call may spend waiting for retries in all, rate limits included.",
+        check=positive_number,
+    )
+    first_backoff_s: float = option(
+        0.2,
+        "The longest wait before the second attempt, in seconds; it doubles each time.",
+        check=positive_number,
+    )
+    longest_backoff_s: float = option(
+        20.0,
+        "The longest wait before any attempt, in seconds, unless the provider asks for more.",
+        check=positive_number,
+    )
+    retry_budget: int = option(
+        100,
+        "Retries that a tree of runs has in hand; each answer adds one, up to twice as many.",
+        check=whole_number,
+    )
+    breaker_failures: int = option(
+        20, "Failures in a row after which a model is asked by one call at a time.", check=whole_number
+    )
+    breaker_patience_s: float = option(
+        60.0,
+        "Seconds the other calls then wait for the model to recover before they fail.",
+        check=positive_number,
+    )
+    breaker_pause_s: float = option(
+        30.0, "Seconds between two probes of a model that has not recovered.", check=positive_number
+    )
+    cache: Literal["off", "read", "on"] = option(
+        "off",
+        "Keep answers on disk and use them again; read: use but add none.",
+        check=one_of("off", "read", "on"),
+    )
+    cache_sampled: bool = option(False, "Use the cache for calls with a temperature above 0, too.")
+    cache_folder: str | None = option(None, "Folder of the cache; None: the user's cache folder.")
+    cache_bytes: int = option(
+        1024 * MiB,
+        "Size in bytes above which the cache removes what was not used for the longest time.",
+        check=whole_number,
+    )
+    default_max_output_tokens: int = option(
+        16_384, "Output cap of calls that have none, sent when a budget is set.", check=whole_number
+    )
 
     def __post_init__(self) -> None:
-        for name in self.__slots__:
-            value = getattr(self, name)
-            if name in {"cache", "cache_sampled", "cache_folder"} or value == _MAY_BE.get(name, ...):
-                continue
-            if name in _WHOLE:
-                _require_count(name, value)
-            else:
-                _require_positive(name, value)
-        if self.cache not in {"off", "read", "on"}:
-            raise SettingsError(f"cache={self.cache!r}: must be 'off', 'read' or 'on'")
+        check_options(self)
 
 
-_MAY_BE: dict[str, object] = {
-    "max_concurrent": "auto",
-    "requests_per_minute": None,
-    "tokens_per_minute": None,
-}
-_WHOLE = {
-    "max_concurrent",
-    "max_attempts",
-    "spare_retries",
-    "breaker_failures",
-    "cache_bytes",
-    "default_max_output_tokens",
-}
-
-
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """How a run goes.
+    """How a run goes."""
 
-    Attributes:
-        model: the root model, which writes the cells.
-        recursive_model: the sub-model, which the cells call.
-        max_iterations: turns, that is, how often the root model may be asked.
-        max_children: child runs with an open guest at once, at each depth of the tree.
-        child_models: root models of child runs, by depth: the first of those that the root run starts, the last
-            of all below it, too. Without any, a child run has the root model of its parent. A cell may name another.
-        child_iterations: turns of a child run, or None for as many as the root run has.
-        child_timeout_s: wall clock of each child run in seconds, or None. One that takes longer fails alone; its
-            own children are within its time.
-        max_depth: levels of runs below which `rlm_query` is a plain call; 1 means that the root run has
-            sub-calls but no child runs.
-        timeout_s: wall clock of the whole run in seconds, or None.
-        on_limit: what a budget or the wall clock ends the root run with: a "partial" answer, or "raise" the
-            `LimitReached` with that answer in `.partial`.
-        sub_context_chars: how many characters of prompt a sub-model can take; told to the root model.
-        shown_output_chars: how much of a cell's output the root model is shown: head and tail.
-    """
-
-    model: str = "gpt-5"
-    recursive_model: str = "gpt-5-nano"
-    max_iterations: int = 20
-    max_depth: int = 1
-    max_children: int = 64
-    child_models: tuple[str, ...] = ()
-    child_iterations: int | None = None
-    child_timeout_s: float | None = None
-    timeout_s: float | None = None
-    on_limit: Literal["partial", "raise"] = "partial"
-    sub_context_chars: int = 400_000
-    shown_output_chars: int = 20_000
+    model: str = option("gpt-5", "The root model, which writes the cells.", check=model_name)
+    recursive_model: str = option("gpt-5-nano", "The sub-model, which the cells call.", check=model_name)
+    max_iterations: int = option(20, "Turns of the root model per question.", check=whole_number)
+    max_depth: int = option(
+        1,
+        "Levels of runs: 1 for sub-calls only, 2 allows child runs, 3 children of theirs; below, `rlm_query` is a plain call.",
+        check=whole_number,
+    )
+    max_children: int = option(
+        64, "Child runs with an open guest at once, at each depth of the tree.", check=whole_number
+    )
+    child_models: tuple[str, ...] = option(
+        (),
+        "Root models of child runs by depth, the last one for all below it; without any, the parent's root model. A cell may "
+        "name another.",
+    )
+    child_iterations: int | None = option(
+        None, "Turns of a child run; None: as many as the root run.", check=or_else(None, whole_number)
+    )
+    child_timeout_s: float | None = option(
+        None,
+        "Wall clock of each child run in seconds; one that takes longer fails alone.",
+        check=or_else(None, positive_number),
+    )
+    timeout_s: float | None = option(
+        None,
+        "Wall clock of one question in seconds, with the start of its guest and with its child runs; then the best partial "
+        "answer is given.",
+        check=or_else(None, positive_number),
+    )
+    on_limit: Literal["partial", "raise"] = option(
+        "partial",
+        "What a budget or the wall clock does: give a partial answer, or raise `LimitReached` with that answer in `.partial`.",
+        check=one_of("partial", "raise"),
+    )
+    sub_context_chars: int = option(
+        400_000,
+        "Characters of prompt that a sub-model can take; the root model is told this number.",
+        check=whole_number,
+    )
+    shown_output_chars: int = option(
+        20_000,
+        "Characters of a cell's output that the root model sees: the head and the tail.",
+        check=whole_number,
+    )
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     scheduler: SchedulerSettings = field(default_factory=SchedulerSettings)
 
     def __post_init__(self) -> None:
-        for name in (
-            "max_iterations",
-            "max_depth",
-            "max_children",
-            "sub_context_chars",
-            "shown_output_chars",
-        ):
-            _require_count(name, getattr(self, name))
-        for name in ("timeout_s", "child_timeout_s"):
-            if getattr(self, name) is not None:
-                _require_positive(name, getattr(self, name))
-        if self.child_iterations is not None:
-            _require_count("child_iterations", self.child_iterations)
-        if self.on_limit not in {"partial", "raise"}:
-            raise SettingsError(f"on_limit={self.on_limit!r}: must be 'partial' or 'raise'")
-        for name in ("model", "recursive_model"):
-            _require_model(name, getattr(self, name))
-        models: object = self.child_models  # whatever the annotation says
+        check_options(self)
+        models: object = self.child_models  # may be anything at run time
         if not isinstance(models, tuple):
             raise SettingsError(f"child_models={models!r}: must be a tuple, such as ('gpt-5-nano',)")
         for index, model in enumerate(self.child_models):
-            _require_model(f"child_models[{index}]", model)
+            model_name(f"child_models[{index}]", model)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -206,26 +282,8 @@ class RunSettings:
         return tuple(dict.fromkeys((self.model, self.recursive_model, *of_children)))
 
     def for_child(self, depth: int, model: str | None = None) -> RunSettings:
-        """The settings of a child run at this depth, with the root model that its parent's cell named, if any."""
+        """Return the settings of a child run at this depth, with the root model that its parent's cell named, if any."""
         of_depth = self.child_models[:depth][-1] if self.child_models else self.model
         return replace(
             self, model=model or of_depth, max_iterations=self.child_iterations or self.max_iterations
         )
-
-
-def _require_model(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise SettingsError(f"{name} is a {type(value).__name__}: name a model, such as {name}='gpt-5-nano'")
-    if not value:
-        raise SettingsError(f"{name} is empty: name a model, such as {name}='gpt-5-nano'")
-
-
-def _require_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-        raise SettingsError(f"{name}={value!r}: must be a number above 0")
-
-
-def _require_count(name: str, value: object) -> None:
-    _require_positive(name, value)
-    if not isinstance(value, int):
-        raise SettingsError(f"{name}={value!r}: must be a whole number")

@@ -28,7 +28,7 @@ from rlm.bulk.answers import Answers
 from rlm.bulk.checkpoint import PASSING, Checkpoint, JobRecord, Memory, forget
 from rlm.bulk.io.formats import FileSource, Row, Source, require
 from rlm.bulk.output import Answer, Writing
-from rlm.bulk.report import Estimate, Progress, Report, number_of
+from rlm.bulk.report import Estimate, Progress, Report
 from rlm.bulk.streaming import Finishing, TellRow
 from rlm.bulk.survey import Decided, Questions, Survey
 from rlm.errors import (
@@ -45,6 +45,7 @@ from rlm.errors import (
 from rlm.events import CallFinished, CallRetried
 from rlm.scheduler.batch import ungrouped
 from rlm.structured.map import Item, Mapped, MapSettings, Settled, fill_packs, map_packs
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
@@ -567,7 +568,7 @@ class _Run:
             return "no row was answered in this session"
         if self._job.journal is None:
             return "nothing is kept of a job with neither an output nor a checkpoint"
-        kept = number_of(self._counts.settled, "answer")
+        kept = counted(self._counts.settled, "answer")
         return f"{kept} of this session kept in {self.checkpoint.path}: resume to go on"
 
     # Writing ---------------------------------------------------------------------------------------------------

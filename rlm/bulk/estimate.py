@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rlm.bulk.checkpoint import key_of
 from rlm.bulk.io.formats import Row, as_source, create
-from rlm.bulk.report import number_of
 from rlm.bulk.templates import Template, read_template
 from rlm.errors import InputError, OutputError, SettingsError
 from rlm.metering import tokens
@@ -29,6 +28,7 @@ from rlm.structured.map import MapSettings, PlainModels, pack_call
 from rlm.structured.packs import CHARS_PER_TOKEN, Task, content_chars
 from rlm.structured.schema import Schema, SchemaSource, schema_of
 from rlm.values import Call, Usage
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,11 +72,11 @@ class Count:
         longest = ", ".join(f"row {number:,} with {size:,}" for number, size in self.longest)
         lines = [
             (
-                f"{number_of(self.rows, 'row')}, {equal}{number_of(self.tokens, 'token')}, "
+                f"{counted(self.rows, 'row')}, {equal}{counted(self.tokens, 'token')}, "
                 f"{self.tokens / self.rows:,.1f} each; longest: {longest}"
             ),
             (
-                f"{number_of(self.calls, 'call')}: {number_of(self.input_tokens, 'token')} in, "
+                f"{counted(self.calls, 'call')}: {counted(self.input_tokens, 'token')} in, "
                 f"about {self.output_tokens:,} out"
             ),
         ]

@@ -12,12 +12,13 @@ from operator import add
 from typing import TYPE_CHECKING, Any, Final
 
 from rlm.values import Usage
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Estimate", "LabelCounts", "Progress", "Report", "number_of", "total"]
+__all__ = ["Estimate", "LabelCounts", "Progress", "Report", "total"]
 
 MOST_LABELS: Final = 50
 
@@ -81,8 +82,8 @@ class Estimate:
         price = "at an unknown price" if self.usd is None else f"for about ${self.usd:,.4f}"
         spent = "" if self.pilot_usd is None else f" (${self.pilot_usd:,.4f})"
         return (
-            f"pilot: {number_of(self.pilot_rows, 'row')}{spent}, {self.pilot_failed:,} failed; the other "
-            f"{number_of(self.rows_left, 'row')} {price}, in about {self.seconds:,.0f} s"
+            f"pilot: {counted(self.pilot_rows, 'row')}{spent}, {self.pilot_failed:,} failed; the other "
+            f"{counted(self.rows_left, 'row')} {price}, in about {self.seconds:,.0f} s"
         )
 
 
@@ -164,22 +165,20 @@ class Report:
     def __str__(self) -> str:
         cost = "price unknown" if self.cost_usd is None else f"${self.cost_usd:,.4f}"
         lines = [
-            f"{number_of(self.rows, 'row')}: {self.answered:,} answered, {self.failed:,} failed, {self.by_rule:,} without a model",
+            f"{counted(self.rows, 'row')}: {self.answered:,} answered, {self.failed:,} failed, {self.by_rule:,} without a model",
             (
-                f"{number_of(self.usage.calls, 'call')}, {number_of(self.usage.total_tokens, 'token')}, {cost}, "
-                f"{self.seconds:,.1f} s; {number_of(self.resumed, 'answer')} resumed, "
-                f"{number_of(self.stored, 'reply', 'replies')} from the cache"
+                f"{counted(self.usage.calls, 'call')}, {counted(self.usage.total_tokens, 'token')}, {cost}, "
+                f"{self.seconds:,.1f} s; {counted(self.resumed, 'answer')} resumed, "
+                f"{counted(self.stored, 'reply')} from the cache"
             ),
         ]
         if self.agreement is not None:
             lines.append(f"agreement of the opinions: {self.agreement:.1%}")
         if self.in_doubt:
-            lines.append(
-                f"still in doubt, with no answer to the escalation: {number_of(self.in_doubt, 'row')}"
-            )
+            lines.append(f"still in doubt, with no answer to the escalation: {counted(self.in_doubt, 'row')}")
         if self.unjudged:
             lines.append(
-                f"handed on unjudged: {number_of(self.unjudged, 'row')}, the first because {self.problem}"
+                f"handed on unjudged: {counted(self.unjudged, 'row')}, the first because {self.problem}"
             )
         for name, counts in self.labels.items():
             total = sum(counts.values())
@@ -195,11 +194,6 @@ class Report:
         if self.dead_letters is not None:
             lines.append(f"failed rows: {self.dead_letters}; ask them again with --retry {self.dead_letters}")
         return "\n".join(lines)
-
-
-def number_of(count: int, one: str, many: str | None = None) -> str:
-    """A count with its word: `1 call`, `2,000 calls`."""
-    return f"{count:,} {one if count == 1 else many or f'{one}s'}"
 
 
 def total(reports: Iterable[Report]) -> Report:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from rlm.engine import prompts
 from rlm.engine.reply_parser import FinalText, FinalVariable, ParsedReply, parse_reply
 from rlm.values import AnswerStatus, CellResult, Final, Message, Reply
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from rlm.settings import RunSettings
@@ -96,7 +97,7 @@ class Conversation:
                 nudged = True
                 self._tell(prompts.nudge(remaining))
         return self.conclude_early(
-            "partial", f"no answer within {prompts.counted(self.settings.max_iterations, 'turn')}"
+            "partial", f"no answer within {counted(self.settings.max_iterations, 'turn')}"
         )
 
     def conclude_early(self, status: AnswerStatus, limit: str) -> Conclusion:

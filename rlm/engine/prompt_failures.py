@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-from rlm.engine.prompts import counted
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

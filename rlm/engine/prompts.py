@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlm.sandbox.guest.sketch import Sketch, sketch
 from rlm.values import render
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,6 @@ __all__ = [
     "INTERRUPTED_REPLY",
     "answer_note",
     "clip",
-    "counted",
     "describe_cells",
     "describe_context",
     "first_message",
@@ -171,11 +171,6 @@ def nudge(remaining: int) -> str:
 def plain_child_prompt(question: str, context: Any) -> str:
     """The prompt of a child run that the depth limit turned into a plain call."""
     return question if context is None else f"{question}\n\n{render(context)}"
-
-
-def counted(number: int, noun: str) -> str:
-    """A number of things: `1 turn`, `2,000 turns`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def clip(text: str, limit: int, *, length: int | None = None) -> str:

@@ -31,7 +31,7 @@ class Retries:
     ) -> None:
         self._settings = settings
         self._jitter = jitter
-        self._purse = settings.spare_retries
+        self._purse = settings.retry_budget
 
     @property
     def left(self) -> int:
@@ -60,7 +60,7 @@ class Retries:
 
     def answered(self) -> None:
         """An answer came: the endpoint is worth one more retry."""
-        self._purse = min(self._purse + 1, 2 * self._settings.spare_retries)
+        self._purse = min(self._purse + 1, 2 * self._settings.retry_budget)
 
     def _may_ask_again(self, error: TransientError, failures: int, ever_answered: bool) -> bool:
         if isinstance(error, RateLimited):

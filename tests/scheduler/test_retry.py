@@ -97,7 +97,7 @@ def test_an_address_where_nothing_ever_answered_is_not_tried_long():
 
 
 def test_the_purse_of_a_tree_empties_on_failures_and_fills_on_answers():
-    retries = Retries(SchedulerSettings(spare_retries=3), jitter=longest)
+    retries = Retries(SchedulerSettings(retry_budget=3), jitter=longest)
     assert [wait(ServerError(""), retries) is not None for _ in range(5)] == [True, True, True, False, False]
     assert wait(RateLimited(""), retries) is not None
     retries.answered()
@@ -208,7 +208,7 @@ def test_a_timeout_is_an_error_that_names_the_seconds_and_is_asked_again(virtual
 
 def test_an_outage_is_not_multiplied_by_the_attempts_of_every_call(virtual_time):
     provider = FakeProvider(faults=((1.0, lambda: ServerError("down", status=500)),))
-    settings = SchedulerSettings(breaker_failures=100_000, spare_retries=100)
+    settings = SchedulerSettings(breaker_failures=100_000, retry_budget=100)
 
     async def main():
         tree = Scheduler(provider, settings).tree(run_id="r")
