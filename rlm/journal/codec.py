@@ -28,7 +28,7 @@ from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_t
 
 from rlm.errors import JournalError
 from rlm.events import Event
-from rlm.sandbox.guest.wire import DEPTH, HEADER, Uncrossable, WireError, decode, encode, frames
+from rlm.sandbox.guest.values import DEPTH, Uncrossable, WireError, chunks, decode, encode
 from rlm.values import Answer
 
 __all__ = ["EVENT_TYPES", "event_of", "record_of"]
@@ -192,7 +192,7 @@ def _write_any(value: Any) -> Any:
         value = str.__str__(value)  # an `Answer` is one, and asking a question with it is fine
     if _is_exact(value, 0) and not (isinstance(value, dict) and WIRE in value):
         return value
-    data = b"".join(frame[HEADER.size :] for frame in frames(0, 0, encode(value)))
+    data = b"".join(chunks(encode(value)))
     return {WIRE: b64encode(data).decode("ascii")}
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import anyio
 
 from rlm.errors import CallError, GuestDied, HostCallRefused, ProtocolViolation
-from rlm.sandbox.guest import wire
+from rlm.sandbox.guest import frames, values
 from rlm.sandbox.guest.sketch import Sketch
 from rlm.sandbox.messages import (
     children_of,
@@ -110,18 +110,18 @@ class CellRun:
             tasks.start_soon(self._send_cell)
             while True:
                 kind, number, payload = await self._guest.receive()
-                if kind == wire.ENDED:
+                if kind == frames.ENDED:
                     return verdict_of(payload)
                 await self._take(kind, number, payload, tasks)
         except (GuestDied, ProtocolViolation) as broken:
             return await self._lost(broken)
 
     async def _take(self, kind: int, number: int, payload: bytes | bytearray, tasks: TaskGroup) -> None:
-        if kind == wire.OUTPUT and number in self._output:
+        if kind == frames.OUTPUT and number in self._output:
             self._output[number].take(payload)
-        elif kind == wire.PLACES and self._told is None and self._guest.shelf is not None:
+        elif kind == frames.PLACES and self._told is None and self._guest.shelf is not None:
             self._told = number, await off_the_loop(places_of, payload)
-        elif kind == wire.CALL and number not in self._calls:
+        elif kind == frames.CALL and number not in self._calls:
             places = self._places_of(number)
             self._calls[number] = len(payload)
             self._set_deadline()
@@ -129,7 +129,7 @@ class CellRun:
                 self._complain(f"the cell has calls of more than {CALL_BYTES:,} bytes under way")
             else:
                 tasks.start_soon(self._answer, number, payload, places)
-        elif kind == wire.DONE and self._report is None:
+        elif kind == frames.DONE and self._report is None:
             self._report = await off_the_loop(report_of, payload)
         else:
             raise ProtocolViolation(f"a message of kind {kind} out of turn")
@@ -153,14 +153,14 @@ class CellRun:
         try:
             self._find_pieces(call, number, places)
             reply: tuple[Any, ...] = (True, await self._serve(call))
-            parts = wire.encode(reply)
+            parts = values.encode(reply)
         except (CallError, HostCallRefused) as refusal:
-            parts = wire.encode((False, type(refusal).__name__, str(refusal)))
+            parts = values.encode((False, type(refusal).__name__, str(refusal)))
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the run; `perform` raises it
             self._fail(error)
             return
         self._calls.pop(number, None)  # the cell may use the number again as soon as it has the reply
-        await self._guest.offer(wire.frames(wire.REPLY, number, parts))
+        await self._guest.offer(frames.message_frames(frames.REPLY, number, parts))
         self._set_deadline()
 
     def _find_pieces(self, call: HostCall, number: int, places: list[tuple[int, int]]) -> None:
@@ -197,7 +197,7 @@ class CellRun:
     async def _send_cell(self) -> None:
         self._is_sent = True
         with anyio.move_on_after(KILL_SECONDS, shield=True) as sending:
-            await self._guest.offer(wire.frames(wire.RUN, 0, wire.encode(self._cell)))
+            await self._guest.offer(frames.message_frames(frames.RUN, 0, values.encode(self._cell)))
         if sending.cancelled_caught:
             self._guest.kill()  # half a cell cannot be killed
 
@@ -236,10 +236,10 @@ class CellRun:
             return own_verdict("cancelled", "")
         with anyio.move_on_after(KILL_SECONDS):
             try:
-                await guest.send([wire.frame(wire.CANCEL)])
+                await guest.send([frames.frame(frames.CANCEL)])
                 while True:
                     kind, _, payload = await guest.receive()
-                    if kind == wire.ENDED:
+                    if kind == frames.ENDED:
                         return verdict_of(payload)
             except (GuestDied, ProtocolViolation):
                 pass

@@ -17,7 +17,7 @@ import anyio.lowlevel
 import anyio.to_thread
 
 from rlm.errors import GuestDied, GuestStartFailed, IsolationUnavailable, ProtocolViolation
-from rlm.sandbox.guest import wire
+from rlm.sandbox.guest import frames, values
 from rlm.sandbox.launchers.command import guest_code
 from rlm.sandbox.messages import decoded
 from rlm.sandbox.scratch import Scratch
@@ -72,16 +72,16 @@ class Guest:
         self.has_piece = False
         self._sending = anyio.Lock()
         self._messages: deque[tuple[int, int, bytes | bytearray]] = deque()
-        self._assembler = wire.Assembler(
+        self._assembler = frames.Assembler(
             {
-                wire.READY: SMALL_BYTES,
-                wire.LOADED: SMALL_BYTES,
-                wire.OUTPUT: wire.FRAME_BYTES,
-                wire.CALL: CALL_BYTES,
-                wire.PLACES: PLACES_BYTES,
-                wire.DONE: 2 * answer_bytes + 8 * SMALL_BYTES,
-                wire.ENDED: SMALL_BYTES,
-                wire.TOLD: answer_bytes + 8 * SMALL_BYTES,
+                frames.READY: SMALL_BYTES,
+                frames.LOADED: SMALL_BYTES,
+                frames.OUTPUT: frames.FRAME_BYTES,
+                frames.CALL: CALL_BYTES,
+                frames.PLACES: PLACES_BYTES,
+                frames.DONE: 2 * answer_bytes + 8 * SMALL_BYTES,
+                frames.ENDED: SMALL_BYTES,
+                frames.TOLD: answer_bytes + 8 * SMALL_BYTES,
             }
         )
 
@@ -155,7 +155,7 @@ class Guest:
             **inherited,
         }
         await self._send_raw(code)
-        await self.send(wire.frames(wire.START, 0, wire.encode(start)))
+        await self.send(frames.message_frames(frames.START, 0, values.encode(start)))
         kind, _, payload = await self.receive()
         match decoded(payload):
             case {
@@ -163,7 +163,7 @@ class Guest:
                 "platform": str(platform),
                 "levels": list(levels),
                 "missing": dict(missing),
-            } if kind == wire.READY:
+            } if kind == frames.READY:
                 self.isolation = Isolation(
                     tier=_tier(levels),
                     levels=tuple(map(str, levels)),
@@ -205,12 +205,12 @@ class Guest:
         assert self._process.stdout is not None  # noqa: S101 - opened with a pipe
         while not self._messages:
             try:
-                data = await self._process.stdout.receive(wire.FRAME_BYTES)
+                data = await self._process.stdout.receive(frames.FRAME_BYTES)
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
                 raise GuestDied("the guest is gone") from None
             try:
                 self._messages += self._assembler.feed(data)
-            except wire.WireError as error:
+            except values.WireError as error:
                 raise ProtocolViolation(f"the guest sent {error}") from None
         return self._messages.popleft()
 

@@ -20,7 +20,7 @@ import anyio.to_thread
 
 from rlm.errors import ContextError, GuestDied, GuestStartFailed, ProtocolViolation, SessionClosed
 from rlm.sandbox.cell import CellRun, HostCallHandler, OutputHandler, alone
-from rlm.sandbox.guest import wire
+from rlm.sandbox.guest import frames, values
 from rlm.sandbox.launchers import Launcher, local
 from rlm.sandbox.messages import children_of, decoded, off_the_loop, variable_of
 from rlm.sandbox.process import Guest, Isolation
@@ -124,7 +124,7 @@ class Session:
         self._piece = piece
         self._turn = anyio.Lock()
         self._guest: Guest | None = None
-        self._loaded: wire.Parts | Shelved | None = None
+        self._loaded: values.Parts | Shelved | None = None
         self._fresh_answer = True
         self._cells = 0
         self._unreported_loss = False
@@ -223,7 +223,7 @@ class Session:
             if self._guest is None:
                 await self._start()
             else:
-                await self._exchange(self._guest, [wire.frame(wire.RESET)], wire.LOADED)
+                await self._exchange(self._guest, [frames.frame(frames.RESET)], frames.LOADED)
 
     async def aclose(self) -> None:
         """End the guest and all it started; nothing is left of it. Again is no error.
@@ -246,7 +246,7 @@ class Session:
         self._unreported_loss = False
         self._cells = 0
 
-    async def _loadable(self, context: Any) -> wire.Parts | Shelved:
+    async def _loadable(self, context: Any) -> values.Parts | Shelved:
         """The context as it is sent, or where the guest can read it."""
         piece, self._piece = self._piece, None
         if isinstance(context, Shelved):
@@ -267,7 +267,7 @@ class Session:
             case Shelved() as piece:
                 await self._pick(guest, piece)
             case list() as parts:
-                await self._exchange(guest, wire.frames(wire.LOAD, 0, parts), wire.LOADED)
+                await self._exchange(guest, frames.message_frames(frames.LOAD, 0, parts), frames.LOADED)
 
     async def _pick(self, guest: Guest, piece: Shelved) -> None:
         """Have the guest read the piece that it was started with."""
@@ -275,18 +275,18 @@ class Session:
             self._loaded = await self._loadable(piece)
             return await self._reload(guest)
         guest.has_piece = False
-        place = {"offset": piece.offset, "length": piece.length, "values": SHELVED_VALUES}
-        frames = wire.frames(wire.PICK, 0, wire.encode(place))
-        problem = decoded(await self._exchange(guest, frames, wire.LOADED))
+        place = {"offset": piece.offset, "length": piece.length, "max_values": SHELVED_VALUES}
+        request = frames.message_frames(frames.PICK, 0, values.encode(place))
+        problem = decoded(await self._exchange(guest, request, frames.LOADED))
         if problem is not None:
             raise ContextError(f"the context cannot be read: {problem}")
         return None
 
-    async def _exchange(self, guest: Guest, frames: Any, expected: int) -> bytes | bytearray:
+    async def _exchange(self, guest: Guest, message: Any, expected: int) -> bytes | bytearray:
         """Say something and hear the one answer; whatever goes wrong ends the guest."""
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(guest.offer, frames)
+                tasks.start_soon(guest.offer, message)
                 kind, _, payload = await guest.receive()
             if kind != expected:
                 raise ProtocolViolation(  # noqa: TRY301 - as everything that goes wrong here
@@ -309,7 +309,7 @@ class Session:
         # Shielded, because half a conversation would cost all variables; and soon over.
         with anyio.move_on_after(ASK_SECONDS, shield=True):
             payload = await self._exchange(
-                self._guest, wire.frames(wire.ASK, 0, wire.encode(question)), wire.TOLD
+                self._guest, frames.message_frames(frames.ASK, 0, values.encode(question)), frames.TOLD
             )
         if payload is None:
             raise GuestDied(f"the guest did not answer within {ASK_SECONDS:g} seconds and was ended")
@@ -347,10 +347,10 @@ class Session:
         return await guest.end()
 
 
-def _encode_context(context: Any) -> wire.Parts:
+def _encode_context(context: Any) -> values.Parts:
     try:
-        return wire.encode(context)
-    except wire.Uncrossable as problem:
+        return values.encode(context)
+    except values.Uncrossable as problem:
         raise ContextError(f"context{problem.path}: {problem.reason}") from None
 
 

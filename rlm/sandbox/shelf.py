@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import anyio.to_thread
 
 from rlm.errors import HostCallRefused
-from rlm.sandbox.guest import wire
+from rlm.sandbox.guest import values
 from rlm.sandbox.guest.shelf import read_value
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ class Shelved:
     def _read(self, descriptor: int) -> Any:
         try:
             return read_value(descriptor, self.offset, self.length, SHELVED_VALUES)
-        except (wire.WireError, OSError) as error:
+        except (values.WireError, OSError) as error:
             raise HostCallRefused(f"the context cannot be read: {error}") from None
 
 

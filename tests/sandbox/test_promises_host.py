@@ -8,7 +8,7 @@ import time
 import anyio
 import pytest
 
-from rlm.sandbox.guest import wire
+from rlm.sandbox.guest import values
 from rlm.sandbox.session import open_session
 from rlm.settings import SandboxSettings
 
@@ -23,7 +23,7 @@ def count(number):
 
 
 def integers(numbers):
-    return b"".join(b"".join(wire.encode(number)) for number in numbers)
+    return b"".join(b"".join(values.encode(number)) for number in numbers)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +37,8 @@ def integers(numbers):
     ids=["one set that collides", "many sets that collide", "a text in tiny pieces", "many empty sets"],
 )
 def test_values_made_to_be_slow_or_large_are_refused(payload):
-    with pytest.raises(wire.WireError, match=r"collide|too many values"):
-        wire.decode(payload, values=VALUES)
+    with pytest.raises(values.WireError, match=r"collide|too many values"):
+        values.decode(payload, max_values=VALUES)
 
 
 @pytest.mark.parametrize(
@@ -47,11 +47,12 @@ def test_values_made_to_be_slow_or_large_are_refused(payload):
 )
 def test_honest_values_of_the_same_kinds_pass(value):
     assert (
-        wire.decode(
+        values.decode(
             b"".join(
-                part if isinstance(part, (bytes, bytearray)) else part.encode() for part in wire.encode(value)
+                part if isinstance(part, (bytes, bytearray)) else part.encode()
+                for part in values.encode(value)
             ),
-            values=VALUES,
+            max_values=VALUES,
         )
         == value
     )

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rlm import RLM_REPL, ScriptedClient
 from rlm.engine import prompts
 from rlm.errors import ContextError, HostCallRefused
-from rlm.sandbox.guest import wire
+from rlm.sandbox.guest import frames, values
 from rlm.sandbox.guest.shelf import ALIGNMENT, Full, Slice, open_shelf, read_value
 from rlm.sandbox.guest.sketch import Sketch, sketch
 from rlm.sandbox.launchers import Launcher
@@ -705,7 +705,9 @@ def test_the_words_are_made_from_a_sketch_and_are_what_they_were(context, words)
     assert prompts.describe_context(context) == words
     drawn = sketch(context)
     if drawn is not None and "Point" not in words:
-        crossed = wire.decode(b"".join(wire.frames(0, 0, wire.encode(drawn.plain())))[wire.HEADER.size :])
+        crossed = values.decode(
+            b"".join(frames.message_frames(0, 0, values.encode(drawn.plain())))[frames.HEADER.size :]
+        )
         assert prompts.describe_context(Sketch.read(crossed)) == words
 
 
@@ -736,8 +738,8 @@ PLAIN = [
 
 @pytest.mark.parametrize("value", PLAIN, ids=lambda value: type(value).__name__)
 def test_a_plain_value_is_of_the_type_that_arrives(value):
-    arrived = wire.decode(b"".join(wire.frames(0, 0, wire.encode(value)))[wire.HEADER.size :])
-    assert (type(wire.plain(value)), wire.plain(value)) == (type(arrived), arrived)
+    arrived = values.decode(b"".join(frames.message_frames(0, 0, values.encode(value)))[frames.HEADER.size :])
+    assert (type(values.plain(value)), values.plain(value)) == (type(arrived), arrived)
 
 
 @pytest.fixture
@@ -795,7 +797,7 @@ def test_there_are_never_more_pieces_than_can_be_told_of(memory, most):
 
     with pytest.raises(Full):
         fill()
-    assert wire.size_of(wire.encode(shelf.places(7))) < PLACES_BYTES
+    assert values.size_of(values.encode(shelf.places(7))) < PLACES_BYTES
 
 
 @settings(max_examples=60, deadline=None)
@@ -804,10 +806,10 @@ def test_a_slice_gives_what_a_buffer_gives(data, counts):
     memory = make_shelf()
     try:
         os.pwrite(memory.writing, data, 11)
-        part, buffer = Slice(memory.writing, 11, len(data)), wire.Buffer(data)
+        part, buffer = Slice(memory.writing, 11, len(data)), values.Buffer(data)
         for count in counts:
             if count > buffer.left():
-                with pytest.raises(wire.WireError):
+                with pytest.raises(values.WireError):
                     part.take(count)
                 return
             assert part.take(count) == buffer.take(count)
@@ -822,7 +824,7 @@ def test_any_bytes_on_the_shelf_are_a_value_or_a_clean_error(data):
     memory = make_shelf()
     try:
         os.pwrite(memory.writing, data, 0)
-        with contextlib.suppress(wire.WireError):
+        with contextlib.suppress(values.WireError):
             read_value(memory.writing, 0, len(data), 1000)
     finally:
         memory.close()

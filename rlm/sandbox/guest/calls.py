@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 
-from . import shelf, wire
+from . import frames, shelf, values
 from . import sketch as sketches
 
 TYPE_CHECKING = False
@@ -90,8 +90,8 @@ class Channel:
         self.incoming = incoming
         self.outgoing = outgoing
         self._owner = _getpid()
-        self._frames = wire.Frames()
-        self._arrived: list[wire.Frame] = []
+        self._frames = frames.Frames()
+        self._arrived: list[frames.Frame] = []
         self._under_way: tuple[int, int] | None = None
         self._payload = bytearray()
         self._writing = threading.Lock()
@@ -149,10 +149,10 @@ class Channel:
             return rest[0]
         raise LLMError(rest[1])
 
-    def _send_call(self, number: int, parts: wire.Parts, cell: object | None) -> None:
+    def _send_call(self, number: int, parts: values.Parts, cell: object | None) -> None:
         with self._writing:
             self._require(cell)
-            self._put(wire.CALL, number, parts)
+            self._put(frames.CALL, number, parts)
 
     def _require(self, cell: object | None) -> None:
         if cell is None or self._cell is not cell:
@@ -168,24 +168,24 @@ class Channel:
                 if parts is None:
                     continue
                 self._put_piece(number, name, parts, cell)
-                shelved[id(context)] = len(shelved), sketches.sketch(context, wire.plain)
+                shelved[id(context)] = len(shelved), sketches.sketch(context, values.plain)
             index, drawn = shelved[id(context)]
             del child["context"]
             child["shelved"] = index, drawn.plain()
 
-    def _put_piece(self, number: int, name: str, parts: wire.Parts, cell: object | None) -> None:
+    def _put_piece(self, number: int, name: str, parts: values.Parts, cell: object | None) -> None:
         with self._writing, timers_wait():
             self._require(cell)
             self._take_room(number, name, shelf.piece_bytes(self._shelf_bytes))
             begun = False
             try:
-                for data in wire.frames(wire.SHELVE, number, parts):
-                    self._take_room(number, name, len(data) - wire.HEADER.size)
+                for data in frames.message_frames(frames.SHELVE, number, parts):
+                    self._take_room(number, name, len(data) - frames.HEADER.size)
                     self._write(data)
                     begun = True
             except BaseException:
                 if begun:
-                    self._put(wire.SHELVE, number, [])  # the end of it: what follows must be understood
+                    self._put(frames.SHELVE, number, [])  # the end of it: what follows must be understood
                 raise
 
     def _take_room(self, number: int, name: str, count: int) -> None:
@@ -204,16 +204,16 @@ class Channel:
         if there:
             with self._writing:
                 if self._cell is cell:
-                    self._put(wire.UNSHELVE, number, [])
+                    self._put(frames.UNSHELVE, number, [])
 
-    def send(self, kind: int, number: int = 0, parts: wire.Parts | None = None) -> None:
+    def send(self, kind: int, number: int = 0, parts: values.Parts | None = None) -> None:
         """Send one message whole."""
         with self._writing:
             self._put(kind, number, [] if parts is None else parts)
 
-    def _put(self, kind: int, number: int, parts: wire.Parts) -> None:
+    def _put(self, kind: int, number: int, parts: values.Parts) -> None:
         with timers_wait():
-            for data in wire.frames(kind, number, parts):
+            for data in frames.message_frames(kind, number, parts):
                 self._write(data)
 
     def _write(self, data: bytes) -> None:
@@ -250,7 +250,7 @@ class Channel:
                 if message is not None:
                     return message
                 if _is_ready(self.incoming, 0):
-                    self.take_in(_read(self.incoming, wire.FRAME_BYTES))
+                    self.take_in(_read(self.incoming, frames.FRAME_BYTES))
                     continue
             _is_ready(self.incoming, None)  # waits, and takes nothing: meanwhile the cell may end
         return wait_for_ever()
@@ -268,9 +268,9 @@ class Channel:
     def _read_one(self, cell: object | None) -> None:
         """As the reader, hand one reply to whoever waits for it."""
         kind, number, payload = self._receive_in_cell(cell)
-        if kind != wire.REPLY:
+        if kind != frames.REPLY:
             return
-        reply = wire.decode(payload)
+        reply = values.decode(payload)
         with self._calls:
             self._on_shelf.pop(number, None)
             target = self._waiting.pop(number, None)
@@ -318,23 +318,23 @@ def _is_ready(descriptor: int, milliseconds: int | None) -> bool:
     return bool(poller.poll(milliseconds))
 
 
-def _encoded_call(name: str, arguments: Arguments) -> wire.Parts:
+def _encoded_call(name: str, arguments: Arguments) -> values.Parts:
     try:
-        return wire.encode((name, arguments))
-    except wire.Uncrossable as problem:
+        return values.encode((name, arguments))
+    except values.Uncrossable as problem:
         where = problem.path.removeprefix("[1]")
         raise TypeError(f"{name}: {where}: {problem.reason}") from None
 
 
-def _large(context: Any) -> wire.Parts | None:
+def _large(context: Any) -> values.Parts | None:
     """The encoded form of a context that is worth a place on the shelf; else None, and it goes with the call."""
     if not isinstance(context, SHELVED_TYPES):
         return None
     try:
-        parts = wire.encode(context)
-    except wire.Uncrossable:
+        parts = values.encode(context)
+    except values.Uncrossable:
         return None  # the call says so, and where
-    return parts if wire.size_of(parts) >= SHELVED_BYTES else None
+    return parts if values.size_of(parts) >= SHELVED_BYTES else None
 
 
 def namespace(call: Callable[..., Any]) -> dict[str, Any]:

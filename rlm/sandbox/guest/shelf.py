@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from . import wire
+from . import frames, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Slice:
             self._position = end
             return piece
         if count > self.left():
-            raise wire.WireError("a value that ends too early")
+            raise values.WireError("a value that ends too early")
         data = bytearray(self._buffer[self._position :])
         while len(data) < count:
             self._read()
@@ -162,17 +162,17 @@ class Slice:
         return self._unread + len(self._buffer) - self._position
 
     def _read(self) -> None:
-        self._buffer = os.pread(self._descriptor, min(wire.FRAME_BYTES, self._unread), self._offset)
+        self._buffer = os.pread(self._descriptor, min(frames.FRAME_BYTES, self._unread), self._offset)
         if not self._buffer:
-            raise wire.WireError("a value that is not there any more")
+            raise values.WireError("a value that is not there any more")
         self._offset += len(self._buffer)
         self._unread -= len(self._buffer)
 
 
-def read_value(descriptor: int, offset: int, length: int, values: int) -> Any:
-    """The one value at a place, of at most `values` values; raises `WireError` where that is not what is there."""
+def read_value(descriptor: int, offset: int, length: int, max_values: int) -> Any:
+    """The one value at a place, of at most `max_values` values; raises `WireError` where that is not what is there."""
     source = Slice(descriptor, offset, length)
-    value = wire.decode_from(source, values=values)
+    value = values.decode_from(source, max_values=max_values)
     if source.left():
-        raise wire.WireError(f"{source.left()} bytes too many after a value")
+        raise values.WireError(f"{source.left()} bytes too many after a value")
     return value

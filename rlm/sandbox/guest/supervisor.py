@@ -22,7 +22,7 @@ import sys
 import time
 from collections import deque
 
-from . import folders, hardening, limits, procfs, shelf, wire, worker
+from . import folders, frames, hardening, limits, procfs, shelf, values, worker
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def main(incoming: int, outgoing: int) -> NoReturn:
         host = Host(incoming, outgoing)
         settings = hear_settings(host)
         supervisor = Supervisor(host, settings)
-        host.say(wire.READY, settings.pop("facts"))
+        host.say(frames.READY, settings.pop("facts"))
         supervisor.serve()
     except HostGone:
         pass
@@ -82,9 +82,9 @@ def main(incoming: int, outgoing: int) -> NoReturn:
 def hear_settings(host: Host) -> dict[str, Any]:
     """Hear START, take this process's own measures, and find out what they are worth."""
     kind, payload = host.message()
-    if kind != wire.START:
-        raise wire.WireError("a host begins with START")
-    settings: dict[str, Any] = wire.decode(payload)
+    if kind != frames.START:
+        raise values.WireError("a host begins with START")
+    settings: dict[str, Any] = values.decode(payload)
     settings["owns_scratch"] = not settings["scratch"]
     settings["scratch"], settings["scratch_lock"] = make_scratch(settings["scratch"])
     missing: dict[str, str] = {}
@@ -169,13 +169,13 @@ class Host:
     def __init__(self, incoming: int, outgoing: int) -> None:
         self.incoming = incoming
         self.outbox = Outbox(outgoing)
-        self.arrived: deque[wire.Frame] = deque()
-        self._frames = wire.Frames()
+        self.arrived: deque[frames.Frame] = deque()
+        self._frames = frames.Frames()
         widen_pipe(incoming)
 
     def say(self, kind: int, value: Any) -> None:
         """Send one message."""
-        for data in wire.frames(kind, 0, wire.encode(value)):
+        for data in frames.message_frames(kind, 0, values.encode(value)):
             self.outbox.put(data)
 
     def message(self) -> tuple[int, bytes]:
@@ -191,7 +191,7 @@ class Host:
             payload += following[3]
         return kind, bytes(payload)
 
-    def frame(self) -> wire.Frame:
+    def frame(self) -> frames.Frame:
         """Wait for a frame; meanwhile what is queued goes out."""
         while not self.arrived:
             poller = select.poll()
@@ -212,7 +212,7 @@ class Host:
 
     def take_in(self) -> None:
         """Read what has come."""
-        data = os.read(self.incoming, wire.FRAME_BYTES)
+        data = os.read(self.incoming, frames.FRAME_BYTES)
         if not data:
             raise HostGone
         self.arrived += self._frames.feed(data)
@@ -241,8 +241,8 @@ class Process:
         self.pid = 0
         self.pidfd = -1
         self.outbox = Outbox(channel.fileno())
-        self.frames = wire.Frames()
-        self.arrived: deque[wire.Frame] = deque()
+        self.frames = frames.Frames()
+        self.arrived: deque[frames.Frame] = deque()
         for descriptor in self.streams:
             os.set_blocking(descriptor, False)
 
@@ -250,7 +250,7 @@ class Process:
         """Take in what has come; False at the end of the stream. Raises `Lost` when somebody else spoke."""
         try:
             data, ancillary, _, _ = self.channel.recvmsg(
-                wire.FRAME_BYTES, socket.CMSG_SPACE(CREDENTIALS.size)
+                frames.FRAME_BYTES, socket.CMSG_SPACE(CREDENTIALS.size)
             )
         except BlockingIOError:
             return True
@@ -261,7 +261,7 @@ class Process:
         self._check_speaker(ancillary)
         try:
             self.arrived += self.frames.feed(data)
-        except wire.WireError as error:
+        except values.WireError as error:
             raise Lost(str(error)) from None
         return True
 
@@ -405,33 +405,33 @@ class Supervisor:
             self._get_ready()  # else it is a context, most likely, and the workers would have to be made again
         while True:
             first = self.host.frame()
-            if first[0] in (wire.REPLY, wire.CANCEL):
+            if first[0] in (frames.REPLY, frames.CANCEL):
                 continue  # it was for a cell that has ended meanwhile
-            if first[0] == wire.LOAD:
+            if first[0] == frames.LOAD:
                 self._load(first[3], more=first[1])
                 continue
             self.host.arrived.appendleft(first)
             kind, payload = self.host.message()
-            if kind == wire.RUN:
+            if kind == frames.RUN:
                 self._run(payload)
-            elif kind == wire.LOAD:
+            elif kind == frames.LOAD:
                 self._load(payload, more=False)
-            elif kind == wire.PICK:
-                self._pick(**wire.decode(payload))
-            elif kind == wire.ASK:
+            elif kind == frames.PICK:
+                self._pick(**values.decode(payload))
+            elif kind == frames.ASK:
                 self._ask(payload)
-            elif kind == wire.RESET:
+            elif kind == frames.RESET:
                 self._drop_workers()
-                self.host.say(wire.LOADED, None)
+                self.host.say(frames.LOADED, None)
 
     def _load(self, first: bytes, *, more: bool) -> None:
         self._forget()
         message = Incoming(self.host, first, more=more)
-        self._context = wire.decode_from(message)
+        self._context = values.decode_from(message)
         message.finish()
         self._loaded(None)
 
-    def _pick(self, offset: int, length: int, values: int) -> None:
+    def _pick(self, offset: int, length: int, max_values: int) -> None:
         """Load the context from the inherited piece. A cell wrote it, so it may be no value at all."""
         piece, self._piece = self._piece, -1
         self._forget()
@@ -440,10 +440,10 @@ class Supervisor:
             with limits.within_memory(
                 2 * self.settings["memory_bytes"]
             ):  # while it is joined, it is there twice
-                self._context = shelf.read_value(piece, offset, length, values)
+                self._context = shelf.read_value(piece, offset, length, max_values)
         except MemoryError:
             problem = "it takes more memory than a guest may have"
-        except (wire.WireError, OSError) as error:
+        except (values.WireError, OSError) as error:
             problem = f"{type(error).__name__}: {error}"
         finally:
             os.close(piece)
@@ -460,7 +460,7 @@ class Supervisor:
         gc.collect()
         gc.freeze()
         self._get_ready()
-        self.host.say(wire.LOADED, problem)
+        self.host.say(frames.LOADED, problem)
 
     def _get_ready(self) -> None:
         """Have the process for the first cell there before the cell."""
@@ -472,7 +472,7 @@ class Supervisor:
         """Run one cell to whatever end it comes to, and say so."""
         began = time.monotonic()
         state, process = self._ready_worker()
-        cell = Cell(self, process, wire.decode(payload)["timeout"])
+        cell = Cell(self, process, values.decode(payload)["timeout"])
         outcome, error = cell.watch(payload)
         if outcome == "":
             try:
@@ -497,7 +497,7 @@ class Supervisor:
             "wall": time.monotonic() - began,
             "compute": cell.clock.seconds(),
         }
-        self.host.say(wire.ENDED, verdict)
+        self.host.say(frames.ENDED, verdict)
         if self.shelf is not None:
             self.shelf.clear()  # now that the host gives up the calls which the cell did not wait for
 
@@ -530,30 +530,30 @@ class Supervisor:
             return 0
         try:
             self.ancestor.send_signal(signal.SIGCONT)
-            self.ancestor.tell(wire.frame(wire.REAP, process.pid))
+            self.ancestor.tell(frames.frame(frames.REAP, process.pid))
             kind, _, number, _ = self._await_frame(self.ancestor, FORK_SECONDS)
         except Lost:
             self._end(self.ancestor)
             self.ancestor = None
             return 0
         self._ancestor_stops()
-        return number if kind == wire.STATUS else 0
+        return number if kind == frames.STATUS else 0
 
     def _drain(self, process: Process) -> None:
         """Pass on what the cell wrote last."""
         for descriptor, number in process.streams.items():
             left = DRAIN_BYTES
             while left > 0 and self.pass_output(descriptor, number):
-                left -= wire.FRAME_BYTES
+                left -= frames.FRAME_BYTES
 
     def pass_output(self, descriptor: int, number: int) -> bool:
         """Pass on a piece of output; False when there is none at the moment, or no more."""
         try:
-            data = os.read(descriptor, wire.FRAME_BYTES)
+            data = os.read(descriptor, frames.FRAME_BYTES)
         except BlockingIOError:
             return False
         if data:
-            self.host.outbox.put(wire.frame(wire.OUTPUT, number, data))
+            self.host.outbox.put(frames.frame(frames.OUTPUT, number, data))
         return bool(data)
 
     # --- asking ----------------------------------------------------------------------------------------------
@@ -564,18 +564,18 @@ class Supervisor:
         self._next = None
         told: list[bytes] = []
         try:
-            for data in wire.frames(wire.ASK, 0, [payload]):
+            for data in frames.message_frames(frames.ASK, 0, [payload]):
                 process.tell(data)
             deadline = time.monotonic() + TELL_SECONDS
             size, more = 0, True
             while more:
                 kind, more, _, piece = self._await_frame(process, deadline - time.monotonic())
                 size += len(piece)
-                if kind != wire.TOLD or size > self.settings["answer_bytes"] + BACKLOG_BYTES:
+                if kind != frames.TOLD or size > self.settings["answer_bytes"] + BACKLOG_BYTES:
                     raise Lost("not what was asked")  # noqa: TRY301 - as when it answers nothing
-                told.append(wire.frame(wire.TOLD, 0, piece, more=more))
+                told.append(frames.frame(frames.TOLD, 0, piece, more=more))
         except Lost:
-            told = list(wire.frames(wire.TOLD, 0, wire.encode(("silent", None))))
+            told = list(frames.message_frames(frames.TOLD, 0, values.encode(("silent", None))))
         finally:
             self._roll_back(process)
         for data in told:
@@ -632,7 +632,7 @@ class Supervisor:
         """Have a worker fork; raises `Lost` where it does not."""
         process, theirs = self._new_process()
         try:
-            parent.send_descriptors(wire.frame(wire.FORK), theirs, seconds)
+            parent.send_descriptors(frames.frame(frames.FORK), theirs, seconds)
         except Lost:
             process.close()
             for descriptor in theirs:
@@ -651,7 +651,7 @@ class Supervisor:
             kind, _, number, _ = self._await_frame(process, seconds)
             if PASS_CREDENTIALS is None:
                 process.pid = number
-            if kind != wire.HELLO or not process.pid or not is_child(process.pid, parent):
+            if kind != frames.HELLO or not process.pid or not is_child(process.pid, parent):
                 process.pid = 0  # whoever that was, it is not the new worker's place to be killed in
                 raise Lost("the new worker did not say hello")  # noqa: TRY301 - as when it says nothing
             put_on_leash(leashed, process.pid)
@@ -674,7 +674,7 @@ class Supervisor:
         leashed, leash = os.pipe()
         return Process(ours, stdout, stderr, leash), [theirs.detach(), stdout_theirs, stderr_theirs, leashed]
 
-    def _await_frame(self, process: Process, seconds: float) -> wire.Frame:
+    def _await_frame(self, process: Process, seconds: float) -> frames.Frame:
         """The next frame of a worker that is not running a cell; raises `Lost` when it does not come in time."""
         deadline = time.monotonic() + seconds
         while not process.arrived:
@@ -771,7 +771,7 @@ class Cell:
 
     def _begin(self, payload: bytes) -> None:
         try:
-            for data in wire.frames(wire.RUN, 0, [payload]):
+            for data in frames.message_frames(frames.RUN, 0, [payload]):
                 self._process.tell(data)
         except Lost:
             self._verdict = "gone", ""
@@ -875,15 +875,15 @@ class Cell:
         arrived = self._host.arrived
         while arrived and self._verdict is None:
             kind, more, number, payload = arrived.popleft()
-            if kind == wire.CANCEL:
+            if kind == frames.CANCEL:
                 self._verdict = "cancelled", "the cell was cancelled"
-            elif kind == wire.REPLY and self.clock.is_pending(number):
+            elif kind == frames.REPLY and self.clock.is_pending(number):
                 if not more:
                     self.clock.call_ended(number)
                     if self._shelf is not None:
                         self._shelf.give_back(number)
                 try:
-                    self._process.outbox.put(wire.frame(kind, number, payload, more=more))
+                    self._process.outbox.put(frames.frame(kind, number, payload, more=more))
                 except OSError:
                     self._verdict = "gone", ""
 
@@ -895,18 +895,18 @@ class Cell:
             kind, more, number, payload = arrived.popleft()
             begins = self._under_way is None
             self._check_order(kind, number, len(payload), more=more)
-            if kind == wire.CALL:
+            if kind == frames.CALL:
                 if begins:
                     self._tell_places(number)
                 if not more:
                     self.clock.call_began(number)
-                self._host.outbox.put(wire.frame(kind, number, payload, more=more))
-            elif kind == wire.SHELVE and self._shelf is not None:
+                self._host.outbox.put(frames.frame(kind, number, payload, more=more))
+            elif kind == frames.SHELVE and self._shelf is not None:
                 self._shelve(self._shelf, number, payload, more=more)
-            elif kind == wire.UNSHELVE and self._shelf is not None:
+            elif kind == frames.UNSHELVE and self._shelf is not None:
                 if not self.clock.is_pending(number):
                     self._shelf.give_back(number)
-            elif kind == wire.DONE:
+            elif kind == frames.DONE:
                 self._take_report(number, payload, more=more)
             else:
                 raise Lost(f"the cell's process sent a message of kind {kind}, which is not its to send")
@@ -918,7 +918,7 @@ class Cell:
         self._size += size
         if self._size > self._most_bytes(kind):
             raise Lost(f"the cell's process sent a message of {self._size:,} bytes, which is too long")
-        if kind in (wire.CALL, wire.SHELVE) and self.clock.is_pending(number):
+        if kind in (frames.CALL, frames.SHELVE) and self.clock.is_pending(number):
             raise Lost("the cell's process made two calls of one number")
         self._under_way = (kind, number) if more else None
         if not more:
@@ -927,9 +927,9 @@ class Cell:
     def _most_bytes(self, kind: int) -> int:
         settings = self._supervisor.settings
         match kind:
-            case wire.CALL:
+            case frames.CALL:
                 return CALL_BYTES
-            case wire.SHELVE:
+            case frames.SHELVE:
                 return int(settings["shelf_bytes"])
             case _:
                 return int(2 * settings["answer_bytes"] + BACKLOG_BYTES)
@@ -944,11 +944,11 @@ class Cell:
         """Where the pieces of a call lie is told by this process alone, right before the call."""
         places = [] if self._shelf is None else self._shelf.places(number)
         if places:
-            for data in wire.frames(wire.PLACES, number, wire.encode(places)):
+            for data in frames.message_frames(frames.PLACES, number, values.encode(places)):
                 self._host.outbox.put(data)
 
     def _take_report(self, keeps_state: int, payload: bytes, *, more: bool) -> None:
-        self.report.append(wire.frame(wire.DONE, 0, payload, more=more))
+        self.report.append(frames.frame(frames.DONE, 0, payload, more=more))
         if not more:
             self._report_done = True
             self._verdict = (
@@ -973,7 +973,7 @@ class Incoming:
         data = bytearray(self._buffer)
         while len(data) < count:
             if not self._more:
-                raise wire.WireError("a value that ends too early")
+                raise values.WireError("a value that ends too early")
             _, self._more, _, payload = self._host.frame()
             needed = count - len(data)
             data += payload[:needed]
@@ -986,7 +986,7 @@ class Incoming:
             _, self._more, _, payload = self._host.frame()
             self._buffer = memoryview(payload)
         if len(self._buffer):
-            raise wire.WireError("bytes too many after a value")
+            raise values.WireError("bytes too many after a value")
 
 
 def put_on_leash(descriptor: int, pid: int) -> None:

@@ -23,7 +23,7 @@ import traceback
 import types
 import warnings
 
-from . import calls, hardening, limits, wire
+from . import calls, frames, hardening, limits, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -56,16 +56,16 @@ class Worker:
         """Do what the supervisor asks, for ever."""
         while True:
             kind, number, payload, descriptors = self._receive()
-            if kind == wire.FORK:
+            if kind == frames.FORK:
                 self._fork(descriptors)
-            elif kind == wire.REAP:
-                self._channel.send(wire.STATUS, self._reap(number))
-            elif kind == wire.RUN:
-                self._run(wire.decode(payload))
-            elif kind == wire.ASK:
+            elif kind == frames.REAP:
+                self._channel.send(frames.STATUS, self._reap(number))
+            elif kind == frames.RUN:
+                self._run(values.decode(payload))
+            elif kind == frames.ASK:
                 with limits.limited():
-                    told = self._repl.tell(wire.decode(payload))
-                self._channel.send(wire.TOLD, 0, told)
+                    told = self._repl.tell(values.decode(payload))
+                self._channel.send(frames.TOLD, 0, told)
 
     def _receive(self) -> tuple[int, int, bytes, list[int]]:
         """The next message with the descriptors that came along; nobody else reads while no cell runs.
@@ -79,7 +79,7 @@ class Worker:
                 data, came_along = receive_with_descriptors(self._channel.incoming)
                 self._channel.take_in(data)
                 descriptors += came_along
-            elif message[0] != wire.REPLY:
+            elif message[0] != frames.REPLY:
                 return (*message, descriptors)
 
     def _fork(self, descriptors: list[int]) -> None:
@@ -108,7 +108,7 @@ class Worker:
         incoming, outgoing, self._leash = adopt(descriptors)
         self._channel = calls.Channel(incoming, outgoing, self._settings["shelf_bytes"])
         close_all_of(old, old_leash)
-        self._channel.send(wire.HELLO, os.getpid())
+        self._channel.send(frames.HELLO, os.getpid())
 
     def _reap(self, pid: int) -> int:
         try:
@@ -132,7 +132,7 @@ class Worker:
             report = self._repl.report(outcome)
         finally:
             self._channel.close_to_cells()
-        self._channel.send(wire.DONE, report.keeps_state, report.parts)
+        self._channel.send(frames.DONE, report.keeps_state, report.parts)
 
 
 def cancel_timers() -> None:
@@ -217,7 +217,7 @@ def receive_with_descriptors(descriptor: int) -> tuple[bytes, list[int]]:
     channel = socket.socket(fileno=descriptor)
     try:
         room = socket.CMSG_LEN(4 * descriptors.itemsize)
-        data, ancillary, _, _ = channel.recvmsg(wire.FRAME_BYTES, room)
+        data, ancillary, _, _ = channel.recvmsg(frames.FRAME_BYTES, room)
     finally:
         channel.detach()
     for level, kind, piece in ancillary:
@@ -231,7 +231,7 @@ class Report:
 
     __slots__ = ("keeps_state", "parts")
 
-    def __init__(self, parts: wire.Parts, *, keeps_state: bool) -> None:
+    def __init__(self, parts: values.Parts, *, keeps_state: bool) -> None:
         self.parts = parts
         self.keeps_state = keeps_state
 
@@ -243,15 +243,15 @@ class Final:
     """
 
     def __init__(self, limit: int) -> None:
-        self.given: tuple[str, wire.Parts] | None = None
+        self.given: tuple[str, values.Parts] | None = None
         self._limit = limit
 
     def give(self, source: str, value: Any) -> None:
         try:
-            self.given = (source, wire.encode(value, limit=self._limit))
-        except wire.TooLarge as problem:
+            self.given = (source, values.encode(value, limit=self._limit))
+        except values.TooLarge as problem:
             raise ValueError(f"{source}: the answer is {problem.reason}; give a shorter one") from None
-        except wire.Uncrossable as problem:
+        except values.Uncrossable as problem:
             raise TypeError(
                 f"{source}: the answer holds {problem.reason}, at answer{problem.path}; "
                 "give str, numbers, lists, dicts or other plain values"
@@ -297,23 +297,23 @@ class Repl:
         """What there is to say of the cell that was executed."""
         kind, error = outcome
         if kind == "memory":
-            return Report(wire.encode((kind, error, None, None)), keeps_state=False)
+            return Report(values.encode((kind, error, None, None)), keeps_state=False)
         return self._report(kind, error)
 
-    def tell(self, question: dict[str, Any]) -> wire.Parts:
+    def tell(self, question: dict[str, Any]) -> values.Parts:
         """What variables there are, or the value of one; asked of a copy that is thrown away afterwards."""
         if question["what"] == "variables":
-            return wire.encode(
+            return values.encode(
                 [describe(name, value, plain=question["plain"]) for name, value in self._users()]
             )
         name = question["name"]
         if name not in self.names:
-            return wire.encode(("missing", [name for name, _ in self._users()]))
+            return values.encode(("missing", [name for name, _ in self._users()]))
         try:
-            value = wire.encode(self.names[name], limit=self._limit)
-            return wire.encode_tuple(wire.encode("value"), value)
-        except wire.Uncrossable as problem:
-            return wire.encode(("uncrossable", f"{name}{problem.path}: {problem.reason}"))
+            value = values.encode(self.names[name], limit=self._limit)
+            return values.encode_tuple(values.encode("value"), value)
+        except values.Uncrossable as problem:
+            return values.encode(("uncrossable", f"{name}{problem.path}: {problem.reason}"))
 
     # --- running ---------------------------------------------------------------------------------------------
 
@@ -360,11 +360,11 @@ class Repl:
         self._provide()
         head = (outcome, error, draft)
         if self._final.given is None:
-            return Report(wire.encode((*head, None)), keeps_state=True)
+            return Report(values.encode((*head, None)), keeps_state=True)
         source, value = self._final.given
         self._final.given = None
-        given = wire.encode_tuple(wire.encode(source), value)
-        return Report(wire.encode_tuple(*map(wire.encode, head), given), keeps_state=True)
+        given = values.encode_tuple(values.encode(source), value)
+        return Report(values.encode_tuple(*map(values.encode, head), given), keeps_state=True)
 
     def _judge_answer(self) -> tuple[Any, str]:
         """The draft to report, and what was wrong with an answer that was ready but cannot cross."""
@@ -386,8 +386,8 @@ class Repl:
     def _crossable(self, draft: Any) -> Any:
         """A draft only informs, so what of it cannot cross goes as text."""
         try:
-            wire.encode(draft, limit=self._limit)
-        except wire.Uncrossable:
+            values.encode(draft, limit=self._limit)
+        except values.Uncrossable:
             return preview(draft, plain=True)
         return draft
 
@@ -623,7 +623,7 @@ def explain(error: BaseException) -> str:
 
 def leave_out_harness(story: traceback.TracebackException | None, depth: int) -> None:
     """Remove the harness's own frames from a traceback and from those it is chained to."""
-    if story is None or depth > wire.DEPTH:
+    if story is None or depth > values.DEPTH:
         return
     kept = [entry for entry in story.stack if not entry.filename.startswith("<guest/")]
     story.stack = traceback.StackSummary.from_list(kept)
@@ -714,7 +714,7 @@ def start(descriptors: list[int], context: Any, settings: dict[str, Any]) -> NoR
         worker = Worker(calls.Channel(*ends), leash, context, settings)
         gc.collect()
         gc.freeze()
-        worker._channel.send(wire.HELLO, os.getpid())  # noqa: SLF001 - its own module
+        worker._channel.send(frames.HELLO, os.getpid())  # noqa: SLF001 - its own module
         worker.serve()
     finally:
         os._exit(70)

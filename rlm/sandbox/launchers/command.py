@@ -19,21 +19,9 @@ __all__ = ["Launcher", "local"]
 
 PASSED_ON = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ")
 MODULES = (
-    *(
-        "wire",
-        "shelf",
-        "sketch",
-        "libc",
-        "procfs",
-        "folders",
-        "limits",
-        "landlock",
-        "seccomp",
-        "users",
-        "trials",
-    ),
-    *("namespaces", "hardening", "calls", "worker", "supervisor"),
-)
+    "values", "frames", "shelf", "sketch", "libc", "procfs", "folders", "limits", "landlock", "seccomp",
+    "users", "trials", "namespaces", "hardening", "calls", "worker", "supervisor",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

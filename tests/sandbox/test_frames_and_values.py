@@ -18,18 +18,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlm.sandbox.guest import wire
+from rlm.sandbox.guest import frames, values
 
-LIMITS = {wire.OUTPUT: wire.FRAME_BYTES, wire.CALL: 1000, wire.DONE: 10_000_000, wire.ENDED: 1000}
+LIMITS = {frames.OUTPUT: frames.FRAME_BYTES, frames.CALL: 1000, frames.DONE: 10_000_000, frames.ENDED: 1000}
 
 
 def flat(parts):
     """The bytes of an encoded value, as they would travel."""
-    return b"".join(data[wire.HEADER.size :] for data in wire.frames(wire.CALL, 1, parts))
+    return b"".join(data[frames.HEADER.size :] for data in frames.message_frames(frames.CALL, 1, parts))
 
 
 def there_and_back(value):
-    return wire.decode(flat(wire.encode(value)))
+    return values.decode(flat(values.encode(value)))
 
 
 def same(left, right):
@@ -69,7 +69,7 @@ keys = st.recursive(
     lambda inner: st.tuples(inner, inner) | st.frozensets(inner, max_size=3),
     max_leaves=4,
 )
-values = st.recursive(
+any_value = st.recursive(
     keys | st.complex_numbers() | st.datetimes(timezones=zones) | st.times(timezones=zones) | st.timedeltas() | zones
     | st.decimals() | st.binary(max_size=9).map(bytearray),
     lambda inner: st.lists(inner, max_size=4) | st.tuples(inner) | st.dictionaries(keys, inner, max_size=4) | st.sets(keys, max_size=4),
@@ -77,7 +77,7 @@ values = st.recursive(
 )  # fmt: skip
 
 
-@given(values)
+@given(any_value)
 @settings(max_examples=300, deadline=None)
 def test_any_value_that_crosses_arrives_as_it_was(value):
     assert same(there_and_back(value), value)
@@ -153,24 +153,24 @@ def test_an_ordered_dict_keeps_its_own_order():
     ],
 )
 def test_what_cannot_cross_is_named_with_its_place(value, path, reason):
-    with pytest.raises(wire.Uncrossable, match=reason) as caught:
-        wire.encode(value)
+    with pytest.raises(values.Uncrossable, match=reason) as caught:
+        values.encode(value)
     assert caught.value.path == path
 
 
 def test_a_value_that_contains_itself_is_refused():
     value = []
     value.append(value)
-    with pytest.raises(wire.Uncrossable, match="contains itself"):
-        wire.encode(value)
+    with pytest.raises(values.Uncrossable, match="contains itself"):
+        values.encode(value)
 
 
 @pytest.mark.parametrize(
     "value", ["x" * 2000, b"x" * 2000, "x" * 200_000, [1] * 2000, {"a": [b"x" * 200_000]}]
 )
 def test_a_limit_of_bytes_is_kept(value):
-    with pytest.raises(wire.TooLarge, match="larger than 1,000 bytes"):
-        wire.encode(value, limit=1000)
+    with pytest.raises(values.TooLarge, match="larger than 1,000 bytes"):
+        values.encode(value, limit=1000)
 
 
 # --- the reader and its enemies ------------------------------------------------------------------------------
@@ -180,42 +180,43 @@ def test_a_limit_of_bytes_is_kept(value):
 @settings(max_examples=500, deadline=None)
 def test_any_bytes_decode_to_a_value_or_a_wire_error(data):
     try:
-        wire.decode(data, values=1000)
-    except wire.WireError:
+        values.decode(data, max_values=1000)
+    except values.WireError:
         pass
 
 
-@given(values, st.data())
+@given(any_value, st.data())
 @settings(max_examples=200, deadline=None)
 def test_a_damaged_value_is_a_value_or_a_wire_error(value, data):
-    encoded = bytearray(flat(wire.encode(value)))
+    encoded = bytearray(flat(values.encode(value)))
     for _ in range(data.draw(st.integers(1, 4))):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     try:
-        wire.decode(encoded[: data.draw(st.integers(0, len(encoded)))], values=1000)
-    except wire.WireError:
+        values.decode(encoded[: data.draw(st.integers(0, len(encoded)))], max_values=1000)
+    except values.WireError:
         pass
 
 
 messages = st.tuples(
-    st.sampled_from([wire.CALL, wire.DONE, wire.OUTPUT, 99]), st.integers(0, 3), st.binary(max_size=300)
+    st.sampled_from([frames.CALL, frames.DONE, frames.OUTPUT, 99]), st.integers(0, 3), st.binary(max_size=300)
 )
 
 
 @given(
-    st.lists(st.binary(max_size=100) | messages.map(lambda m: wire.frame(*m)), max_size=8), st.integers(1, 50)
+    st.lists(st.binary(max_size=100) | messages.map(lambda m: frames.frame(*m)), max_size=8),
+    st.integers(1, 50),
 )
 @settings(max_examples=300, deadline=None)
 def test_any_stream_gives_messages_or_a_wire_error_and_holds_no_more_than_it_was_fed(pieces, size):
     stream = b"".join(pieces)
-    assembler = wire.Assembler(LIMITS)
+    assembler = frames.Assembler(LIMITS)
     given_out = 0
     try:
         for start in range(0, len(stream), size):
             for kind, _, payload in assembler.feed(stream[start : start + size]):
                 assert kind in LIMITS
                 given_out += len(payload)
-    except wire.WireError:
+    except values.WireError:
         pass
     assert given_out <= len(stream)
 
@@ -223,8 +224,8 @@ def test_any_stream_gives_messages_or_a_wire_error_and_holds_no_more_than_it_was
 @given(st.lists(messages.filter(lambda m: m[0] != 99), max_size=5), st.integers(1, 50))
 @settings(max_examples=200, deadline=None)
 def test_messages_arrive_whole_however_the_stream_is_cut(sent, size):
-    stream = b"".join(wire.frame(kind, number, payload) for kind, number, payload in sent)
-    assembler = wire.Assembler(LIMITS)
+    stream = b"".join(frames.frame(kind, number, payload) for kind, number, payload in sent)
+    assembler = frames.Assembler(LIMITS)
     came = [
         message
         for start in range(0, len(stream), size)
@@ -236,30 +237,30 @@ def test_messages_arrive_whole_however_the_stream_is_cut(sent, size):
 @pytest.mark.parametrize(
     ("stream", "reason"),
     [
-        (wire.HEADER.pack(wire.CALL, 0, 1, 0xFFFFFFFF), "header"),
-        (wire.HEADER.pack(wire.CALL, 7, 1, 0), "header"),
-        (wire.frame(wire.RUN), "not for us"),
-        (wire.frame(wire.CALL, 1, b"x", more=True) + wire.frame(wire.CALL, 2, b"x"), "within"),
+        (frames.HEADER.pack(frames.CALL, 0, 1, 0xFFFFFFFF), "header"),
+        (frames.HEADER.pack(frames.CALL, 7, 1, 0), "header"),
+        (frames.frame(frames.RUN), "not for us"),
+        (frames.frame(frames.CALL, 1, b"x", more=True) + frames.frame(frames.CALL, 2, b"x"), "within"),
         (
-            wire.frame(wire.CALL, 1, b"x" * 600, more=True) + wire.frame(wire.CALL, 1, b"x" * 600),
+            frames.frame(frames.CALL, 1, b"x" * 600, more=True) + frames.frame(frames.CALL, 1, b"x" * 600),
             "more than 1,000",
         ),
     ],
 )
 def test_what_breaks_the_frames_is_refused(stream, reason):
-    with pytest.raises(wire.WireError, match=reason):
-        wire.Assembler(LIMITS).feed(stream)
+    with pytest.raises(values.WireError, match=reason):
+        frames.Assembler(LIMITS).feed(stream)
 
 
 def test_the_last_word_drops_a_message_under_way_and_output_passes_between():
-    assembler = wire.Assembler(LIMITS)
+    assembler = frames.Assembler(LIMITS)
     stream = (
-        wire.frame(wire.CALL, 1, b"half", more=True)
-        + wire.frame(wire.OUTPUT, 1, b"out")
-        + wire.frame(wire.ENDED)
+        frames.frame(frames.CALL, 1, b"half", more=True)
+        + frames.frame(frames.OUTPUT, 1, b"out")
+        + frames.frame(frames.ENDED)
     )
-    assert [message[0] for message in assembler.feed(stream)] == [wire.OUTPUT, wire.ENDED]
-    assert [message[0] for message in assembler.feed(wire.frame(wire.CALL, 2))] == [wire.CALL]
+    assert [message[0] for message in assembler.feed(stream)] == [frames.OUTPUT, frames.ENDED]
+    assert [message[0] for message in assembler.feed(frames.frame(frames.CALL, 2))] == [frames.CALL]
 
 
 @pytest.mark.parametrize(
@@ -279,19 +280,19 @@ def test_the_last_word_drops_a_message_under_way_and_output_passes_between():
     ],
 )
 def test_a_promise_without_bytes_is_refused_at_once(data):
-    with pytest.raises(wire.WireError):
-        wire.decode(data)
+    with pytest.raises(values.WireError):
+        values.decode(data)
 
 
 def test_more_values_than_allowed_are_refused():
-    with pytest.raises(wire.WireError, match="too many values"):
-        wire.decode(flat(wire.encode([None] * 100)), values=50)
+    with pytest.raises(values.WireError, match="too many values"):
+        values.decode(flat(values.encode([None] * 100)), max_values=50)
 
 
 def test_keys_that_collide_are_refused_before_they_cost_time():
     modulus = (1 << 61) - 1
-    data = flat(wire.encode({key * modulus: None for key in range(1, 1200)}))
+    data = flat(values.encode({key * modulus: None for key in range(1, 1200)}))
     began = time.perf_counter()
-    with pytest.raises(wire.WireError, match="collide"):
-        wire.decode(data)
+    with pytest.raises(values.WireError, match="collide"):
+        values.decode(data)
     assert time.perf_counter() - began < 5

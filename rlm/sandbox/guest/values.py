@@ -1,64 +1,7 @@
 # ruff: noqa: ARG002, ARG005 - writers and readers of values share one signature, with the depth
-"""The protocol between a host and its guest, and the code both speak it with.
+"""The encoding of values that cross between a host and its guest.
 
-**Frames.** Two byte streams, one each way. Each carries frames, nothing else:
-
-    kind     1 byte    which message (the constants below)
-    more     1 byte    1: the next frame of this kind and number goes on with the same message; 0: the last one
-    number   4 bytes   big-endian: a call's number, a stream's, a nonce; 0 where nothing is numbered
-    length   4 bytes   big-endian, at most FRAME_BYTES
-    payload  length bytes
-
-A message is the payloads of its frames joined. Between the frames of one message only whole OUTPUT messages may
-come, and ENDED, which drops the message that was under way. Unless noted, the payload is one value as `encode`
-writes it.
-
-**Who speaks when.** The host opens with START and waits for READY. From then on it asks one thing at a
-time and waits for the end of it:
-
-    host                            guest
-    START   {settings}          →   READY {facts}                     once
-    LOAD    value               →   LOADED None                       the context; forgets every variable
-    PICK    {place}             →   LOADED None, or why not           the same, from the piece that it inherited, once
-    RESET   None                →   LOADED None                       back to the state after LOAD
-    RUN     {cell}              →   OUTPUT*, (PLACES? CALL)*, DONE?, ENDED      one cell
-    ASK     {what, name}        →   TOLD {...}                        what variables are there; one value
-    REPLY   (true, value)       →   answers CALL of the same number, in any order, while a RUN is under way
-            (false, kind, text)
-    CANCEL  None                    while a RUN is under way: kill the cell; ENDED follows as always
-
-A guest that says anything out of turn is killed. When the host's stream ends, the guest kills what it started and
-exits. OUTPUT is raw bytes, number 1 for stdout and 2 for stderr. CALL is (name, {arguments}), numbered by the
-cell. DONE is what the cell's own process reports; ENDED is the supervisor's verdict on it and always the last
-word. DONE reaches the host only after the cell's process has proved that it can go on, by forking the next one.
-
-**The shelf.** Where the guest has one (`shelf.py`), the large contexts of child runs do not go to the host. Before a
-call, the cell's process sends each as a SHELVE of that call's number; the supervisor writes it down, and right before
-the call itself tells the host where: PLACES, of the same number. In the call's arguments `shelved` then stands for
-`context`: (which of them, a sketch). The pieces are given up with the reply, or by UNSHELVE where no call was made.
-
-The fields of the dicts, sizes in bytes and times in seconds:
-
-    START   memory_bytes, answer_bytes, scratch_bytes, processes: limits; scratch: a folder or ''; confine,
-            namespaces: whether to try that; shelf, piece: inherited descriptors, to write and to read, or -1
-    READY   python, platform: text; levels: names of what is in force; missing: {name: why it is not}
-    PICK    offset and length in `piece`; values: of how many values what lies there may be made
-    PLACES  a list: offset and length of one piece, of the next, and so on
-    RUN     cell: its number in tracebacks; code; fresh_answer: whether a new question begins; timeout
-    DONE    (outcome, traceback, draft, (source, value) or None), outcome one of ok, raised, exited
-    ENDED   outcome: '' where DONE says it, else timeout, memory, exited, crashed, protocol, cancelled; error; state:
-            kept, rolled back, lost; wall, compute
-    ASK     what: variables or fetch; name; plain: call no code of the values' own classes
-    TOLD    a list of (name, type, length or None, preview); or ("value", value), ("missing", names),
-            ("uncrossable", why), ("silent", None)
-
-**Inside the guest** the supervisor and each process that runs a cell speak the same frames over a Unix socket
-pair: FORK (with four descriptors: channel, stdout, stderr, and a pipe that is held only to notice that the
-supervisor has ended) → HELLO from the new process on its new channel; RUN, ASK, CALL, REPLY, DONE as above, DONE with
-number 1 when its state is worth keeping, else 0; REAP pid → STATUS, numbered by the wait status; SHELVE value;
-UNSHELVE, empty.
-
-**Values** are a tag byte and what follows it, lengths and counts big-endian:
+A value is a tag byte and what follows it, lengths and counts big-endian:
 
     N T F           None, True, False
     i 8 bytes       int that fits in 64 bits, signed
@@ -100,59 +43,26 @@ if TYPE_CHECKING:
 
 
 __all__ = [
-    "ASK",
-    "CALL",
-    "CANCEL",
     "DEPTH",
-    "DONE",
-    "ENDED",
-    "FORK",
-    "FRAME_BYTES",
-    "HEADER",
-    "HELLO",
-    "LOAD",
-    "LOADED",
-    "OUTPUT",
-    "PICK",
-    "PLACES",
-    "READY",
-    "REAP",
-    "REPLY",
-    "RESET",
-    "RUN",
-    "SHELVE",
-    "START",
-    "STATUS",
-    "TOLD",
-    "UNSHELVE",
-    "Assembler",
     "Buffer",
-    "Frame",
-    "Frames",
     "TooLarge",
     "Uncrossable",
     "WireError",
+    "chunks",
     "decode",
     "decode_from",
     "encode",
     "encode_tuple",
-    "frame",
-    "frames",
     "plain",
     "size_of",
 ]
 
-START, LOAD, RUN, REPLY, CANCEL, ASK, RESET, PICK = 1, 2, 3, 4, 5, 6, 7, 8
-READY, LOADED, OUTPUT, CALL, DONE, ENDED, TOLD, PLACES = 16, 17, 18, 19, 20, 21, 22, 23
-FORK, HELLO, REAP, STATUS, SHELVE, UNSHELVE = 32, 33, 34, 35, 36, 37
 
-HEADER = struct.Struct(">BBII")
-FRAME_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 18
 DEPTH = 250
-VALUES = 1 << 62
+MAX_VALUES = 1 << 62
 LONG_TEXT = 1 << 16
 PATH_CHARS = 200
-
 _U32 = struct.Struct(">I")
 _U64 = struct.Struct(">Q")
 _I64 = struct.Struct(">q")
@@ -190,9 +100,6 @@ class TooLarge(Uncrossable):
     """The encoded value would be larger than allowed."""
 
 
-# --- values to bytes -----------------------------------------------------------------------------------------
-
-
 def encode(value: Any, *, limit: int | None = None) -> Parts:
     """The wire form of a value, in parts for `frames`; long texts stay as they are until they are sent.
 
@@ -214,6 +121,22 @@ def encode_tuple(*encoded: Parts) -> Parts:
 def size_of(parts: Parts) -> int:
     """About how many bytes these are: texts that are still to be encoded count by the character."""
     return sum(map(len, parts))
+
+
+def chunks(parts: Parts) -> Iterator[bytes | memoryview]:
+    """The bytes of a message in pieces of at most a frame."""
+    for part in parts:
+        if isinstance(part, str):
+            step = CHUNK_BYTES if part.isascii() else CHUNK_BYTES // 4
+            for start in range(0, len(part), step):
+                data = part[start : start + step].encode("utf-8", "surrogatepass")
+                yield _U32.pack(len(data))
+                yield data
+            yield _U32.pack(0)
+        else:
+            view = memoryview(part)
+            for start in range(0, len(part), CHUNK_BYTES):
+                yield view[start : start + CHUNK_BYTES]
 
 
 class _Encoder:
@@ -239,7 +162,7 @@ class _Encoder:
         if put is None:
             put, value = _flatten(value)
         put(self, value, depth)
-        if len(self.out) > FRAME_BYTES:
+        if len(self.out) > CHUNK_BYTES:
             self._grow(len(self.out))
             self.parts.append(self.out)
             self.out = bytearray()
@@ -389,7 +312,6 @@ _PUT: dict[type, Callable[[_Encoder, Any, int], None]] = {
     frozenset: _Encoder.put_frozenset,
     dict: _Encoder.put_dict,
 }
-
 # Types that are only there when their module was imported, with the module's name: importing them here would
 # make every guest slower to start.
 _PUT_LOADED: list[tuple[str, str, Callable[[_Encoder, Any, int], None]]] = [
@@ -402,7 +324,6 @@ _PUT_LOADED: list[tuple[str, str, Callable[[_Encoder, Any, int], None]]] = [
     ("uuid", "UUID", _Encoder.put_uuid),
     ("pathlib", "PurePath", _Encoder.put_path),
 ]
-
 # How a subclass becomes its base. The base's own methods are called, so a subclass cannot lie about itself.
 _FLATTEN: list[tuple[type, Callable[[_Encoder, Any, int], None], Callable[[Any], Any]]] = [
     (str, _Encoder.put_str, str.__str__),
@@ -470,26 +391,23 @@ def _clock(value: Any) -> bytes:
     return _TIME.pack(value.hour, value.minute, value.second, value.fold, value.microsecond)
 
 
-# --- bytes to values -----------------------------------------------------------------------------------------
-
-
-def decode(data: bytes | bytearray, *, values: int = VALUES) -> Any:
+def decode(data: bytes | bytearray, *, max_values: int = MAX_VALUES) -> Any:
     """The value that `data` is the wire form of; not a byte may be left.
 
     Raises:
-        WireError: anything else than one whole value, more than `values` values or DEPTH levels.
+        WireError: anything else than one whole value, more than `max_values` values or DEPTH levels.
     """
     source = Buffer(data)
-    value = decode_from(source, values=values)
+    value = decode_from(source, max_values=max_values)
     if source.left():
         raise WireError(f"{source.left()} bytes too many after a value")
     return value
 
 
-def decode_from(source: Source, *, values: int = VALUES) -> Any:
+def decode_from(source: Source, *, max_values: int = MAX_VALUES) -> Any:
     """Decode one value while it arrives: its encoded form is never in memory as a whole."""
     try:
-        return _Decoder(source, values).value(0)
+        return _Decoder(source, max_values).value(0)
     except (ValueError, OverflowError, TypeError, ArithmeticError, RecursionError) as error:
         raise WireError(f"not a value: {error}") from None
 
@@ -520,9 +438,9 @@ class Buffer:
 class _Decoder:
     __slots__ = ("collisions_left", "left", "take")
 
-    def __init__(self, source: Source, values: int) -> None:
+    def __init__(self, source: Source, max_values: int) -> None:
         self.take = source.take
-        self.left = values
+        self.left = max_values
         self.collisions_left = _COLLISIONS
 
     def value(self, depth: int) -> Any:
@@ -643,7 +561,7 @@ class _Decoder:
         left: int = _U64.unpack(self.take(8))[0]
         data = bytearray()
         while left:
-            piece = self.take(min(left, FRAME_BYTES))
+            piece = self.take(min(left, CHUNK_BYTES))
             data += piece
             left -= len(piece)
         return data
@@ -697,112 +615,3 @@ _READ: dict[bytes, Callable[[_Decoder, int], Any]] = {
     b"u": _Decoder.read_uuid,
     b"p": _Decoder.read_path,
 }
-
-
-# --- messages to frames --------------------------------------------------------------------------------------
-
-
-def frame(
-    kind: int, number: int = 0, payload: bytes | bytearray | memoryview = b"", *, more: bool = False
-) -> bytes:
-    """One frame as bytes."""
-    return b"".join((HEADER.pack(kind, more, number, len(payload)), payload))
-
-
-def frames(kind: int, number: int, parts: Parts) -> Iterator[bytes]:
-    """The frames of one message, made one at a time."""
-    waiting = bytearray()
-    for piece in _pieces(parts):
-        large = len(piece) > FRAME_BYTES // 4  # worth a frame of its own, without another copy
-        if waiting and (large or len(waiting) + len(piece) > FRAME_BYTES):
-            yield frame(kind, number, waiting, more=True)
-            waiting = bytearray()
-        if large:
-            yield frame(kind, number, piece, more=True)
-        else:
-            waiting += piece
-    yield frame(kind, number, waiting)
-
-
-def _pieces(parts: Parts) -> Iterator[bytes | memoryview]:
-    """The bytes of a message in pieces of at most a frame."""
-    for part in parts:
-        if isinstance(part, str):
-            step = FRAME_BYTES if part.isascii() else FRAME_BYTES // 4
-            for start in range(0, len(part), step):
-                data = part[start : start + step].encode("utf-8", "surrogatepass")
-                yield _U32.pack(len(data))
-                yield data
-            yield _U32.pack(0)
-        else:
-            view = memoryview(part)
-            for start in range(0, len(part), FRAME_BYTES):
-                yield view[start : start + FRAME_BYTES]
-
-
-Frame = tuple[int, bool, int, bytes]
-
-
-class Frames:
-    """Bytes in, whole frames out: `(kind, more, number, payload)`. Never holds more than what was fed."""
-
-    __slots__ = ("_buffer",)
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def feed(self, data: bytes) -> list[Frame]:
-        """Take what arrived; raises `WireError` at a header that promises too much."""
-        self._buffer += data
-        found: list[Frame] = []
-        position = 0
-        while len(self._buffer) - position >= HEADER.size:
-            kind, more, number, length = HEADER.unpack_from(self._buffer, position)
-            if length > FRAME_BYTES or more > 1:
-                raise WireError("a frame header that no one here sends")
-            end = position + HEADER.size + length
-            if len(self._buffer) < end:
-                break
-            found.append((kind, bool(more), number, bytes(self._buffer[position + HEADER.size : end])))
-            position = end
-        del self._buffer[:position]
-        return found
-
-
-class Assembler:
-    """Bytes in, whole messages out: `(kind, number, payload)`.
-
-    `limits` names the kinds that may come and how large each may grow, in bytes; anything else is a `WireError`.
-    """
-
-    __slots__ = ("_frames", "_limits", "_open", "_parts")
-
-    def __init__(self, limits: dict[int, int]) -> None:
-        self._frames = Frames()
-        self._limits = limits
-        self._open: tuple[int, int] | None = None
-        self._parts = bytearray()
-
-    def feed(self, data: bytes) -> list[tuple[int, int, bytes | bytearray]]:
-        """Take what arrived and give the messages that it completes."""
-        found: list[tuple[int, int, bytes | bytearray]] = []
-        for kind, more, number, payload in self._frames.feed(data):
-            limit = self._limits.get(kind)
-            if limit is None:
-                raise WireError(f"a message of kind {kind}, which is not for us")
-            if kind == OUTPUT and not more:
-                found.append((kind, number, payload))
-                continue
-            if kind == ENDED:
-                self._open, self._parts = None, bytearray()
-            if self._open not in (None, (kind, number)):
-                raise WireError("a message within a message")
-            if len(self._parts) + len(payload) > limit:
-                raise WireError(f"a message of more than {limit:,} bytes")
-            self._parts += payload
-            if more:
-                self._open = (kind, number)
-            else:
-                found.append((kind, number, self._parts))
-                self._open, self._parts = None, bytearray()
-        return found
