@@ -8,7 +8,7 @@ import os
 import anyio
 import pytest
 
-from rlm.sandbox.guest import supervisor
+from rlm.sandbox.guest import cell_watch
 from rlm.sandbox.process import CALL_BYTES
 from rlm.sandbox.session import open_session
 from rlm.settings import SandboxSettings
@@ -213,7 +213,7 @@ async def test_children_that_a_thread_forks_while_its_cell_ends_do_not_stay(sess
 
 
 def test_host_and_supervisor_agree_on_the_length_of_a_call():
-    assert supervisor.CALL_BYTES == CALL_BYTES
+    assert cell_watch.CALL_BYTES == CALL_BYTES
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 
 from .procfs import virtual_bytes
@@ -13,11 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-__all__ = ["OPEN_FILES", "SET_LIMITS", "limit_resources", "limited", "raise_descriptor", "within_memory"]
+__all__ = ["OPEN_FILES", "SET_LIMITS", "limit_resources", "limited", "within_memory"]
 
 
 OPEN_FILES = 256
-FLOOR = OPEN_FILES + 8
 MARGIN_FILES = 64
 MARGIN_BYTES = 64 << 20
 MARGIN_PROCESSES = 8
@@ -73,12 +71,3 @@ def within_memory(most: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-
-
-def raise_descriptor(descriptor: int) -> int:
-    """Move a descriptor out of the way of those a cell opens."""
-    import fcntl
-
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FLOOR)
-    os.close(descriptor)
-    return moved

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import time
 
-__all__ = ["crowd", "descendants", "is_zombie", "virtual_bytes"]
+__all__ = ["cpu_seconds_of", "crowd", "descendants", "is_child", "is_zombie", "virtual_bytes"]
 
 
 def descendants(pid: int) -> list[int]:
@@ -58,3 +60,23 @@ def virtual_bytes() -> int:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return 0
+
+
+def is_child(pid: int, parent: int) -> bool:
+    """Whether one process was forked by the other; true as well where the platform does not tell."""
+    if sys.platform != "linux":
+        return True
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - no pathlib here
+            return int(file.read().rpartition(b")")[2].split()[1]) == parent
+    except OSError:
+        return False
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """How much processor time a process has used, or 0 where nobody tells."""
+    try:
+        # The kernel's clock of another process: its number inverted, times eight, plus two (clock_getcpuclockid).
+        return time.clock_gettime((~pid << 3) | 2) if sys.platform == "linux" else 0.0
+    except OSError:
+        return 0.0

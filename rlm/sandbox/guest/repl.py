@@ -1,0 +1,340 @@
+"""The namespace of the cells, and how they run in it."""
+
+from __future__ import annotations
+
+import _ast as ast  # the part in C: the rest would be a tenth of a guest's start
+import builtins
+import linecache
+import sys
+import types
+
+from . import api, values
+from .echo import NoInput, Shown, describe, flush, preview, shows_its_value, sized, streams_of_process
+from .failures import explain
+from .repair import restore_builtins
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any, Self
+
+__all__ = ["Repl", "Report"]
+
+
+COMPARED_VALUES = 2_000_000
+COROUTINE = 0x80  # inspect.CO_COROUTINE; inspect takes long to import
+FUTURE_FLAGS = 0x1FF0000 & ~ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+
+
+class Repl:
+    """The namespace of the cells and how they run in it."""
+
+    def __init__(
+        self,
+        call: Callable[..., Any],
+        context: Any,
+        settings: dict[str, Any],
+    ) -> None:
+        self._final = Final(settings["answer_bytes"])
+        self._limit = settings["answer_bytes"]
+        self._context = Pristine(context)
+        self._flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        self.module = types.ModuleType("__main__")
+        self.names = self.module.__dict__
+        self.names["__builtins__"] = builtins
+        self._reserved = {**api.namespace(call), **self._answer_functions()}
+        self._builtins = dict(vars(builtins))
+        sys.modules["__main__"] = self.module
+        self._provide()
+        self._first_names = frozenset(self.names)
+
+    def execute(self, cell: dict[str, Any]) -> tuple[str, str]:
+        """Run one cell, whatever it does short of taking the process with it; its outcome and traceback."""
+        self._final.given = None
+        if cell["fresh_answer"]:
+            self.names["answer"] = fresh_answer()
+        streams = streams_of_process()
+        sys.stdin, sys.stdout, sys.stderr = NoInput(), *streams
+        outcome = self._execute(cell["code"], f"<cell {cell['cell']}>")
+        restore_builtins(self._builtins)
+        for stream in (sys.stdout, sys.stderr, *streams):
+            flush(stream)
+        return outcome
+
+    def report(self, outcome: tuple[str, str]) -> Report:
+        """What there is to say of the cell that was executed."""
+        kind, error = outcome
+        if kind == "memory":
+            return Report(values.encode((kind, error, None, None)), keeps_state=False)
+        return self._report(kind, error)
+
+    def tell(self, question: dict[str, Any]) -> values.Parts:
+        """What variables there are, or the value of one; asked of a copy that is thrown away afterwards."""
+        if question["what"] == "variables":
+            return values.encode(
+                [describe(name, value, plain=question["plain"]) for name, value in self._users()]
+            )
+        name = question["name"]
+        if name not in self.names:
+            return values.encode(("missing", [name for name, _ in self._users()]))
+        try:
+            value = values.encode(self.names[name], limit=self._limit)
+            return values.encode_tuple(values.encode("value"), value)
+        except values.Uncrossable as problem:
+            return values.encode(("uncrossable", f"{name}{problem.path}: {problem.reason}"))
+
+    # --- running ---------------------------------------------------------------------------------------------
+
+    def _execute(self, code: str, filename: str) -> tuple[str, str]:
+        """Run the code; the outcome and the traceback. The border of a cell: it may raise anything."""
+        lines = code.splitlines(keepends=True)
+        linecache.cache[filename] = (len(code), None, lines, filename)
+        try:
+            with Steps() as steps:
+                for step in self._compile(code, filename):
+                    steps.take(step, self.names)
+        except SystemExit as error:
+            return "exited", explain(error)
+        except MemoryError as error:
+            return "memory", explain(error)
+        except BaseException as error:  # noqa: BLE001 - the border of a cell
+            return "raised", explain(error)
+        return "ok", ""
+
+    def _compile(self, code: str, filename: str) -> Iterator[types.CodeType]:
+        """The statements as one piece of code, and a trailing expression as another that shows its value."""
+        tree = compile(code, filename, "exec", self._flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        body = tree.body
+        last = (
+            body.pop()
+            if body and isinstance(body[-1], ast.Expr) and shows_its_value(body[-1], code)
+            else None
+        )
+        if body or last is None:
+            yield self._code(tree, filename, "exec")
+        if last is not None:
+            yield self._code(ast.Interactive([last]), filename, "single")
+
+    def _code(self, tree: ast.Module | ast.Interactive, filename: str, mode: str) -> types.CodeType:
+        made: types.CodeType = compile(tree, filename, mode, self._flags, dont_inherit=True)
+        self._flags |= made.co_flags & FUTURE_FLAGS  # a `from __future__` holds for the cells that follow
+        return made
+
+    def _report(self, outcome: str, error: str) -> Report:
+        """Put names back in their place and look at what the cell gave as its answer."""
+        draft, problem = self._judge_answer()
+        if problem:
+            outcome, error = "raised", (error + "\n" if error else "") + problem
+        self._provide()
+        head = (outcome, error, draft)
+        if self._final.given is None:
+            return Report(values.encode((*head, None)), keeps_state=True)
+        source, value = self._final.given
+        self._final.given = None
+        given = values.encode_tuple(values.encode(source), value)
+        return Report(values.encode_tuple(*map(values.encode, head), given), keeps_state=True)
+
+    def _judge_answer(self) -> tuple[Any, str]:
+        """The draft to report, and what was wrong with an answer that was ready but cannot cross."""
+        answer = self.names.get("answer")
+        if not isinstance(answer, dict):
+            answer = self.names["answer"] = {**fresh_answer(), "content": "" if answer is None else answer}
+        content = dict.get(answer, "content")
+        try:
+            ready = bool(dict.get(answer, "ready"))
+            if ready and self._final.given is None:
+                self._final.give("answer", content)
+                dict.__setitem__(answer, "ready", False)  # given once; a later cell does not give it again
+                return None, ""
+        except Exception as error:  # noqa: BLE001 - the truth of `ready` is a cell's object too
+            dict.__setitem__(answer, "ready", False)
+            return None, explain(error)
+        return self._crossable(content), ""
+
+    def _crossable(self, draft: Any) -> Any:
+        """A draft only informs, so what of it cannot cross goes as text."""
+        try:
+            values.encode(draft, limit=self._limit)
+        except values.Uncrossable:
+            return preview(draft, plain=True)
+        return draft
+
+    # --- names -----------------------------------------------------------------------------------------------
+
+    def _provide(self) -> None:
+        """Put the reserved names back, whatever a cell did to them."""
+        self.names.update(self._reserved)
+        self.names["__builtins__"] = builtins
+        self.names["__name__"] = "__main__"
+        self.names["context"] = self._context.restored()
+        sys.modules["__main__"] = self.module
+        if not isinstance(self.names.get("answer"), dict):
+            self.names["answer"] = fresh_answer()
+
+    def _users(self) -> list[tuple[str, Any]]:
+        """The names that cells made, in the order they made them."""
+        return [
+            (name, value)
+            for name, value in list(self.names.items())
+            if type(name) is str
+            and name not in self._first_names
+            and name != "_"
+            and not name.startswith("__")
+        ]
+
+    def _answer_functions(self) -> dict[str, Any]:
+        def FINAL(value: Any) -> None:  # noqa: N802 - the name models know
+            """Give the answer of the whole run. The cell goes on; a later call replaces it."""
+            self._final.give("FINAL", value)
+
+        def FINAL_VAR(name: str) -> None:  # noqa: N802 - the name models know
+            """Give the variable of this name as the answer of the whole run."""
+            if not isinstance(name, str):
+                raise TypeError(
+                    f'FINAL_VAR takes the name of a variable, as in FINAL_VAR("result"), not {type(name).__name__}'
+                )
+            wanted = name.strip()
+            if wanted not in self.names:
+                there = ", ".join(sorted(name for name, _ in self._users())) or "none yet"
+                raise NameError(f"FINAL_VAR: there is no variable {wanted!r}; the variables are: {there}")
+            value = self.names[wanted]
+            if wanted == "answer" and isinstance(value, dict) and value.keys() == fresh_answer().keys():
+                value = value["content"]  # `answer = "Paris"` has become the content of the reserved dict
+            self._final.give("FINAL_VAR", value)
+
+        def SHOW_VARS() -> str:  # noqa: N802 - the name models know
+            """The variables there are, one a line, each with its type, length and the head of its value."""
+            rows = [describe(name, value, plain=False) for name, value in self._users()]
+            return Shown(
+                "\n".join(f"{row[0]}: {row[1]}{sized(row[2])} = {row[3]}" for row in rows)
+                or "no variables yet"
+            )
+
+        functions: dict[str, Any] = {"FINAL": FINAL, "FINAL_VAR": FINAL_VAR, "SHOW_VARS": SHOW_VARS}
+        for function in functions.values():
+            function.__module__ = "builtins"
+            function.__qualname__ = function.__name__
+        return functions
+
+
+class Report:
+    """What a cell's process says of the cell: the encoded report, and whether its state is worth keeping."""
+
+    __slots__ = ("keeps_state", "parts")
+
+    def __init__(self, parts: values.Parts, *, keeps_state: bool) -> None:
+        self.parts = parts
+        self.keeps_state = keeps_state
+
+
+class Final:
+    """The answer a cell gave, encoded at the moment it was given, so that what cannot cross fails in the cell.
+
+    Calling `FINAL` again replaces it: the last call counts. It counts more than `answer["ready"]`.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.given: tuple[str, values.Parts] | None = None
+        self._limit = limit
+
+    def give(self, source: str, value: Any) -> None:
+        try:
+            self.given = (source, values.encode(value, limit=self._limit))
+        except values.TooLarge as problem:
+            raise ValueError(f"{source}: the answer is {problem.reason}; give a shorter one") from None
+        except values.Uncrossable as problem:
+            raise TypeError(
+                f"{source}: the answer holds {problem.reason}, at answer{problem.path}; "
+                "give str, numbers, lists, dicts or other plain values"
+            ) from None
+
+
+class Steps:
+    """Runs pieces of code one after the other; those that await share one event loop, made when first needed."""
+
+    def __init__(self) -> None:
+        self._runner: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._runner is not None:
+            self._runner.close()
+
+    def take(self, code: types.CodeType, names: dict[str, Any]) -> None:
+        """Run one piece."""
+        awaited = eval(code, names)  # noqa: S307 - running a cell's code is what this process is for
+        if code.co_flags & COROUTINE:
+            if self._runner is None:
+                import asyncio
+
+                self._runner = asyncio.Runner()
+            self._runner.run(awaited)
+
+
+class Pristine:
+    """The context as it was loaded, and the way back to it.
+
+    Text, bytes, numbers: nobody can change them, so the name is bound again. Of containers the shape is copied (a
+    list's slots, a dict's keys; texts are shared) and compared after each cell, at the speed of `==`. Beyond
+    COMPARED_VALUES values the comparison would cost more than it is worth, and only the outermost is looked at.
+    """
+
+    def __init__(self, value: Any) -> None:
+        self._value = value
+        self._copy = copy_shape(value)
+        self._small = count_values(value, COMPARED_VALUES) < COMPARED_VALUES
+
+    def restored(self) -> Any:
+        """The context for the next cell: as it is where nothing changed it, else a fresh copy."""
+        if self._copy is not self._value and not self._unchanged():
+            self._value = copy_shape(self._copy)
+        return self._value
+
+    def _unchanged(self) -> bool:
+        try:
+            if not self._small:
+                return len(self._value) == len(self._copy)
+            return bool(self._value == self._copy)
+        except Exception:  # noqa: BLE001 - a cell's object in there may compare as it likes
+            return False
+
+
+def fresh_answer() -> dict[str, Any]:
+    """The `answer` that a question begins with."""
+    return {"content": "", "ready": False}
+
+
+def copy_shape(value: Any) -> Any:
+    """A copy of all that can be changed in a value, sharing what cannot."""
+    kind = type(value)
+    if kind is list:
+        return [copy_shape(item) for item in value]
+    if kind is dict:
+        return {key: copy_shape(item) for key, item in value.items()}
+    if kind is tuple:
+        copied = tuple([copy_shape(item) for item in value])
+        return value if all(map(same, copied, value)) else copied
+    if kind is set or kind is bytearray:
+        return kind(value)
+    return value
+
+
+def same(one: object, other: object) -> bool:
+    """Whether two names are of one object."""
+    return one is other
+
+
+def count_values(value: Any, most: int) -> int:
+    """How many values a value is made of, counted up to `most`."""
+    kind = type(value)
+    count = 1
+    if kind in (list, tuple, set, frozenset, dict):
+        count += len(value)
+        for item in value.values() if kind is dict else value:
+            if count >= most:
+                break
+            if type(item) in (list, tuple, set, frozenset, dict):
+                count += count_values(item, most - count)
+    return count
