@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rlm.clients.base import Client, Prompt
+    from rlm.clients.function import ClientFunction
     from rlm.session import RLMSession
     from rlm.values import Variable
 
@@ -67,7 +68,7 @@ class REPLEnv:
         context_json: Any = None,
         setup_code: str | None = None,
         *,
-        client: Client | None = None,
+        client: Client | ClientFunction | None = None,
         api_key: str | None = None,
         base_url: str | None = None,
         cell_timeout_s: float = SandboxSettings().cell_timeout_s,
@@ -138,7 +139,7 @@ class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
         self,
         model: str = "gpt-5-nano",
         *,
-        client: Client | None = None,
+        client: Client | ClientFunction | None = None,
         api_key: str | None = None,
         base_url: str | None = None,
     ) -> None:

@@ -28,6 +28,7 @@ from rlm import sources
 from rlm._async import preload
 from rlm._async.closing import KeptGuest, Work
 from rlm._async.portal import Portal, lease, leave_to_parent
+from rlm.clients.function import as_client
 from rlm.clients.openai import AsyncOpenAIClient, is_like_a_key, warm_up
 from rlm.engine import prompts
 from rlm.engine.conversation import Conversation
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rlm.clients.base import Client
+    from rlm.clients.function import ClientFunction
     from rlm.display import Display
     from rlm.errors import CallError
     from rlm.events import Emit, Event
@@ -79,8 +81,9 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         enable_logging: show turns, cells and calls on stderr as they happen.
         api_key: the provider's key; default is what the SDK reads, `OPENAI_API_KEY`.
         base_url: any OpenAI-compatible endpoint; default is what the SDK reads, `OPENAI_BASE_URL`.
-        client: asks the models instead of the OpenAI client; its methods run on the portal's loop. "offline" asks
-            none: rules that find, count and quote.
+        client: asks the models instead of the OpenAI client, on the portal's loop: an object with `async def
+            complete(call) -> Reply`, or `async def ask(messages, model) -> str`. "offline" asks none: rules that find,
+            count and quote.
         budget: what one completion may spend, children included: dollars, or a `Budget`. Never exceeded; where the
             next call might, the answer is partial.
         prices: dollars per million tokens by model, ahead of the price list.
@@ -122,7 +125,7 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         *,
         api_key: str | None = None,
         base_url: str | None = None,
-        client: Client | Literal["offline"] | None = None,
+        client: Client | ClientFunction | Literal["offline"] | None = None,
         budget: Budget | float | None = None,
         prices: Mapping[str, Price] | None = None,
         cache: Literal["off", "read", "on"] | None = None,
@@ -146,6 +149,8 @@ class RLM_REPL:  # noqa: N801 - the name that rlm-minimal made known
         _require_no_key(**{f"child_models[{index}]": name for index, name in enumerate(child_models)})
         if isinstance(client, str):
             client = _named_client(client)
+        elif client is not None:
+            client = as_client(client)
         if base_url is not None and recursive_model == _DEFAULTS.recursive_model and model != _DEFAULTS.model:
             recursive_model = model  # an endpoint of one's own, told one model, is meant for both roles
         only_model = getattr(client, "only_model", None)

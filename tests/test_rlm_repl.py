@@ -346,8 +346,8 @@ def test_a_key_in_the_place_of_a_model_is_refused_and_not_shown(name):
     [
         ("openai", "'offline' is the only client that has a name"),
         ("", "'offline' is the only client that has a name"),
-        (ScriptedClient, r"client=ScriptedClient: is a class; make one of it: ScriptedClient\(...\)"),
-        (42, "given a value of type int: must be an object with"),
+        (ScriptedClient, r"client=ScriptedClient is a class: pass an instance, client=ScriptedClient\(...\)"),
+        (42, "client=42 has no method `complete`: pass an async function"),
     ],
 )
 def test_what_is_no_client_is_refused_at_once(client, words):

@@ -38,6 +38,7 @@ from rlm.bulk.io.formats import FileSource, Row, Source, as_source
 from rlm.bulk.job import Job
 from rlm.bulk.streaming import ROWS_AHEAD, FinishedRow, RowStream, TellRow
 from rlm.clients.base import check_reachable
+from rlm.clients.function import as_client
 from rlm.clients.openai import AsyncOpenAIClient
 from rlm.errors import InputError, JobStopped, SettingsError
 from rlm.metering.prices import Price, load_price_list
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from rlm._async.portal import Portal
     from rlm.bulk.report import Estimate, Progress, Report
     from rlm.clients.base import Client
+    from rlm.clients.function import ClientFunction
 
 __all__ = ["JobGroup", "JobOptions", "MappedRows", "RetryOptions", "failed_job"]
 
@@ -148,7 +150,7 @@ class JobGroup:
     def __init__(
         self,
         *,
-        client: Client | None = None,
+        client: Client | ClientFunction | None = None,
         base_url: str | None = None,
         api_key: str | None = None,
         budget: Budget | float | None = None,
@@ -159,7 +161,7 @@ class JobGroup:
         self._own_client = None
         if client is None:
             client = self._own_client = AsyncOpenAIClient(base_url=base_url, api_key=api_key)
-        self._client = client
+        self._client = as_client(client)
         self._ledger = Ledger(_budget(budget))
         self._prices = dict(prices or {})
         self._settings = scheduler or SchedulerSettings(max_concurrent=max_concurrency)

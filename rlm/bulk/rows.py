@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from rlm.bulk.report import Estimate, Progress
     from rlm.bulk.streaming import FinishedRow, RowStream
     from rlm.clients.base import Client
+    from rlm.clients.function import ClientFunction
     from rlm.metering.prices import Price
     from rlm.scheduler.budget import Budget
     from rlm.settings import SchedulerSettings
@@ -73,7 +74,7 @@ async def amap_rows(
     resume: bool = False,
     overwrite: bool = False,
     encoding: str = "utf-8-sig",
-    client: Client | None = None,
+    client: Client | ClientFunction | None = None,
     base_url: str | None = None,
     api_key: str | None = None,
     scheduler: SchedulerSettings | None = None,
@@ -172,7 +173,7 @@ class StreamOptions(JobOptions, total=False):
     """What may be said of a job by itself; `amap_rows` tells what each is."""
 
     prices: Mapping[str, Price] | None
-    client: Client | None
+    client: Client | ClientFunction | None
     base_url: str | None
     api_key: str | None
     scheduler: SchedulerSettings | None
@@ -221,7 +222,7 @@ async def aretry_rows(
     rule: Callable[[Row], Any] | None = None,
     budget: Budget | float | None = None,
     prices: Mapping[str, Price] | None = None,
-    client: Client | None = None,
+    client: Client | ClientFunction | None = None,
     base_url: str | None = None,
     api_key: str | None = None,
     scheduler: SchedulerSettings | None = None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import anyio
 
 from rlm.clients.base import StreamingClient
+from rlm.clients.error_mapping import sdk_errors_as_call_errors
 from rlm.errors import (
     BadReply,
     CallError,
@@ -152,7 +153,11 @@ class Endpoint:
         return _Attempt(call, worst, ledger, bill, reservation, taken)
 
     async def _request(self, call: Call, on_text: Callable[[str], None] | None) -> Reply:
-        with anyio.move_on_after(self._timeout_s), _own_cancellations_as_errors(call):
+        with (
+            anyio.move_on_after(self._timeout_s),
+            _own_cancellations_as_errors(call),
+            sdk_errors_as_call_errors(call),
+        ):
             if on_text is not None and isinstance(self.client, StreamingClient):
                 return await _read_out(self.client, call, on_text)
             return await self.client.complete(call)

@@ -83,7 +83,6 @@ class Scheduler:
         bound_tokens: CountTokens | None = None,
         observe: Observe = lambda _call, _usage: None,
     ) -> None:
-        _require_client(client)
         self.settings = settings or SchedulerSettings()
         self.endpoint = Endpoint(
             client,
@@ -349,17 +348,6 @@ class _Question:
     place: Place
     told: CallEvents
     bill: Spent
-
-
-def _require_client(client: object) -> None:
-    """A name or a class would fail at the first call, long after the line that is wrong."""
-    if isinstance(client, type):
-        raise SettingsError(f"client={client.__name__}: is a class; make one of it: {client.__name__}(...)")
-    if not callable(getattr(client, "complete", None)):
-        raise SettingsError(
-            f"client= was given a value of type {type(client).__name__}: must be an object with `async def complete(call)`, "
-            "such as AsyncOpenAIClient()"
-        )
 
 
 def _make_cache(client: Client, settings: SchedulerSettings) -> Cache | None:
