@@ -1,3 +1,3 @@
-"""Ways to ask a model: `openai` over HTTP, `scripted` for tests, `offline` with no model at all."""
+"""Clients of model providers: the protocol, OpenAI-compatible endpoints, and async functions."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `Client` protocol: the one thing a provider must offer, one async method; and what a prompt may be."""
+"""The `Client` protocol, one async method, and the forms of a prompt."""
 
 from __future__ import annotations
 
@@ -16,39 +16,45 @@ if TYPE_CHECKING:
 __all__ = ["Client", "Prompt", "StreamingClient", "check_reachable", "messages_of"]
 
 Prompt: TypeAlias = "str | Iterable[Message | Mapping[str, str]]"
-"""A text, which becomes a user message, or messages as values or as `{"role": …, "content": …}`."""
+"""A text, which becomes a user message, or messages, each a `Message` or `{"role": …, "content": …}`."""
 
 
 @runtime_checkable
 class Client(Protocol):
-    """Answers calls.
+    """Interface to the models of one provider.
 
-    `complete` makes one attempt and raises a `CallError` where it fails: retries, limits, caches and budgets are
-    the scheduler's, which is itself a `Client`. It is called from many tasks of one event loop at once. A client
-    may also have `async def aclose(self)`, called once when its owner is closed; `endpoint: str`, which names where
-    it asks, so that stored answers of two endpoints are never mixed up; `only_model: str`, the one name it answers
-    under, whatever model is asked for; and `async def available_models(self) -> tuple[str, ...]`.
+    `complete` makes one attempt; retries, rate limits, caching and budgets belong to the scheduler. Many tasks of one
+    event loop call it concurrently. It raises a `CallError` of `rlm.errors`, or an exception of the provider's SDK,
+    which `clients.error_mapping.sdk_errors_as_call_errors` maps to one.
+
+    A client may also have:
+
+    - `async def aclose(self)`, called once when its owner is closed;
+    - `endpoint: str`, the name of the server, which keeps the cached answers of two servers apart;
+    - `only_model: str`, if it answers under one name for all models;
+    - `async def available_models(self) -> tuple[str, ...]`, called once to fail fast when the server is down;
+    - `stream`, see `StreamingClient`.
     """
 
     async def complete(self, call: Call) -> Reply:
-        """Ask the model once."""
+        """Send one request and return its reply."""
         ...
 
 
 @runtime_checkable
 class StreamingClient(Client, Protocol):
-    """A client that can also give an answer as it is written."""
+    """Client that can also deliver an answer while it is generated."""
 
     def stream(self, call: Call) -> AsyncIterator[str | Reply]:
-        """Ask the model once and yield its text piece by piece, at last the whole `Reply`.
+        """Send one request; yield parts of the text as they arrive, then the complete `Reply`.
 
-        It is left early only by closing it, which ends the request.
+        The caller closes the iterator to stop early, which must end the request.
         """
         ...
 
 
 async def check_reachable(client: Client) -> None:
-    """List the models of the endpoint, where the client can, to fail at once when no server answers.
+    """List the models of the endpoint, if the client can, to fail at once when no server answers.
 
     Raises:
         ConnectionFailed: no server answers at the endpoint.
@@ -61,14 +67,14 @@ async def check_reachable(client: Client) -> None:
     except ConnectionFailed:
         raise
     except CallError:
-        pass  # not every endpoint lists its models, nor every key may ask
+        pass  # some endpoints do not list their models, and some keys may not
 
 
 def messages_of(prompt: Prompt) -> tuple[Message, ...]:
-    """The messages that a prompt stands for.
+    """Return a prompt as messages.
 
     Raises:
-        TypeError: it is neither text nor messages.
+        TypeError: it is neither a text nor messages.
     """
     if isinstance(prompt, str):
         return (Message("user", prompt),)

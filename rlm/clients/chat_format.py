@@ -26,27 +26,27 @@ __all__ = ["Dialect", "StreamReader", "encode_body", "read_reply", "request_body
 OutputCap = Literal["max_completion_tokens", "max_tokens"]
 
 CHARS_PER_TOKEN = 3.3
-"""For the estimate where an endpoint reports no usage; measured over code, Markdown and prose."""
+"""Estimates the usage if an endpoint reports none; measured over code, Markdown and prose."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """Which parameters a model at an endpoint takes, as far as it has told.
+    """The parameters that a model at an endpoint accepts, as far as known.
 
-    `output_cap` is the name to try first for the cap on the output; `refused` holds the parameters that were
-    answered with a 400, which are not sent again.
+    `output_cap` is the name to try first for the cap on output tokens; `refused` holds the parameters that a 400
+    called unsupported, which are not sent again.
     """
 
     output_cap: OutputCap = "max_tokens"
     refused: frozenset[str] = frozenset()
 
     def cap_name(self) -> OutputCap | None:
-        """The name under which a cap on the output is sent, or None where the model takes neither."""
+        """Return the name to send the output cap under, or None if the model accepts neither name."""
         other: OutputCap = "max_tokens" if self.output_cap != "max_tokens" else "max_completion_tokens"
         return next((name for name in (self.output_cap, other) if name not in self.refused), None)
 
     def without(self, parameter: str) -> tuple[Dialect, str]:
-        """Return the dialect without the parameter, and in words what happens instead."""
+        """Return the dialect without the parameter, and a few words on what happens instead."""
         changed = replace(self, refused=self.refused | {parameter})
         if parameter == "temperature":
             return changed, "its own default is used"
@@ -57,7 +57,7 @@ class Dialect:
 
 
 def request_body(call: Call, dialect: Dialect, *, stream: bool = False) -> dict[str, Any]:
-    """The JSON object that asks for this call in this dialect."""
+    """Build the JSON object of a request, with the parameters that the dialect accepts."""
     body: dict[str, Any] = {
         "model": call.model,
         "messages": [{"role": message.role, "content": message.content} for message in call.messages],
@@ -77,7 +77,7 @@ def request_body(call: Call, dialect: Dialect, *, stream: bool = False) -> dict[
 
 
 def encode_body(body: Mapping[str, Any]) -> bytes:
-    """The body as UTF-8; a lone surrogate, which no endpoint takes, becomes `?`.
+    """Encode a request body as UTF-8 JSON; a lone surrogate, which no endpoint accepts, becomes `?`.
 
     Raises:
         BadRequest: a parameter is no JSON value.
@@ -89,24 +89,24 @@ def encode_body(body: Mapping[str, Any]) -> bytes:
 
 
 def read_reply(content: bytes, call: Call, endpoint: str, headers: Mapping[str, str]) -> Reply:
-    """The reply in the body of a 200.
+    """Read the reply from the body of a response with status 200.
 
     Raises:
-        BadReply: it is no chat completion, or one without text.
-        OutputTruncated: the output cap was reached before any text came.
+        BadReply: the body is no chat completion, or one without text.
+        OutputTruncated: the output cap was reached before any text was written.
         Refused: the model or the provider's filter declined.
-        CallError: the body is an error after all; the class that its own words call for.
+        CallError: the body reports an error in spite of its status.
     """
     body = _json_object(content, call, endpoint)
     if body.get("error") and not body.get("choices"):
         raise call_error(read_failure(_status_in(body), body, headers), call.model, endpoint)
-    choice = _first(body.get("choices"))
+    choice = _first_choice(body)
     if choice is None:
         usage = _usage(body, call, "")
         raise BadReply(f"{endpoint} sent no choices for {call.model!r}", model=call.model, usage=usage)
     message = choice.get("message")
     message = message if isinstance(message, dict) else {}
-    return _judged(
+    return _reply(
         text=_text_of(message.get("content")),
         refusal=message.get("refusal"),
         finish_reason=choice.get("finish_reason"),
@@ -118,7 +118,7 @@ def read_reply(content: bytes, call: Call, endpoint: str, headers: Mapping[str, 
 
 
 class StreamReader:
-    """Reads a reply from the lines of a server-sent event stream."""
+    """Parser of one reply from the lines of a server-sent event stream."""
 
     def __init__(self, call: Call, endpoint: str, headers: Mapping[str, str]) -> None:
         self._call = call
@@ -131,12 +131,12 @@ class StreamReader:
         self._complete = False
 
     def feed(self, line: str) -> str:
-        """Take one line and give the text it adds to the answer, often ''.
+        """Parse one line and return the text that it adds to the answer, often ''.
 
         Raises:
-            CallError: the line reports an error, or is none of this format.
+            CallError: the line reports an error, or does not have this format.
         """
-        if not line.startswith("data:"):  # comments, event names and empty lines carry nothing here
+        if not line.startswith("data:"):  # a comment, an event name or an empty line
             return ""
         data = line.removeprefix("data:").strip()
         if data == "[DONE]":
@@ -147,13 +147,13 @@ class StreamReader:
             failure = read_failure(_status_in(chunk), chunk, self._headers)
             raise call_error(failure, self._call.model, self._endpoint)
         self._body.update({key: chunk[key] for key in ("model", "usage") if chunk.get(key)})
-        return self._take(_first(chunk.get("choices")) or {})
+        return self._add(_first_choice(chunk) or {})
 
     def reply(self) -> Reply:
-        """The whole reply, once there are no more lines.
+        """Return the complete reply, after the last line.
 
         Raises:
-            ConnectionFailed: the stream ended before the answer did.
+            ConnectionFailed: the stream ended before the answer was complete.
             CallError: as `read_reply`.
         """
         text = "".join(self._texts)
@@ -163,7 +163,7 @@ class StreamReader:
             )
             usage = _usage(self._body, self._call, text)
             raise ConnectionFailed(message, model=self._call.model, usage=usage)
-        return _judged(
+        return _reply(
             text=text,
             refusal="".join(self._refusals),
             finish_reason=self._finish_reason,
@@ -173,7 +173,7 @@ class StreamReader:
             headers=self._headers,
         )
 
-    def _take(self, choice: Mapping[str, Any]) -> str:
+    def _add(self, choice: Mapping[str, Any]) -> str:
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
         delta = choice.get("delta")
         if not isinstance(delta, dict):
@@ -188,7 +188,7 @@ class StreamReader:
 FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length", "content_filter": "filter"}
 
 
-def _judged(
+def _reply(
     *,
     text: str,
     refusal: object,
@@ -198,7 +198,7 @@ def _judged(
     endpoint: str,
     headers: Mapping[str, str],
 ) -> Reply:
-    """The reply, unless what came is none."""
+    """Build the reply, or raise the error that explains why there is none."""
     usage = _usage(body, call, text)
     known: dict[str, Any] = {"model": call.model, "usage": usage}
     finished = FINISH_REASONS.get(str(finish_reason), "unknown")
@@ -229,7 +229,7 @@ def _judged(
 def _usage(body: Mapping[str, Any], call: Call, text: str) -> Usage:
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
-    input_tokens = _count(usage.get("prompt_tokens"))
+    input_tokens = _token_count(usage.get("prompt_tokens"))
     if not input_tokens:
         prompt_chars = sum(len(message.content) for message in call.messages)
         return Usage(
@@ -239,17 +239,17 @@ def _usage(body: Mapping[str, Any], call: Call, text: str) -> Usage:
         calls=1,
         input_tokens=input_tokens,
         cached_tokens=min(input_tokens, _detail(usage, "prompt_tokens_details", "cached_tokens")),
-        output_tokens=_count(usage.get("completion_tokens")),
+        output_tokens=_token_count(usage.get("completion_tokens")),
         reasoning_tokens=_detail(usage, "completion_tokens_details", "reasoning_tokens"),
     )
 
 
 def _detail(usage: Mapping[str, Any], group: str, name: str) -> int:
     details = usage.get(group)
-    return _count(details.get(name)) if isinstance(details, dict) else 0
+    return _token_count(details.get(name)) if isinstance(details, dict) else 0
 
 
-def _count(value: object) -> int:
+def _token_count(value: object) -> int:
     return max(0, int(value)) if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
@@ -258,7 +258,7 @@ def _estimate(chars: int) -> int:
 
 
 def _text_of(content: object) -> str:
-    """The text of a message's content, which some servers send in parts."""
+    """Return the text of a message's content, which some servers send as a list of parts."""
     if isinstance(content, str):
         return content
     if isinstance(content, list):
@@ -266,7 +266,8 @@ def _text_of(content: object) -> str:
     return ""
 
 
-def _first(choices: object) -> dict[str, Any] | None:
+def _first_choice(body: Mapping[str, Any]) -> dict[str, Any] | None:
+    choices = body.get("choices")
     return choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else None
 
 
@@ -286,7 +287,7 @@ def _json_object(content: bytes, call: Call, endpoint: str) -> dict[str, Any]:
 
 
 def _status_in(body: Mapping[str, Any]) -> int:
-    """The status that an error with status 200 carries in its body, or 200."""
+    """Return the status that an error carries in its body although the response has 200, else 200."""
     error = body["error"]
     code = (
         non_negative(str(error.get("code") or error.get("status") or "")) if isinstance(error, dict) else None
@@ -295,7 +296,7 @@ def _status_in(body: Mapping[str, Any]) -> int:
 
 
 def _is_strict(schema: object) -> bool:
-    """Whether OpenAI's strict mode takes the schema: every object closed, all of its properties required."""
+    """Return True if OpenAI's strict mode accepts the schema: objects closed, all of their properties required."""
     if isinstance(schema, list):
         return all(_is_strict(item) for item in schema)
     if not isinstance(schema, dict):

@@ -20,7 +20,7 @@ UNIT_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def rate_limits(headers: Mapping[str, str]) -> RateLimits | None:
-    """What the `x-ratelimit-*` headers say, or None where there are none."""
+    """Read the `x-ratelimit-*` headers; None if there are none."""
     values = {
         f"{kind}_{name}": read(headers.get(f"x-ratelimit-{header}-{kind}", ""))
         for kind in ("requests", "tokens")
@@ -34,9 +34,9 @@ def rate_limits(headers: Mapping[str, str]) -> RateLimits | None:
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from `retry-after-ms` or `Retry-After` (seconds, or a date).
+    """Return the seconds to wait, from `retry-after-ms` or `Retry-After` (seconds, or a date).
 
-    A date is held against the server's own `Date`, where it sends one, so that our clock may be wrong.
+    A date is compared with the server's own `Date` header, if it sends one, so that a wrong clock of ours is harmless.
     """
     if (milliseconds := non_negative(headers.get("retry-after-ms", ""))) is not None:
         return milliseconds / 1000
@@ -61,7 +61,7 @@ def non_negative(text: str) -> float | None:
 
 
 def _duration(text: str) -> float | None:
-    """Seconds from `6m0s`, `20ms` or a plain number."""
+    """Return the seconds in `6m0s`, `20ms` or a plain number."""
     if (number := non_negative(text)) is not None:
         return number
     parts = DURATION.findall(text)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Self
 import anyio
 
 from rlm._async.portal import lease
+from rlm.checks import model_name, positive_number, whole_number
 from rlm.clients.address import EndpointAddress, is_like_a_key
 from rlm.clients.base import Prompt, messages_of
 from rlm.clients.chat_format import Dialect, StreamReader, encode_body, read_reply, request_body
@@ -74,15 +75,13 @@ class AsyncOpenAIClient:
             SettingsError: a setting has a value that cannot work.
         """
         address = EndpointAddress.of(api_key, base_url)
-        if not model:
-            raise SettingsError("model is empty: name a model, such as model='gpt-5-nano'")
+        model_name("model", model)
+        positive_number("timeout_s", timeout_s)
+        positive_number("max_connections", max_connections)
         if is_like_a_key(model):
             raise SettingsError(
                 "model= was given what looks like an API key (not shown): pass it as api_key="
             )
-        for name, value in (("timeout_s", timeout_s), ("max_connections", max_connections)):
-            if not value > 0:
-                raise SettingsError(f"{name}={value!r}: must be a number above 0")
         self.model = model
         self.endpoint = address.name
         self._key = address.key
@@ -162,8 +161,7 @@ class AsyncOpenAIClient:
         """
         if isinstance(prompts, str):
             raise TypeError("batch_completion takes many prompts and was given one text: put it in a list")
-        if max_concurrent < 1:
-            raise SettingsError(f"max_concurrent={max_concurrent!r}: must be at least 1")
+        whole_number("max_concurrent", max_concurrent)
         calls = [self._call(prompt, max_tokens) for prompt in prompts]
         if calls:
             await self._pools.of_running_loop()  # raises settings errors once, not in each slot
