@@ -41,7 +41,7 @@ def main() -> None:
         output=options.output,
         model=options.model,
         rows_per_call=options.batch_size,
-        max_concurrency=options.max_workers,
+        max_concurrent=options.max_workers,
         budget=options.budget,
         resume=options.resume,
         client=client,

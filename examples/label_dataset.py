@@ -53,7 +53,7 @@ def main() -> None:
     cut = round(len(rows) * settings["test_share"])
     test, train = rows[:cut], rows[cut : cut + settings["most_train_rows"]]
 
-    with JobGroup(client=stand_in(STAND_IN), max_concurrency=workers) as jobs:
+    with JobGroup(client=stand_in(STAND_IN), max_concurrent=workers) as jobs:
         rules, new = anyio.run(learn, jobs, train, next(iter(models)), folder / "learned.journal")  # async
         print(f"\n{len(train)} rows teach, {len(new)} new ones balance them. Rules:", *rules, sep="\n")
         examples = [f"{row['text']} -> {row['label']}" for row in train + new]

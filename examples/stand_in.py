@@ -83,7 +83,7 @@ async def compared_with_a_loop(rows: Sequence[Row], seconds: float, latency_s: f
         return f"{len(rows):,} rows in {seconds:.2f} s"
     client = ScriptedClient(lambda _: "an answer", latency_s=latency_s)
     prompt = "What is to be done with this row?"
-    loop = (await amap_rows(rows, prompt, rows_per_call=1, max_concurrency=1, client=client)).report
+    loop = (await amap_rows(rows, prompt, rows_per_call=1, max_concurrent=1, client=client)).report
     return (
         f"{len(rows):,} rows in {seconds:.2f} s; one call for each, one after the other: {loop.usage.calls:,} calls, "
         f"{loop.seconds:.2f} s, measured at {latency_s} s per call: {loop.seconds / seconds:.0f} times faster"

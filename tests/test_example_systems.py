@@ -372,7 +372,7 @@ def test_520_words_of_one_and_a_half_seconds_each_take_three_waves_and_not_13_mi
 
     async def seconds(groups, **options):
         client = ScriptedClient(lambda call: answer(call.messages[0].content, lambda _: "a"), latency_s=1.5)
-        async with JobGroup(client=client, max_concurrency=20) as jobs, anyio.create_task_group() as tasks:
+        async with JobGroup(client=client, max_concurrent=20) as jobs, anyio.create_task_group() as tasks:
             started = anyio.current_time()
             for group in groups:
                 rows = [{"word": f"{group} {n}"} for n in range(520 // len(groups))]
@@ -380,7 +380,7 @@ def test_520_words_of_one_and_a_half_seconds_each_take_three_waves_and_not_13_mi
         return anyio.current_time() - started
 
     nested = anyio.run(partial(seconds, range(20), rows_per_call=10), **virtual_time)
-    loop = anyio.run(partial(seconds, [0], rows_per_call=1, max_concurrency=1), **virtual_time)
+    loop = anyio.run(partial(seconds, [0], rows_per_call=1, max_concurrent=1), **virtual_time)
     assert nested == 4.5
     assert loop == 780
     assert loop / nested > 173

@@ -379,7 +379,7 @@ class _Run:
 
     def _widest(self) -> int:
         """How many calls may ever be in flight at once."""
-        widest, wanted = self._tree.widest, self._job.max_concurrency
+        widest, wanted = self._tree.widest, self._job.max_concurrent
         return widest if wanted == "auto" else min(wanted, widest)
 
     def _width(self) -> int:

@@ -4,7 +4,7 @@
         tasks.start_soon(partial(jobs.amap_rows, "a.csv", "Label {{text}}", output="a-out.csv"))
         tasks.start_soon(partial(jobs.amap_rows, "b.csv", "Rate {{text}}", output="b-out.csv"))
 
-    with JobGroup(max_concurrency=20) as jobs:
+    with JobGroup(max_concurrent=20) as jobs:
         jobs.map_rows("a.csv", "Label {{text}}", output="a-out.csv")
 
 Whatever the jobs do, there are never more calls at once than the group allows, and their sum never passes its budget.
@@ -113,7 +113,7 @@ class JobOptions(RetryOptions, total=False):
     escalate_to: str | None
     escalate_when: str | None
     rows_per_call: int | Literal["auto"]
-    max_concurrency: int | Literal["auto"]
+    max_concurrent: int | Literal["auto"]
     temperature: float | Mapping[str, float] | None
     window_chars: int
     column: str
@@ -139,8 +139,8 @@ class JobGroup:
         api_key: its key.
         budget: dollars, or a `Budget`; never exceeded by all jobs together.
         prices: of models that the price list does not have, or has otherwise; a budget in dollars needs one.
-        max_concurrency: calls at once over all jobs, or "auto" for as many as the endpoint turns out to take.
-        scheduler: all settings of the calls; its `max_concurrent` then goes before `max_concurrency`.
+        max_concurrent: calls at once over all jobs, or "auto" for as many as the endpoint turns out to take.
+        scheduler: all settings of the calls; it then replaces `max_concurrent`.
 
     Raises:
         SettingsError: a setting has a value that cannot work.
@@ -155,7 +155,7 @@ class JobGroup:
         api_key: str | None = None,
         budget: Budget | float | None = None,
         prices: Mapping[str, Price] | None = None,
-        max_concurrency: int | Literal["auto"] = "auto",
+        max_concurrent: int | Literal["auto"] = "auto",
         scheduler: SchedulerSettings | None = None,
     ) -> None:
         self._own_client = None
@@ -164,7 +164,7 @@ class JobGroup:
         self._client = as_client(client)
         self._ledger = Ledger(_budget(budget))
         self._prices = dict(prices or {})
-        self._settings = scheduler or SchedulerSettings(max_concurrent=max_concurrency)
+        self._settings = scheduler or SchedulerSettings(max_concurrent=max_concurrent)
         self._scheduler: Scheduler | None = None
         self._portal: Portal | None = None
         self._is_there = False

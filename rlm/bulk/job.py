@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from rlm.checks import or_else, whole_number
 from rlm.errors import SettingsError
+from rlm.settings import check_options, documented, option
 from rlm.structured.schema import schema_of
 
 __all__ = ["Job", "PerCall"]
@@ -15,65 +18,74 @@ __all__ = ["Job", "PerCall"]
 PerCall: TypeAlias = "int | Literal['auto']"
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """What is asked of rows, and where it goes; plain data.
+    """The prompt for rows, the models that answer it, and the files of a job."""
 
-    Attributes:
-        prompt: a template with `{{field}}`s; without any, the whole row is asked about.
-        schema: what an answer looks like, as text or JSON Schema; an object becomes a column per property.
-        models: the models; several give as many opinions on each row.
-        samples: how often each model is asked; more than once needs a temperature.
-        escalate_to: a stronger model, asked about the rows in doubt once the others were; its answer stands.
-        escalate_when: an expression over the columns of an answer; rows for which it is true are in doubt. By default
-            those on which the opinions disagree are. Rows without an answer always are.
-        rows_per_call: rows in one call, or "auto" for as many as their length suggests.
-        max_concurrency: calls at once, or "auto" for as many as the scheduler lets through.
-        temperature: passed to `models`, or one for each model, by name.
-        max_output_tokens: output cap of each call, or None for the model's own.
-        window_chars: the longest prompt, in characters.
-        column: the column of an answer that is no object.
-        limit: only the first rows, or None for all.
-        pilot: rows to ask before the whole is estimated; 0 for no pilot.
-        skip_when: an expression; rows for which it is true are not asked and have no answer.
-        output: the file to write, or None.
-        checkpoint: the journal; by default the output with `.journal` added.
-        overwrite: whether an output that exists, and its journal, may go.
-        resume: whether to go on with the journal of an earlier session.
-        retry: whether to ask failed rows again; implies `resume`.
-    """
-
-    prompt: str
-    schema: str | Mapping[str, Any] | None = None
-    models: tuple[str, ...] = ("gpt-5-nano",)
-    samples: int = 1
-    escalate_to: str | None = None
-    escalate_when: str | None = None
-    rows_per_call: int | Literal["auto"] = "auto"
-    max_concurrency: int | Literal["auto"] = "auto"
-    temperature: float | Mapping[str, float] | None = None
-    max_output_tokens: int | None = None
-    window_chars: int = 400_000
-    column: str = "answer"
-    limit: int | None = None
-    pilot: int = 0
-    skip_when: str | None = None
-    output: str | None = None
-    checkpoint: str | None = None
-    overwrite: bool = False
-    resume: bool = False
-    retry: bool = False
+    prompt: str = option(
+        "",
+        "What to ask of each row, such as 'Label {{text}}'. Without fields, the whole row is asked about. Braces in "
+        'quotes stand for themselves: {{"{{"}} is {{.',
+    )
+    schema: str | Mapping[str, Any] | None = option(
+        None,
+        "Form of an answer: \"label: 'spam'|'ham', score: float\", or JSON Schema. An object becomes a column per "
+        "property.",
+    )
+    models: tuple[str, ...] = option(
+        ("gpt-5-nano",), "The model; several models give as many opinions on each row."
+    )
+    samples: int = option(
+        1, "How often each model is asked; more than once needs a temperature above 0.", check=whole_number
+    )
+    escalate_to: str | None = option(
+        None,
+        "A stronger model for rows in doubt: those without an answer, and those on which opinions disagree. Its answer "
+        "replaces theirs.",
+    )
+    escalate_when: str | None = option(
+        None,
+        "Which answers are in doubt, such as \"confidence < 0.7 or label == 'other'\"; without it, those on which "
+        "opinions disagree.",
+    )
+    rows_per_call: int | Literal["auto"] = option(
+        "auto", "Rows in one call; auto: as many as their length suggests."
+    )
+    max_concurrent: int | Literal["auto"] = option(
+        "auto",
+        "Calls in flight at once; auto: as many as the endpoint turns out to take.",
+        check=or_else("auto", whole_number),
+    )
+    temperature: float | Mapping[str, float] | None = option(
+        None, "Temperature of the models, or of each model by name."
+    )
+    max_output_tokens: int | None = option(
+        None, "Output cap of each call, in tokens.", check=or_else(None, whole_number)
+    )
+    window_chars: int = option(400_000, "The longest prompt, in characters.")
+    column: str = option("answer", "Column of an answer that is not an object.")
+    limit: int | None = option(None, "Only the first N rows.", check=or_else(None, whole_number))
+    pilot: int = option(
+        0,
+        "Rows to ask first, before the whole job is estimated; 0: no pilot.",
+        check=partial(whole_number, minimum=0),
+    )
+    skip_when: str | None = option(
+        None, "Rows that are not asked, such as \"len(text) < 3 or lang != 'en'\"."
+    )
+    output: str | None = option(None, "The table to write: .csv .tsv .jsonl .json .parquet .xlsx")
+    checkpoint: str | None = option(
+        None, "Journal of the answers; without it, the output with .journal added."
+    )
+    overwrite: bool = option(False, "Replace an output that exists, and forget its job.")
+    resume: bool = option(False, "Go on with the interrupted job of this output.")
+    retry: bool = option(False, "Ask the failed rows again; implies resume.")
 
     def __post_init__(self) -> None:
         if not self.models:
             raise SettingsError("models is empty: name a model, such as 'gpt-5-nano'")
-        least_of = {"samples": 1, "max_concurrency": 1, "pilot": 0, "limit": 1, "max_output_tokens": 1}
-        for name, least in least_of.items():
-            value = getattr(self, name)
-            if (name, value) == ("max_concurrency", "auto"):
-                continue
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-                raise SettingsError(f"{name}={value!r}: must be a whole number of at least {least}")
+        check_options(self)
         stronger: object = self.escalate_to
         if stronger is not None and not (isinstance(stronger, str) and stronger):
             raise SettingsError(f"escalate_to={self.escalate_to!r}: must be the name of a model")

@@ -58,7 +58,7 @@ async def amap_rows(
     escalate_to: str | None = None,
     escalate_when: str | None = None,
     rows_per_call: int | Literal["auto"] = "auto",
-    max_concurrency: int | Literal["auto"] = "auto",
+    max_concurrent: int | Literal["auto"] = "auto",
     temperature: float | Mapping[str, float] | None = None,
     max_output_tokens: int | None = None,
     window_chars: int = 400_000,
@@ -99,7 +99,7 @@ async def amap_rows(
             for which it is true are in doubt. By default those on which opinions disagree are. Rows without an answer
             always are, and those for whose answer the expression does not work.
         rows_per_call: rows in one call, or "auto" for as many as their length suggests.
-        max_concurrency: calls at once, or "auto" for as many as the endpoint turns out to take.
+        max_concurrent: calls at once, or "auto" for as many as the endpoint turns out to take.
         temperature: passed to every `model`, or one for each model, by name; those without one keep their own.
         max_output_tokens: output cap of each call, in tokens.
         window_chars: the longest prompt, in characters.
@@ -137,7 +137,7 @@ async def amap_rows(
         api_key=api_key,
         budget=budget,
         prices=prices,
-        max_concurrency=max_concurrency,
+        max_concurrent=max_concurrent,
         scheduler=scheduler,
     ) as jobs:
         return await jobs.amap_rows(
@@ -150,7 +150,7 @@ async def amap_rows(
             escalate_to=escalate_to,
             escalate_when=escalate_when,
             rows_per_call=rows_per_call,
-            max_concurrency=max_concurrency,
+            max_concurrent=max_concurrent,
             temperature=temperature,
             max_output_tokens=max_output_tokens,
             window_chars=window_chars,
@@ -244,7 +244,7 @@ async def aretry_rows(
         api_key=api_key,
         budget=budget,
         prices=prices,
-        max_concurrency=job.max_concurrency,
+        max_concurrent=job.max_concurrent,
         scheduler=scheduler,
     ) as jobs:
         return await jobs.aretry_rows(
@@ -259,10 +259,10 @@ async def aretry_rows(
 def _parted(options: StreamOptions) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of the group, and of the job in it."""
     of_group = StreamOptions.__annotations__.keys() - JobOptions.__annotations__.keys()
-    of_group |= {"budget", "max_concurrency"}
+    of_group |= {"budget", "max_concurrent"}
     return (
         {name: value for name, value in options.items() if name in of_group},
-        {name: value for name, value in options.items() if name not in of_group or name == "max_concurrency"},
+        {name: value for name, value in options.items() if name not in of_group or name == "max_concurrent"},
     )
 
 

@@ -268,7 +268,7 @@ async def _run(options: _Options) -> Report:
             escalate_to=options.escalate_to,
             escalate_when=options.escalate_when,
             rows_per_call=options.rows_per_call,
-            max_concurrency=options.max_concurrency,
+            max_concurrent=options.max_concurrency,
             temperature=options.temperatures.of(models),
             max_output_tokens=options.max_output_tokens,
             column=options.column,

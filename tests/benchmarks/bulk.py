@@ -74,7 +74,7 @@ def job(source, output, client, **options):
         output=output,
         model="a-model",
         rows_per_call=ROWS_PER_CALL,
-        max_concurrency=IN_FLIGHT,
+        max_concurrent=IN_FLIGHT,
         client=client,
         **options,
     ).report
@@ -98,7 +98,7 @@ def over_http(folder, number, *, faulty=False):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         base_url = server.stdout.readline().strip()
         try:
-            with JobGroup(base_url=base_url, max_concurrency=IN_FLIGHT) as jobs:
+            with JobGroup(base_url=base_url, max_concurrent=IN_FLIGHT) as jobs:
                 options = {"schema": SCHEMA, "model": "a-model", "rows_per_call": ROWS_PER_CALL}
 
                 def one(turn):

@@ -14,7 +14,7 @@ if __name__ == "__main__":
         schema="label: 'odd'|'even'",
         output=output,
         rows_per_call=5,
-        max_concurrency=4,
+        max_concurrent=4,
         base_url=base_url,
         resume=True,
     ).report

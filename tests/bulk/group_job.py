@@ -10,7 +10,7 @@ from rlm.bulk import JobGroup
 
 if __name__ == "__main__":
     folder, base_url = sys.argv[1:]
-    with JobGroup(base_url=base_url, max_concurrency=4) as jobs, ThreadPoolExecutor() as threads:
+    with JobGroup(base_url=base_url, max_concurrent=4) as jobs, ThreadPoolExecutor() as threads:
 
         def label(number):
             return jobs.map_rows(

@@ -88,10 +88,10 @@ def test_rows_per_call_follow_from_the_length_of_the_texts(chars, least, most):
 
 
 def test_two_rows_need_two_calls_at_most_and_two_thousand_are_never_all_at_once(tmp_path):
-    client = ScriptedClient(label, latency_s=0.001)
+    client = ScriptedClient(label, latency_s=0.02)  # long beside what a call costs on a busy machine
     assert len(map_rows([{"text": "n 1"}, {"text": "n 2"}], "{{text}}", schema=SCHEMA, client=client)) == 2
     source = write_csv(tmp_path / "in.csv", [f"number {n}" for n in range(2_000)])
-    report = job(source, tmp_path / "out.csv", client, rows_per_call=1, max_concurrency=30).report
+    report = job(source, tmp_path / "out.csv", client, rows_per_call=1, max_concurrent=30).report
     assert report.answered == 2_000
     assert 10 < client.most_in_flight <= 30
 
@@ -255,7 +255,7 @@ def test_a_limit_can_be_lifted_without_paying_twice(rows, tmp_path):
 
 def test_a_budget_stops_the_job_and_what_is_paid_for_is_kept(rows, tmp_path):
     client = ScriptedClient(label)
-    options = {"rows_per_call": 10, "max_concurrency": 2}
+    options = {"rows_per_call": 10, "max_concurrent": 2}
     with pytest.raises(JobStopped, match="resume to go on") as caught:
         job(rows, tmp_path / "out.csv", client, budget=Budget(calls=4), **options)
     assert isinstance(caught.value.cause, BudgetExceeded)
@@ -266,14 +266,14 @@ def test_a_budget_stops_the_job_and_what_is_paid_for_is_kept(rows, tmp_path):
 def test_a_wrong_key_stops_the_job_at_once(rows, tmp_path):
     client = ScriptedClient(lambda _call: AuthenticationFailed("wrong key"))
     with pytest.raises(JobStopped, match="wrong key"):
-        job(rows, tmp_path / "out.csv", client, max_concurrency=1)
+        job(rows, tmp_path / "out.csv", client, max_concurrent=1)
     assert len(client.calls) == 1
 
 
 def test_a_schema_that_the_model_cannot_meet_stops_the_job(rows, tmp_path):
     client = ScriptedClient(lambda _call: "I cannot do JSON.")
     with pytest.raises(JobStopped, match=r"none of the first 2. rows got an answer.*no JSON"):
-        job(rows, tmp_path / "out.csv", client, rows_per_call=1, max_concurrency=1)
+        job(rows, tmp_path / "out.csv", client, rows_per_call=1, max_concurrent=1)
 
 
 def test_a_job_that_nobody_could_answer_is_simply_begun_anew_with_another_prompt(rows, tmp_path):
@@ -348,10 +348,10 @@ def test_another_task_does_not_resume_from_this_journal(rows, tmp_path):
 
 def test_a_full_disk_is_a_clear_error_and_nothing_paid_for_is_lost(rows, tmp_path):
     script = (
-        "import resource, signal, sys; sys.path[:0] = ['tests', 'tests/bulk']\n"
+        "import resource, signal, sys; sys.path[:0] = ['tests/support', 'tests/bulk']\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (2500, 2500))\n"
-        "from test_jobs import *\n"
-        f"job({str(rows)!r}, {str(tmp_path / 'out.csv')!r}, ScriptedClient(label), rows_per_call=5, max_concurrency=1)"
+        "from test_engine import *\n"
+        f"job({str(rows)!r}, {str(tmp_path / 'out.csv')!r}, ScriptedClient(label), rows_per_call=5, max_concurrent=1)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "JournalError" in done.stderr
@@ -365,10 +365,10 @@ def test_a_full_disk_is_a_clear_error_and_nothing_paid_for_is_lost(rows, tmp_pat
 def test_a_disk_that_is_too_full_for_the_output_costs_no_answer(tmp_path):
     source = write_csv(tmp_path / "in.csv", [f"{'long ' * 60}number {number}" for number in range(100)])
     script = (
-        "import resource, signal, sys; sys.path[:0] = ['tests', 'tests/bulk']\n"
+        "import resource, signal, sys; sys.path[:0] = ['tests/support', 'tests/bulk']\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-        "from test_jobs import *\n"
-        f"job({str(source)!r}, {str(tmp_path / 'out.csv')!r}, ScriptedClient(label), rows_per_call=5, max_concurrency=1)"
+        "from test_engine import *\n"
+        f"job({str(source)!r}, {str(tmp_path / 'out.csv')!r}, ScriptedClient(label), rows_per_call=5, max_concurrent=1)"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "OutputError" in done.stderr.splitlines()[-1]
@@ -443,7 +443,7 @@ def test_the_input_is_never_the_output(rows):
 
 def test_a_journal_of_an_unfinished_job_is_not_thrown_away_unasked(rows, tmp_path):
     with pytest.raises(JobStopped):
-        job(rows, tmp_path / "out.csv", ScriptedClient(label), budget=Budget(calls=1), max_concurrency=1)
+        job(rows, tmp_path / "out.csv", ScriptedClient(label), budget=Budget(calls=1), max_concurrent=1)
     with pytest.raises(InputError, match="resume that one"):
         job(rows, tmp_path / "out.csv", ScriptedClient(label))
 

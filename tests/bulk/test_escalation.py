@@ -117,7 +117,7 @@ def test_one_temperature_is_that_of_the_opinions_and_not_of_the_stronger_model()
 
 def test_an_interrupted_escalation_is_resumed_and_asks_nothing_twice(tmp_path):
     source = rows_of(30)
-    options = {"checkpoint": tmp_path / "journal", "escalate_when": "confidence < 0.7", "max_concurrency": 1}
+    options = {"checkpoint": tmp_path / "journal", "escalate_when": "confidence < 0.7", "max_concurrent": 1}
     broken = Cascade()
     asked = []
 
@@ -255,7 +255,7 @@ def test_rows_that_the_stronger_model_answers_have_not_failed_the_pilot():
 def test_streamed_rows_that_are_not_in_doubt_do_not_wait_for_the_others():
     cascade = Cascade()
     stream = stream_rows(
-        rows_of(400), "Label {{text}}", client=cascade.client, rows_per_call=2, max_concurrency=1, **STREAMED
+        rows_of(400), "Label {{text}}", client=cascade.client, rows_per_call=2, max_concurrent=1, **STREAMED
     )
     assert next(stream).index == 0
     assert len(cascade.client.calls) < 150
@@ -265,7 +265,7 @@ def test_streamed_rows_that_are_not_in_doubt_do_not_wait_for_the_others():
 def test_a_job_whose_models_all_refuse_is_stopped_early():
     cascade = Cascade(weak=Refused("not this"), strong=Refused("nor this"))
     with pytest.raises(JobStopped, match="none of the first"):
-        job(cascade, rows_of(200), max_concurrency=1)
+        job(cascade, rows_of(200), max_concurrent=1)
     assert len(cascade.asked["strong"]) < 100
 
 

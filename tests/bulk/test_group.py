@@ -87,7 +87,7 @@ async def map_all(jobs, sources, outcomes, **options):
 @pytest.mark.anyio
 async def test_jobs_at_once_share_one_gate_and_each_reports_its_own_share(tmp_path):
     provider, outcomes = Provider(), {}
-    async with JobGroup(client=provider, max_concurrency=6, prices=PRICES) as jobs:
+    async with JobGroup(client=provider, max_concurrent=6, prices=PRICES) as jobs:
         await map_all(jobs, tables(tmp_path), outcomes)
         whole = jobs.cost_summary()
     assert 4 <= provider.most <= 6
@@ -102,7 +102,7 @@ async def test_jobs_at_once_share_one_gate_and_each_reports_its_own_share(tmp_pa
 async def test_jobs_at_once_never_pass_the_budget_stop_together_and_lose_nothing(tmp_path):
     provider, outcomes = Provider(), {}
     sources = tables(tmp_path)
-    async with JobGroup(client=provider, budget=Budget(calls=31), max_concurrency=12) as jobs:
+    async with JobGroup(client=provider, budget=Budget(calls=31), max_concurrent=12) as jobs:
         await map_all(jobs, sources, outcomes)
         assert jobs.cost_summary()["calls"] == 31
         assert jobs.cost_summary()["possibly_billed"]["calls"] == 0
@@ -127,7 +127,7 @@ async def test_a_job_that_ends_at_the_budget_does_not_cancel_what_the_others_hav
 
     async def all_at_once():
         async with (
-            JobGroup(client=provider, budget=Budget(calls=20), max_concurrency=20) as jobs,
+            JobGroup(client=provider, budget=Budget(calls=20), max_concurrent=20) as jobs,
             anyio.create_task_group() as tasks,
         ):
             for source in sources:
@@ -145,7 +145,7 @@ async def test_a_job_that_ends_at_the_budget_does_not_cancel_what_the_others_hav
 @pytest.mark.anyio
 async def test_a_budget_in_dollars_holds_over_all_jobs_whatever_their_calls_cost(tmp_path):
     provider, outcomes = Provider(), {}
-    group = JobGroup(client=provider, budget=0.004, prices=PRICES, max_concurrency=12)
+    group = JobGroup(client=provider, budget=0.004, prices=PRICES, max_concurrent=12)
     async with group as jobs:
         await map_all(jobs, tables(tmp_path), outcomes, max_output_tokens=200)
         spent = jobs.cost_summary()["cost_usd"]
@@ -167,7 +167,7 @@ async def test_a_budget_of_one_job_is_a_part_of_the_groups_and_stops_only_that_j
 
 def test_a_group_serves_blocking_callers_from_many_threads(tmp_path):
     provider = Provider()
-    with JobGroup(client=provider, max_concurrency=4) as jobs, ThreadPoolExecutor() as threads:
+    with JobGroup(client=provider, max_concurrent=4) as jobs, ThreadPoolExecutor() as threads:
         label_one = lambda source: jobs.map_rows(source, "Label {{text}}", **OPTIONS)  # noqa: E731
         results = list(threads.map(label_one, tables(tmp_path)))
     assert [result.report.answered for result in results] == [100, 100, 100]
@@ -220,7 +220,7 @@ def test_models_may_have_temperatures_of_their_own(tmp_path):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork")
 def test_a_group_is_of_no_use_in_a_forked_child_and_can_be_left_there():
-    with JobGroup(client=ScriptedClient(label), max_concurrency=2) as jobs:
+    with JobGroup(client=ScriptedClient(label), max_concurrent=2) as jobs:
         jobs.map_rows(rows_of(2), "Label {{text}}", schema=SCHEMA)
         child = os.fork()
         if not child:
@@ -256,7 +256,7 @@ def test_a_job_within_a_loop_over_the_rows_of_another_may_meet_the_budget_of_bot
     options = {"schema": SCHEMA, "rows_per_call": 1}
 
     def loop():
-        with JobGroup(client=ScriptedClient(label), budget=Budget(calls=30), max_concurrency=2) as jobs:
+        with JobGroup(client=ScriptedClient(label), budget=Budget(calls=30), max_concurrent=2) as jobs:
             for _ in jobs.stream_rows(rows_of(400), "Label {{text}}", **options):
                 jobs.map_rows(rows_of(20), "Rate {{text}}", **options)
 

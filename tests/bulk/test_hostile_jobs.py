@@ -129,7 +129,7 @@ def test_a_retry_finds_its_input_from_another_folder(tmp_path, monkeypatch):
 def test_a_journal_that_was_cut_anywhere_is_resumed_with_no_row_lost_and_none_twice(tmp_path):
     source, output = write_csv(tmp_path / "in.csv", [f"number {n}" for n in range(12)]), tmp_path / "out.csv"
     journal = tmp_path / "out.csv.journal"
-    job(source, output, rows_per_call=4, max_concurrency=1)
+    job(source, output, rows_per_call=4, max_concurrent=1)
     whole, written = journal.read_bytes(), output.read_bytes()
     for cut in {*range(0, len(whole), 29), *range(len(whole) - 200, len(whole) + 1, 3)}:
         journal.write_bytes(whole[:cut])
@@ -338,7 +338,7 @@ def test_long_rows_are_read_a_few_at_a_time():
         rows.asked += 1
         return label(call)
 
-    options = {"rows_per_call": 1, "max_concurrency": 1, "window_chars": 2_000_000}
+    options = {"rows_per_call": 1, "max_concurrent": 1, "window_chars": 2_000_000}
     assert job(ListSource(rows), client=ScriptedClient(count), **options).report.answered == 40
     assert rows.longest_lead < 12
 

@@ -75,7 +75,7 @@ def test_rows_that_are_too_many_to_be_held_come_at_the_end(monkeypatch):
 def test_a_loop_that_is_left_early_cancels_the_job_and_what_was_answered_is_kept(tmp_path):
     source = write_csv(tmp_path / "in.csv", [f"number {n}" for n in range(600)])
     journal, client = tmp_path / "labels.journal", Slow()
-    options = {**OPTIONS, "checkpoint": journal, "client": client, "max_concurrency": 10}
+    options = {**OPTIONS, "checkpoint": journal, "client": client, "max_concurrent": 10}
     assert len(list(islice(stream_rows(source, "Label {{text}}", **options), 30))) == 30
     asked = client.calls
     assert asked < 300  # the job waited for whoever takes the rows
@@ -147,7 +147,7 @@ async def test_streams_of_one_group_share_its_gate():
         async with jobs.astream_rows(rows_of(20), prompt, **OPTIONS) as finished:
             indices.extend([row.index async for row in finished])
 
-    async with JobGroup(client=client, max_concurrency=3) as jobs, anyio.create_task_group() as tasks:
+    async with JobGroup(client=client, max_concurrent=3) as jobs, anyio.create_task_group() as tasks:
         tasks.start_soon(take, jobs, "Label {{text}}")
         tasks.start_soon(take, jobs, "Name {{text}}")
     assert sorted(indices) == sorted([*range(20), *range(20)])
