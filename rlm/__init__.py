@@ -46,7 +46,7 @@ __all__ = [
     "__version__",
 ]
 
-_HOMES = {
+_MODULES = {
     "Answer": "rlm.values",
     "AsyncOpenAIClient": "rlm.clients.openai",
     "Budget": "rlm.scheduler.budget",
@@ -65,11 +65,17 @@ _HOMES = {
 }
 
 
+_ELSEWHERE = {"RLM", "Rlm", "RLMClient", "RLMRepl", "RLM_Repl", "RecursiveLanguageModel"}
+"""Names under which other distributions export their main class."""
+
+
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
-    if home is None:
+    module = _MODULES.get(name)
+    if name in _ELSEWHERE:
+        raise ImportError(f"{name} is called RLM_REPL here: from rlm import RLM_REPL")
+    if module is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(home), name)
+    value = getattr(import_module(module), name)
     globals()[name] = value
     return value
 

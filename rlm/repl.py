@@ -1,7 +1,7 @@
-"""`REPLEnv`: a guest in your hand, without a root model. `Sub_RLM`: a model to ask, one prompt or many.
+"""`REPLEnv`: run cells in a guest without a root model. `Sub_RLM`: ask a model, one prompt or many.
 
-Both keep the names and forms that rlm-minimal made known. They block; their async forms are `RLM_REPL.abare_session`
-and `RLM_REPL.aask_model`, `aask_models`.
+Both keep the names and signatures that rlm-minimal made known. They block; their async forms are `RLM_REPL.abare_session`,
+`aask_model` and `aask_models`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
+from rlm._async.twins import BlockingContext
 from rlm.clients.base import messages_of
 from rlm.errors import ContextError, SessionClosed
 from rlm.rlm_repl import RLM_REPL
@@ -19,7 +20,6 @@ from rlm.values import Call, FailedCall, Reply
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from types import TracebackType
 
     from rlm.clients.base import Client, Prompt
     from rlm.clients.function import ClientFunction
@@ -31,13 +31,15 @@ __all__ = ["REPLEnv", "REPLResult", "Sub_RLM"]
 
 @dataclass(frozen=True, slots=True)
 class REPLResult:
-    """What a cell left behind.
+    """Result of a cell.
 
-    `stderr` holds the traceback too. `execution_time` is in seconds.
-
-    `locals` maps each variable to its value, or to a `Variable` that describes it where the value cannot cross to
-    the host. Nothing of it is fetched before it is looked at: the names are those at the first look, a value is the
-    one at its first access, and what was not looked at before `REPLEnv.close` raises `SessionClosed`.
+    Attributes:
+        stdout: what the cell printed.
+        stderr: what it wrote to stderr, and the traceback of an exception.
+        locals: each variable → its value, or a `Variable` that describes it when the value cannot cross to the host. Nothing
+            is fetched before it is read: the names are those of the first read, a value is that of its first
+            access; what was not read before `REPLEnv.close` raises `SessionClosed`.
+        execution_time: seconds.
     """
 
     stdout: str
@@ -46,7 +48,7 @@ class REPLResult:
     execution_time: float
 
 
-class REPLEnv:
+class REPLEnv(BlockingContext):
     """A REPL in a guest of its own, with `context`, `llm_query` and `llm_batch`.
 
     Args:
@@ -54,7 +56,10 @@ class REPLEnv:
         context_str: the context as text; or
         context_json: the context as plain Python values.
         setup_code: a cell to run first.
-        client, api_key, base_url, cell_timeout_s: as for `RLM_REPL`.
+        client: as for `RLM_REPL`.
+        api_key: the provider's key; by default `OPENAI_API_KEY`.
+        base_url: any OpenAI-compatible endpoint; by default `OPENAI_BASE_URL`.
+        cell_timeout_s: seconds of work a cell may take.
 
     Raises:
         ContextError: both contexts are given, or one of a type that cannot cross.
@@ -92,7 +97,7 @@ class REPLEnv:
             raise
 
     def code_execution(self, code: str) -> REPLResult:
-        """Run a cell; an exception in it is told in `stderr`, and the variables before it are kept.
+        """Run a cell. The traceback of an exception is in `stderr`; variables assigned before it are kept.
 
         Raises:
             SessionClosed: after `close`.
@@ -113,26 +118,20 @@ class REPLEnv:
         self._session.close()
         self._rlm.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _set_up(self, code: str) -> None:
         result = self._session.run(code)
         if result.outcome != "ok":
             raise RuntimeError(f"the setup code failed: {result.error}")
 
 
-class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
-    """A model to ask from a script, through the same scheduler that serves the cells. Also a context manager.
+class Sub_RLM(BlockingContext):  # noqa: N801 - the name that rlm-minimal made known
+    """Client for one model, through the same scheduler that serves the cells. Also a context manager.
 
     Args:
         model: the model to ask.
-        client, api_key, base_url: as for `RLM_REPL`.
+        client: as for `RLM_REPL`.
+        api_key: the provider's key; by default `OPENAI_API_KEY`.
+        base_url: any OpenAI-compatible endpoint; by default `OPENAI_BASE_URL`.
     """
 
     def __init__(
@@ -177,14 +176,6 @@ class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
         self._closed = True
         self._rlm.close()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _require_open(self) -> None:
         if self._closed:
             raise RuntimeError("this Sub_RLM was closed: make a new one")
@@ -194,7 +185,7 @@ class Sub_RLM:  # noqa: N801 - the name that rlm-minimal made known
 
 
 class _Locals(Mapping[str, Any]):
-    """The variables of a session, each fetched when it is first looked at."""
+    """Variables of a session, each fetched when it is first read."""
 
     def __init__(self, session: RLMSession) -> None:
         self._session = session

@@ -15,18 +15,18 @@ from __future__ import annotations
 import os
 import weakref
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import anyio
 
 from rlm._async.portal import leave_to_parent
+from rlm._async.twins import AsyncContext, BlockingContext, blocking, on_portal
 from rlm.engine.prompts import user_cells_note
 from rlm.errors import SessionClosed
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
-    from types import TracebackType
 
     from rlm._async.closing import KeptGuest
     from rlm._async.portal import Portal
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from rlm.engine.run import Run
     from rlm.values import Answer, CellResult, Variable
 
-__all__ = ["RLMSession", "require_text"]
+__all__ = ["RLMSession", "require_query"]
 
 
-class RLMSession:
-    """A guest, a conversation about its context, and the way to ask on. Made by `RLM_REPL.session`.
+class RLMSession(BlockingContext, AsyncContext):
+    """A guest and a conversation about its context. Made by `RLM_REPL.session`.
 
     It does one thing at a time: a second call waits for the first. A question that is cancelled, by Ctrl-C or by
     its caller, leaves the session as it was before the cell that was running.
 
-    Every method raises `SessionClosed` after `close`, where `close` meets it under way, and in a forked child, where
-    the guest is the parent's.
+    Every method raises `SessionClosed` after `close`, also when `close` interrupts it, and in a forked child, because the
+    guest belongs to the parent.
 
     Attributes:
         answers: the answers so far, in the order of the questions.
@@ -58,91 +58,31 @@ class RLMSession:
         new_run: Callable[[], AbstractAsyncContextManager[Run]],
     ) -> None:
         self.answers: list[Answer] = []
-        self._portal = portal
+        self._lease = portal
         self._kept = kept
         self._conversation = conversation
         self._new_run = new_run
         self._turn = anyio.Lock()
         self._user_cells: list[str] = []
         self._process = os.getpid()
-        weakref.finalize(self, _let_go, kept, portal, self._process).atexit = False
+        weakref.finalize(self, _release_guest, kept, portal, self._process).atexit = False
 
-    def ask(self, question: str) -> Answer:
-        """Answer the next question; see `RLM_REPL.acompletion` for what it raises."""
-        return self._open_portal.call(self._ask, question)
-
-    async def aask(self, question: str) -> Answer:
-        """Answer the next question; see `RLM_REPL.acompletion` for what it raises."""
-        return await self._open_portal.acall(self._ask, question)
-
-    def run(self, code: str) -> CellResult:
-        """Run Python in the model's namespace, with `context`, `llm_query` and `llm_batch` at hand."""
-        return self._open_portal.call(self._run, code)
-
-    async def arun(self, code: str) -> CellResult:
-        """Run Python in the model's namespace, with `context`, `llm_query` and `llm_batch` at hand."""
-        return await self._open_portal.acall(self._run, code)
-
-    def variables(self) -> tuple[Variable, ...]:
-        """The names that cells have defined, with their types, sizes and the heads of their values."""
-        return self._open_portal.call(self._variables)
-
-    async def avariables(self) -> tuple[Variable, ...]:
-        """The names that cells have defined, with their types, sizes and the heads of their values."""
-        return await self._open_portal.acall(self._variables)
-
-    def fetch(self, name: str) -> Any:
-        """The value of a variable, where its type can cross to the host."""
-        return self._open_portal.call(self._fetch, name)
-
-    async def afetch(self, name: str) -> Any:
-        """The value of a variable, where its type can cross to the host."""
-        return await self._open_portal.acall(self._fetch, name)
-
-    def close(self) -> None:
-        """End the guest, and the cell or question under way. Idempotent; in a forked child it does nothing."""
-        if self._may_be_closed:
-            try:
-                self._portal.call(self._kept.end)
-            except RuntimeError:
-                if not self._kept.over:  # else `RLM_REPL.close` was faster
-                    raise
-
-    async def aclose(self) -> None:
-        """End the guest, and the cell or question under way. Idempotent; in a forked child it does nothing."""
-        if self._may_be_closed:
-            try:
-                await self._portal.afinish(self._kept.end)
-            except RuntimeError:
-                if not self._kept.over:
-                    raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
-
-    async def _ask(self, question: str) -> Answer:
-        require_text(question, "ask(question)")
+    @on_portal
+    async def aask(self, query: str) -> Answer:
+        """Answer the next question; see `RLM_REPL.completion` for what it raises."""
+        require_query(query, "ask(query)")
         async with self._one_at_a_time():
-            note = self._take_note()
+            note = self._note_of_user_cells()
             async with self._new_run() as run:
-                answer = await run.ask(question, self._conversation, self._kept.guest, note=note)
+                answer = await run.ask(query, self._conversation, self._kept.guest, note=note)
             self.answers.append(answer)
             return answer
 
-    async def _run(self, code: str) -> CellResult:
+    ask = blocking(aask)
+
+    @on_portal
+    async def arun(self, code: str) -> CellResult:
+        """Run Python in the model's namespace, with `context`, `llm_query` and `llm_batch`."""
         async with self._one_at_a_time():
             self._conversation.cells += 1
             async with self._new_run() as run:
@@ -151,13 +91,46 @@ class RLMSession:
                 self._user_cells.append(code)
             return result
 
-    async def _variables(self) -> tuple[Variable, ...]:
+    run = blocking(arun)
+
+    @on_portal
+    async def avariables(self) -> tuple[Variable, ...]:
+        """Return the names that cells have defined, with types, sizes and the heads of their values."""
         async with self._one_at_a_time():
             return await self._kept.guest.variables()
 
-    async def _fetch(self, name: str) -> Any:
+    variables = blocking(avariables)
+
+    @on_portal
+    async def afetch(self, name: str) -> Any:
+        """Return the value of a variable.
+
+        Raises:
+            KeyError: no variable has this name.
+            ContextError: its type cannot cross to the host.
+        """
         async with self._one_at_a_time():
             return await self._kept.guest.fetch(name)
+
+    fetch = blocking(afetch)
+
+    def close(self) -> None:
+        """End the guest, and a running cell or question. Idempotent; in a forked child it does nothing."""
+        if self._may_be_closed:
+            try:
+                self._lease.call(self._kept.end)
+            except RuntimeError:
+                if not self._kept.over:  # else `RLM_REPL.close` was faster
+                    raise
+
+    async def aclose(self) -> None:
+        """End the guest, and a running cell or question. Idempotent; in a forked child it does nothing."""
+        if self._may_be_closed:
+            try:
+                await self._lease.afinish(self._kept.end)
+            except RuntimeError:
+                if not self._kept.over:
+                    raise
 
     @asynccontextmanager
     async def _one_at_a_time(self) -> AsyncIterator[None]:
@@ -166,37 +139,37 @@ class RLMSession:
                 yield
 
     @property
-    def _open_portal(self) -> Portal:
+    def _portal(self) -> Portal:
         if self._process != os.getpid():
             raise SessionClosed(
                 "this session belongs to the process that was forked: open one here with RLM_REPL.session(context)"
             )
         if self._kept.over:
             raise SessionClosed("this session is closed: open another with RLM_REPL.session(context)")
-        return self._portal
+        return self._lease
 
     @property
     def _may_be_closed(self) -> bool:
         return not self._kept.over and self._process == os.getpid()
 
-    def _take_note(self) -> str:
-        """What the root model should know of the cells the user ran since the last question."""
+    def _note_of_user_cells(self) -> str:
+        """Describe the cells that the user ran since the last question to the root model; "" if none."""
         cells, self._user_cells = self._user_cells, []
         return user_cells_note(cells) if cells else ""
 
 
-def require_text(question: object, call: str) -> None:
-    """Make sure that a question is one.
+def require_query(query: object, call: str) -> None:
+    """Require that a question is a text.
 
     Raises:
         TypeError: it is something else, such as the context.
     """
-    if not isinstance(question, str):
-        raise TypeError(f"the question is a text, not {type(question).__name__}: it is {call}")
+    if not isinstance(query, str):
+        raise TypeError(f"the query is a text, not {type(query).__name__}: call {call}")
 
 
-def _let_go(kept: KeptGuest, portal: Portal, process: int) -> None:
-    """Nobody holds the session any more; called on whatever thread noticed it."""
+def _release_guest(kept: KeptGuest, portal: Portal, process: int) -> None:
+    """Release the guest of a session that was garbage-collected, on whatever thread that happened."""
     if process == os.getpid():
         portal.post(kept.release)
     else:

@@ -147,7 +147,7 @@ def test_a_run_out_of_time_says_what_its_provider_was_in_trouble_with():
     with RLM_REPL(client=client, timeout_s=3.0) as rlm:
         answer = rlm.completion("some text", "a question")
     assert answer.status == "timeout"
-    assert answer.warnings == ("when time ran out, a call was to be asked again: the provider is on fire",)
+    assert answer.warnings == ("when time ran out, a call was waiting for a retry: the provider is on fire",)
 
 
 def test_a_budget_ends_the_run_with_its_draft_before_it_is_exceeded():
@@ -262,7 +262,7 @@ def test_a_listener_that_raises_does_not_hurt_the_run():
 
     told = []
     with scripted("FINAL(x)", "FINAL(y)", on_event=broken) as rlm:
-        rlm._listeners.append(told.append)
+        rlm._listeners.add(told.append)
         answer = rlm.completion("x", "a question")
         assert rlm.completion("x", "a question").warnings == ()
     assert answer == "x"
@@ -271,10 +271,10 @@ def test_a_listener_that_raises_does_not_hurt_the_run():
 
 
 @pytest.mark.parametrize("question", [Path("contract.txt"), 5, ["a"]])
-def test_a_question_that_is_no_text_is_refused(question):
+def test_a_query_that_is_no_text_is_refused(question):
     with (
         scripted("FINAL(x)") as rlm,
-        pytest.raises(TypeError, match=r"it is completion\(context, question\)"),
+        pytest.raises(TypeError, match=r"call completion\(context, query\)"),
     ):
         rlm.completion("some text", question)
 
@@ -512,9 +512,9 @@ def test_after_close_it_says_what_was_closed_and_what_to_do():
             use()
 
 
-def test_a_question_in_the_place_of_the_context_is_told():
+def test_a_query_in_the_place_of_the_context_is_warned_about():
     with RLM_REPL(client=ScriptedClient(lambda call: "FINAL(done)")) as rlm:
         with pytest.warns(UserWarning, match="are they swapped"):
             answer = rlm.completion("Who may terminate?", "The tenant may. " * 1_000)
-        assert "the context has 18 characters and the question 16,000" in answer.warnings[0]
+        assert "the context has 18 characters and the query 16,000" in answer.warnings[0]
         assert rlm.completion("The tenant may. " * 1_000, "Who may?").warnings == ()

@@ -392,7 +392,7 @@ class _LoopThread:
 
     def _run(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         try:
-            anyio.run(self._serve, started)
+            anyio.run(self._serve, started, backend_options={"loop_factory": self._new_loop})
         except BaseException as error:  # noqa: BLE001 - the thread's border: whoever waits for it must hear
             if not started.done():
                 started.set_exception(error)
@@ -400,6 +400,24 @@ class _LoopThread:
             self._ended = True
             for job in list(self._jobs):
                 job.fail(_closed_meanwhile())
+
+    def _new_loop(self) -> asyncio.AbstractEventLoop:
+        """Make a loop that marks this thread as unusable at the moment it stops.
+
+        When a callback raises SystemExit, asyncio first leaves `run_forever` and only then cancels the tasks. A caller
+        whose job is cancelled there may call again at once, and must not be given the loop that is ending.
+        """
+        loop = asyncio.new_event_loop()
+        run_forever = loop.run_forever
+
+        def run_until_it_stops() -> None:
+            try:
+                run_forever()
+            finally:
+                self._ended = True
+
+        loop.run_forever = run_until_it_stops  # type: ignore[method-assign]
+        return loop
 
     async def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         async with anyio.create_task_group() as self._tasks:

@@ -206,14 +206,14 @@ def test_a_dropped_session_ends_its_guest():
         del session
         gc.collect()
         wait_until(lambda: is_gone(pid) and not Path(scratch).exists())
-        wait_until(lambda: not rlm._here.guests)
+        wait_until(lambda: not rlm._state.guests)
 
 
 def test_a_closed_session_is_forgotten():
     with scripted() as rlm:
         for _ in range(3):
             rlm.session("x").close()
-        wait_until(lambda: not rlm._here.guests)
+        wait_until(lambda: not rlm._state.guests)
 
 
 def test_no_session_is_lost_when_its_opening_is_cancelled_at_any_time():
@@ -224,7 +224,7 @@ def test_no_session_is_lost_when_its_opening_is_cancelled_at_any_time():
 
     def all_ended():
         gc.collect()  # a session that came too late may be part of a cycle
-        return not rlm._here.guests
+        return not rlm._state.guests
 
     with scripted() as rlm:
         anyio.run(main, rlm)
