@@ -97,15 +97,15 @@ def models_of(model: str | None, recursive_model: str | None, *, own_endpoint: b
     """Return the root model and the sub-model.
 
     A name that is not given is that of the environment (`RLM_MODEL`, `RLM_RECURSIVE_MODEL`), else the default. With an
-    endpoint of the user's own (`base_url=`) and only a root model given, that model is used for both.
+    endpoint of the user's own (`base_url=`) and only one model given, that model is used for both.
     """
     require_no_key(model=model, recursive_model=recursive_model)
     model = os.environ.get("RLM_MODEL") if model is None else model
     recursive_model = os.environ.get("RLM_RECURSIVE_MODEL") if recursive_model is None else recursive_model
     defaults = RunSettings()
-    if recursive_model is None:
-        recursive_model = model if own_endpoint and model is not None else defaults.recursive_model
-    return defaults.model if model is None else model, recursive_model
+    if own_endpoint:
+        model, recursive_model = model or recursive_model, recursive_model or model
+    return model or defaults.model, recursive_model or defaults.recursive_model
 
 
 def require_no_key(**models: object) -> None:

@@ -381,8 +381,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
             return
         for model in self.settings.models:
             if self._price(model, Usage(calls=1)) is None:
-                by_hand = f"prices={{{model!r}: Price(input=..., output=...)}}"
-                raise SettingsError(missing_price(model, by_hand=by_hand))
+                raise SettingsError(missing_price(model))
 
 
 @dataclass(slots=True)

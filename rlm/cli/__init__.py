@@ -1,4 +1,4 @@
-"""The `rlm` command: one file per command, what they share in `options`, `failures` and `running`.
+"""The `rlm` command: one module per command; `command`, `options` and `failures` are shared.
 
 Exit codes: 0 answered · 1 the run failed · 2 wrong usage or input · 3 a limit was reached, the answer is partial ·
 5 the provider failed or refused · 130 interrupted.
@@ -11,7 +11,7 @@ import shlex
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 
@@ -20,67 +20,56 @@ from rlm.cli.failures import State, broken_pipe, report
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["command", "main"]
+__all__ = ["COMPLETE_VARIABLE", "command", "commands", "main"]
 
-_SUMMARIES = {
+_SUMMARIES: Final = {
     "demo": "See it work, with no key and no network.",
-    "ask": "Ask a question of files, or of what is piped in.",
+    "ask": "Ask a question about files, or about piped data.",
     "chat": "Ask several questions, and run Python next to the model.",
-    "map": "Ask the same of every row of a table, many rows in one call.",
-    "count": "Say what a job over a table would take, in calls and dollars.",
-    "split": "Cut a table into parts that are each small enough.",
-    "doctor": "Say what works here: isolation, keys, packages.",
+    "map": "Ask the same question about every row of a table.",
+    "count": "Count the rows, tokens, calls and dollars of a job over a table.",
+    "split": "Cut a table into parts of a given size.",
+    "config": "Show and change the defaults of options.",
+    "completion": "Print the script for completion in your shell.",
+    "doctor": "Check this machine: isolation, keys, packages.",
 }
 
-_OF_A_QUESTION = frozenset({"-q", "--question"})
-_SHOWN_CHARS = 60
+COMPLETE_VARIABLE: Final = "_RLM_COMPLETE"
+_SHOWN_CHARS: Final = 60
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line, by default that of the process; gives the exit code."""
-    state = State()
+    """Run a command line, by default that of the process, and return the exit code."""
+    words = sys.argv[1:] if arguments is None else arguments
+    state = State(as_json="--json" in words)
     _prepare_streams()
     try:
-        code = command.main(arguments, prog_name="rlm", standalone_mode=False, obj=state)
+        code = command.main(
+            words, prog_name="rlm", standalone_mode=False, obj=state, complete_var=COMPLETE_VARIABLE
+        )
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # click turns the one that it sees into the other
+    except (BrokenPipeError, SystemExit) as stop:  # click turns the one that it sees into the other
+        if COMPLETE_VARIABLE in os.environ and isinstance(stop, SystemExit):
+            return 0
         return broken_pipe(state)
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the process border: one line and a code
         return report(error, state)
     return code if isinstance(code, int) else 0
 
 
+def commands() -> dict[str, click.Command]:
+    """Import all commands, and return them by name."""
+    return {name: import_module(f"rlm.cli.{name}").command for name in _SUMMARIES}
+
+
 def _prepare_streams() -> None:
-    """A closed stream swallows what is written; what a stream cannot encode is written out as an escape."""
+    """Replace a closed stream by the null device; escape characters that a stream cannot encode."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 - open until the end
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _as_question(arguments: Sequence[str]) -> str:
-    """The command line as it was perhaps meant; a long question is cut."""
-    words = [word if len(word) <= _SHOWN_CHARS else f"{word[:_SHOWN_CHARS]}…" for word in arguments]
-    return f"rlm ask {shlex.join(words)}"
-
-
-def _not_a_command(arguments: Sequence[str]) -> str:
-    """What to say where the first argument is none of the commands."""
-    import difflib
-
-    name = arguments[0]
-    if name in ("help", "version"):
-        return f"there is no command {name!r}; did you mean rlm {' '.join([*arguments[1:2], f'--{name}'])}?"
-    close = difflib.get_close_matches(name, _SUMMARIES, n=1)
-    if close:
-        return f"there is no command {name!r}; did you mean rlm {close[0]}?"
-    if Path(name).exists() or _OF_A_QUESTION & set(arguments[1:]):
-        return f"{name!r} is no command; did you mean {_as_question(arguments)}?"
-    if " " in name:
-        return f"{name!r} is no command; did you mean {_as_question(['FILE', '-q', name])}?"
-    return f"there is no command {name!r}"
 
 
 class _Commands(click.Group):
@@ -100,20 +89,39 @@ class _Commands(click.Group):
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
-            if error.option_name not in _OF_A_QUESTION:
+            if error.option_name not in {"-q", "--query"}:
                 raise
-            ctx.fail(f"the command is missing; did you mean {_as_question(given)}?")
+            raise click.UsageError(f"the command is missing; did you mean {_as_ask(given)}?", ctx) from None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0] not in _SUMMARIES:
+        if args[0] not in _SUMMARIES and not ctx.resilient_parsing:
             raise click.UsageError(_not_a_command(args), ctx)
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
         with formatter.section("Commands"):
             formatter.write_dl(list(_SUMMARIES.items()))
+
+
+def _not_a_command(arguments: Sequence[str]) -> str:
+    """Return the message for a first argument that is not a command: often a file, or a question."""
+    name = arguments[0]
+    if name in ("help", "version"):
+        meant = ["rlm", *arguments[1:2], f"--{name}"]
+        return f"there is no command {name!r}; did you mean {' '.join(meant)}?"
+    if Path(name).exists():
+        return f"{name!r} is not a command; did you mean {_as_ask(arguments)}?"
+    if " " in name:
+        return f"{name!r} is not a command; did you mean {_as_ask(['FILE', '-q', name])}?"
+    return click.NoSuchCommand(name, f"there is no command {name!r}.", _SUMMARIES).format_message()
+
+
+def _as_ask(arguments: Sequence[str]) -> str:
+    """Return the command line with the missing `ask`; long arguments are cut."""
+    words = [word if len(word) <= _SHOWN_CHARS else f"{word[:_SHOWN_CHARS]}…" for word in arguments]
+    return f"rlm ask {shlex.join(words)}"
 
 
 def _show_version(ctx: click.Context, _parameter: click.Parameter, wanted: bool) -> None:
@@ -147,6 +155,11 @@ def command(ctx: click.Context) -> None:
       rlm ask contract.txt -q "Who may terminate?"  with OPENAI_API_KEY, or:
       rlm ask contract.txt -q "…" -m qwen3 --base-url http://localhost:11434/v1
       rlm ask contract.txt -q "…" --client offline  only quotes, no model
+
+    \b
+    Then:
+      rlm config set model gpt-5                    a default of your own
+      rlm completion bash >> ~/.bashrc              completion in your shell
 
     Exit codes: 0 answered, 1 the run failed, 2 wrong usage or input, 3 a limit was reached and the answer is
     partial, 5 the provider failed or refused, 130 interrupted.

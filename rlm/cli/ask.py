@@ -1,4 +1,4 @@
-"""`rlm ask`: one question of files or of piped data."""
+"""`rlm ask`: one question about files or piped data."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlm.cli.options import encoding_option, files_argument, run_options
+from rlm.cli.command import Command, Option
+from rlm.cli.options import encoding_option, files_argument, json_option, run_options
 
 if TYPE_CHECKING:
     from rlm.cli.options import RunOptions
@@ -16,25 +17,29 @@ if TYPE_CHECKING:
 __all__ = ["command"]
 
 
-@click.command("ask")
+@click.command("ask", cls=Command)
 @files_argument
-@click.option("-q", "--question", "questions", metavar="TEXT", multiple=True, help="What you want to know.")
-@encoding_option
 @click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print one JSON object: answer, value, status, usage, costs by model and depth …",
+    "-q",
+    "--query",
+    "queries",
+    cls=Option,
+    group="Input",
+    metavar="TEXT",
+    multiple=True,
+    help="The question.",
 )
-@run_options
+@encoding_option
+@run_options()
+@json_option
 def command(
     files: tuple[str, ...],
-    questions: tuple[str, ...],
+    queries: tuple[str, ...],
     encoding: str | None,
     as_json: bool,
     options: RunOptions,
 ) -> int:
-    """Ask a question of files, or of what is piped in.
+    """Ask a question about files, or about piped data.
 
     The answer goes to stdout, progress to stderr. Several files become a dict from name to text. `-` is stdin.
 
@@ -47,8 +52,8 @@ def command(
       rlm ask book.txt -q "Who is Ann?" --budget 0.50 --cache on
 
     \b
-    With --journal all that happens is kept, such as the calls that failed and
-    what each depth cost:
+    With --journal every event is kept, such as the calls that failed and what
+    each depth cost:
       rlm ask book.txt -q "Who is Ann?" --journal runs.journal
       jq 'select(.type == "CallFailed") | {call, kind, error}' runs.journal
       jq -n '[inputs | select(.type | IN("CallFinished", "CallFailed"))]
@@ -59,27 +64,28 @@ def command(
     Exit codes: 0 answered, 1 the run failed, 2 wrong usage or input, 3 a limit was reached and the answer is
     partial or empty, 5 the provider failed or refused, 130 interrupted.
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
-    question = _the_question(questions, files)
+    query = _only_query(queries, files)
 
+    from rlm.cli.answers import show_answer
     from rlm.cli.inputs import read_context
-    from rlm.cli.running import open_rlm, show_answer
+    from rlm.cli.running import open_rlm
 
     context = read_context(files, encoding)
     with open_rlm(options) as rlm:
-        answer = rlm.completion(context, question)
+        answer = rlm.completion(context, query)
         return show_answer(answer, rlm, as_json=as_json, quiet=options.quiet)
 
 
-def _the_question(questions: tuple[str, ...], files: tuple[str, ...]) -> str:
-    """The one question.
+def _only_query(queries: tuple[str, ...], files: tuple[str, ...]) -> str:
+    """Return the one question.
 
     Raises:
         click.UsageError: there is none, or more than one.
     """
-    if len(questions) > 1:
-        raise click.UsageError(f"{len(questions)} questions: ask takes one, rlm chat takes several")
-    if questions and questions[0].strip():
-        return questions[0]
+    if len(queries) > 1:
+        raise click.UsageError(f"{len(queries)} questions: ask takes one, rlm chat takes several")
+    if queries and queries[0].strip():
+        return queries[0]
     perhaps = next((name for name in files if " " in name and not Path(name).exists()), None)
     if perhaps is not None:
         rest = shlex.join([name for name in files if name is not perhaps] or ["FILE"])

@@ -1,4 +1,4 @@
-"""`rlm chat`: several questions about one context, with Python next to the model."""
+"""`rlm chat`: several questions about one context, and Python next to the model."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlm.cli.command import Command as RLMCommand
 from rlm.cli.failures import FAILED, complain, exit_code_of
 from rlm.cli.options import encoding_option, files_argument, run_options
 
@@ -36,10 +37,10 @@ SHOWN_LINES = 60
 SHOWN_CHARS = 500
 
 
-@click.command("chat")
+@click.command("chat", cls=RLMCommand)
 @files_argument
 @encoding_option
-@run_options
+@run_options()
 def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -> int:
     """Ask several questions about files, and run Python next to the model.
 
@@ -59,11 +60,11 @@ def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -
       a plain line asks · !code runs Python · ?name shows a variable
       /vars /cost /reset /help /quit · Ctrl-C stops a turn and keeps everything
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
-    from rlm.cli.chat_prompt import is_interactive, lines_of_stdin, lines_of_terminal
+    from rlm.cli.chat_prompt import can_prompt, lines_of_stdin, lines_of_terminal
     from rlm.cli.inputs import read_context
     from rlm.cli.running import open_rlm
 
-    interactive = is_interactive()
+    interactive = can_prompt()
     lines = lines_of_terminal() if interactive else lines_of_stdin()
     context = read_context(files, encoding, may_read_stdin=False)
     with open_rlm(options) as rlm:
@@ -73,7 +74,7 @@ def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -
 
 
 class _Chat:
-    """One conversation; `reset` gives it a new session on the same context."""
+    """One conversation; `/reset` opens a new session on the same context."""
 
     def __init__(self, rlm: RLM_REPL, context: object, *, interactive: bool, quiet: bool) -> None:
         self._rlm = rlm
@@ -83,7 +84,7 @@ class _Chat:
         self._session: RLMSession = rlm.session(context)
 
     def follow(self, lines: Iterable[str]) -> int:
-        """Do what each line says; gives the exit code of the first that failed, where nobody is watching."""
+        """Run each line. Return the exit code of the first failure if the lines came from a pipe, else 0."""
         from rlm.cli.chat_inputs import Command, parse
 
         first_failure = 0
@@ -96,7 +97,7 @@ class _Chat:
         return 0 if self._interactive else first_failure
 
     def _do_safely(self, wanted: Input) -> int:
-        """Do it; an error is one line, and the chat goes on."""
+        """Run one input; print an error in one line, so that the chat goes on."""
         from rlm.errors import RLMError, SessionClosed
 
         try:
@@ -113,18 +114,19 @@ class _Chat:
             return exit_code_of(error)
 
     def _do(self, wanted: Input) -> int:
-        from rlm.cli.chat_inputs import Code, Command, Question, Show, Unknown
-        from rlm.cli.running import budget_of, show_answer, spent
+        from rlm.cli.answers import show_answer
+        from rlm.cli.chat_inputs import AskModel, Command, RunCode, ShowVariable, Unknown
+        from rlm.cli.running import budget_of, spent
 
         match wanted:
-            case Question(text):
+            case AskModel(text):
                 code = show_answer(self._session.ask(text), self._rlm, quiet=self._quiet)
                 if self._interactive:
                     click.echo(err=True)
                 return code
-            case Code(text):
+            case RunCode(text):
                 return _show_result(self._session.run(text))
-            case Show(name):
+            case ShowVariable(name):
                 return self._show(name)
             case Command("vars"):
                 _show_variables(self._session.variables())
@@ -135,7 +137,7 @@ class _Chat:
             case Command("help"):
                 click.echo(HELP)
             case Unknown(text):
-                complain(f"there is no {text}; /help shows what there is")
+                complain(f"there is no command {text}; /help lists the commands")
                 return FAILED
             case _:
                 pass
@@ -147,9 +149,9 @@ class _Chat:
         try:
             value = self._session.fetch(name)
         except KeyError:
-            complain(f"there is no variable {name!r}; ? lists those that there are")
+            complain(f"there is no variable {name!r}; ? lists the variables")
             return FAILED
-        except ContextError:  # a value that cannot cross, such as a function: its head is all there is
+        except ContextError:  # a value that cannot cross to the host, such as a function: show its preview
             found = [variable for variable in self._session.variables() if variable.name == name]
             _show_variables(found)
             return 0
@@ -165,7 +167,7 @@ class _Chat:
 
 
 def _show_result(result: CellResult) -> int:
-    """What the user's own cell printed; its error on stderr."""
+    """Print the output of the user's cell, and its error on stderr; return the exit code."""
     if result.stdout:
         _print(result.stdout.removesuffix("\n"), sys.stdout.isatty())
     for text in (result.stderr, result.error):
@@ -200,12 +202,13 @@ def _show_variables(variables: Iterable[Variable]) -> None:
 
 
 def _print_clipped(text: str) -> None:
-    from rlm.display.text import count, first_lines
+    from rlm.display.text import first_lines
+    from rlm.wording import counted
 
     lines, more = first_lines(text, SHOWN_LINES, SHOWN_CHARS)
     click.echo("\n".join(lines))
     if more:
-        complain(f"{count(more, 'more line')}; !print(…) shows what you choose")
+        complain(f"{counted(more, 'more line')}; !print(…) shows what you choose")
 
 
 def _print(text: str, on_terminal: bool, *, err: bool = False) -> None:
@@ -215,10 +218,10 @@ def _print(text: str, on_terminal: bool, *, err: bool = False) -> None:
 
 
 def _who_answers(rlm: RLM_REPL) -> str:
-    from rlm.cli.running import OFFLINE
+    from rlm.cli.endpoint import OFFLINE
 
     model = rlm.settings.model
-    return "No model: the offline client answers with quotes." if model == OFFLINE else f"Asks {model}."
+    return "NO LANGUAGE MODEL: rules answer, with quotes." if model == OFFLINE else f"Asks {model}."
 
 
 def _describe(context: str | dict[str, str]) -> str:

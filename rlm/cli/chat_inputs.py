@@ -1,4 +1,4 @@
-"""What a line of `rlm chat` means. Pure: no terminal, no session."""
+"""Parse a line of `rlm chat`, without a terminal and a session."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 __all__ = [
-    "Code",
+    "AskModel",
     "Command",
     "CommandName",
     "Input",
     "Nothing",
-    "Question",
-    "Show",
+    "RunCode",
+    "ShowVariable",
     "Unknown",
     "is_unfinished",
     "parse",
@@ -23,36 +23,36 @@ CommandName: TypeAlias = Literal["vars", "cost", "help", "reset", "quit"]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """For the root model."""
+class AskModel:
+    """A question for the root model."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Code:
-    """Python for the guest."""
+class RunCode:
+    """Python code for the guest."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
-class Show:
-    """A variable to look at."""
+class ShowVariable:
+    """Name of a variable to show."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One of the chat's own commands."""
+    """A command of the chat."""
 
     name: CommandName
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """A command that there is none of."""
+    """A command that does not exist."""
 
     text: str
 
@@ -62,17 +62,17 @@ class Nothing:
     """An empty line."""
 
 
-Input: TypeAlias = Question | Code | Show | Command | Unknown | Nothing
+Input: TypeAlias = AskModel | RunCode | ShowVariable | Command | Unknown | Nothing
 
 _ALSO: dict[str, CommandName] = {"exit": "quit", "q": "quit", "h": "help", "?": "help"}
 _BARE: dict[str, CommandName] = {
     "quit": "quit", "exit": "quit", "quit()": "quit", "exit()": "quit", "help": "help", "help()": "help",
 }  # fmt: skip
-"""What nobody asks a model, and everybody types."""
+"""Words that are commands without a slash: people type them to leave or for help, and never mean a question."""
 
 
 def parse(text: str) -> Input:
-    """What the user wants: `!code`, `?name`, `/command`, or a question."""
+    """Return what a line means: `!code`, `?name`, `/command`, or a question."""
     text = text.strip()
     if text.lower() in _BARE:
         return Command(_BARE[text.lower()])
@@ -81,17 +81,17 @@ def parse(text: str) -> Input:
         case "":
             return Nothing()
         case "!":
-            return Code(text[1:].lstrip(" ")) if rest else Nothing()
+            return RunCode(text[1:].lstrip(" ")) if rest else Nothing()
         case "?":
-            return Show(rest) if rest else Command("vars")
+            return ShowVariable(rest) if rest else Command("vars")
         case "/":
             return _command(rest)
         case _:
-            return Question(text)
+            return AskModel(text)
 
 
 def is_unfinished(text: str) -> bool:
-    """Whether Enter should begin a new line: code with an open bracket or block; an empty last line ends a block."""
+    """Return True if Enter should start a new line: in code with an open bracket or block. An empty last line ends a block."""
     if not text.lstrip().startswith("!"):
         return False
     code = text.lstrip()[1:].lstrip(" ")
@@ -108,7 +108,11 @@ def is_unfinished(text: str) -> bool:
 def _lacks_its_end(code: str) -> bool:
     try:
         return codeop.compile_command(code, symbol="exec") is None
-    except (SyntaxError, ValueError, OverflowError):  # wrong rather than unfinished: running it says why
+    except (
+        SyntaxError,
+        ValueError,
+        OverflowError,
+    ):  # wrong rather than unfinished: the guest reports the error
         return False
 
 

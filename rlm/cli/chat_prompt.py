@@ -1,4 +1,4 @@
-"""Where the lines of `rlm chat` come from: a prompt on a terminal, or stdin. The only room that knows prompt_toolkit."""
+"""Read the lines of `rlm chat` from a prompt on a terminal, or from stdin. The only module that uses prompt_toolkit."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from rlm.cli.chat_inputs import is_unfinished
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["is_interactive", "lines_of_stdin", "lines_of_terminal"]
+__all__ = ["can_prompt", "lines_of_stdin", "lines_of_terminal"]
 
 HINT = "(Ctrl-D or /quit leaves)"
 
 
-def is_interactive() -> bool:
-    """Whether there is somebody to prompt."""
+def can_prompt() -> bool:
+    """Return True if a person can be prompted: stdin and stderr are terminals."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
 def lines_of_stdin() -> Iterator[str]:
-    """Every line, until the end of the file; none where stdin is closed."""
+    """Yield each line of stdin; none if stdin is closed."""
     for line in sys.stdin or ():
         yield line.rstrip("\r\n")
 
@@ -82,7 +82,7 @@ def _key_bindings() -> Any:
 
 
 def _history() -> Any:
-    """The history file of this user; without one where it cannot be written."""
+    """Return the history file of this user, or a history in memory if the file cannot be written."""
     import platformdirs
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 

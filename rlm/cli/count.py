@@ -1,56 +1,45 @@
-"""`rlm count`: what a job over a table would take."""
+"""`rlm count`: the size and the price of a job over a table."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
 import click
 
-from rlm.cli.settings_file import settings_option
+from rlm.cli.command import Command, Option, PathOption
+from rlm.cli.defaults import settings_option
 from rlm.cli.tables import (
     DEFAULT_MODEL,
+    by_model,
     encoding_option,
+    job_option,
     models_option,
     price_option,
     prompt_option,
     rows_per_call_option,
-    schema_of_option,
     schema_option,
-    text_of_option,
 )
-
-if TYPE_CHECKING:
-    from rlm.cli.tables import Prices
 
 __all__ = ["command"]
 
 
-@click.command("count")
-@click.argument("table", metavar="INPUT")
+@click.command("count", cls=Command)
+@click.argument("table", metavar="INPUT", type=PathOption())
 @settings_option
 @prompt_option
 @schema_option
-@models_option
 @rows_per_call_option
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
-@price_option
+@job_option("limit", group="Job")
 @encoding_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@models_option
+@price_option
+@click.option("--json", "as_json", cls=Option, group="Output", is_flag=True, help="Print one JSON object.")
 def command(
-    table: str,
-    *,
-    prompt: str | None,
-    schema: str | None,
-    models: tuple[str, ...],
-    rows_per_call: int | Literal["auto"],
-    limit: int | None,
-    prices: Prices,
-    encoding: str,
-    as_json: bool,
+    table: str, *, models: tuple[str, ...], prices: tuple[tuple[str, Any], ...], as_json: bool, **options: Any
 ) -> int:
-    """Say what a job over a table would take: rows, tokens, calls, dollars. Asks no model.
+    """Count the rows, tokens, calls and dollars of a job over a table. Asks no model.
 
     \b
     Examples:
@@ -61,16 +50,8 @@ def command(
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
     from rlm.bulk import count_rows
 
-    asked = models or (DEFAULT_MODEL,)
-    count = count_rows(
-        table,
-        text_of_option(prompt),
-        schema=schema_of_option(schema),
-        models=asked,
-        rows_per_call=rows_per_call,
-        limit=limit,
-        prices=prices.of(asked),
-        encoding=encoding,
-    )
+    models = models or (DEFAULT_MODEL,)
+    given = {name: value for name, value in options.items() if value is not None}
+    count = count_rows(table, models=models, prices=by_model(prices, models), **given)
     click.echo(json.dumps(asdict(count)) if as_json else str(count))
     return 0

@@ -59,7 +59,7 @@ def command() -> int:
       rlm doctor
       rlm doctor | grep -v ^ok        what is missing
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
-    from rlm.cli.running import load_env_file
+    from rlm.cli.endpoint import load_env_file
 
     load_env_file(Path.cwd())
     findings = []
@@ -177,15 +177,15 @@ def _endpoint() -> tuple[str, str]:
     import anyio
 
     from rlm.clients.openai import AsyncOpenAIClient
-    from rlm.display.text import count
     from rlm.errors import RLMError
+    from rlm.wording import counted
 
     async def ask() -> int:
         async with AsyncOpenAIClient() as client:
             return len(await client.available_models())
 
     try:
-        return "ok", f"it answers, and lists {count(anyio.run(ask), 'model')}"
+        return "ok", f"it answers, and lists {counted(anyio.run(ask), 'model')}"
     except RLMError as error:
         return "note", str(error)
 

@@ -1,4 +1,4 @@
-"""Whatever goes wrong → one line on stderr and an exit code."""
+"""Errors as one line on stderr, as JSON on stdout where that was asked for, and as an exit code."""
 
 from __future__ import annotations
 
@@ -33,37 +33,56 @@ LONGEST_COMPLAINT = 2_000
 
 @dataclass(slots=True)
 class State:
-    """What the commands tell `main`: whether tracebacks are wanted, and the code to exit with if stdout closes."""
+    """What the commands pass to `main`.
 
+    Attributes:
+        as_json: print failures as JSON on stdout, too.
+        verbose: number of `-v`.
+        code: exit code if stdout is closed by its reader.
+    """
+
+    as_json: bool = False
     verbose: int = 0
     code: int = 0
 
 
 def report(error: BaseException, state: State) -> int:
-    """Say in one line what went wrong; gives the exit code.
+    """Print an error in one line and return the exit code.
 
-    With `-v` its causes and the place of each follow. What is not one of our errors, and anything with `-vv`, is
-    told with its whole traceback.
+    With `-v` the causes follow, with the place of each. With `-vv`, and for an error that is not one of ours, the
+    whole traceback follows.
     """
     if isinstance(error, click.exceptions.Exit):
         return error.exit_code
-    if isinstance(error, (KeyboardInterrupt, click.Abort)):
-        return INTERRUPTED
-    complain(_words_of(error))
-    if state.verbose and not isinstance(error, click.ClickException):
+    interrupted = isinstance(error, (KeyboardInterrupt, click.Abort))
+    code = INTERRUPTED if interrupted else exit_code_of(error)
+    message = "interrupted" if interrupted else _words_of(error)
+    if not interrupted:
+        complain(message)
+    if state.as_json:
+        _print_json(error, message, code)
+    if state.verbose and not interrupted and not isinstance(error, click.ClickException):
         _show_causes(error, whole=state.verbose > 1 or not _is_expected(error))
-    return exit_code_of(error)
+    return code
+
+
+def _print_json(error: BaseException, message: str, code: int) -> None:
+    import json
+
+    failure = {"type": type(error).__name__, "message": message, "exit_code": code}
+    with suppress(OSError):  # stdout is closed, and stderr has the message
+        click.echo(json.dumps({"status": "failed", "error": failure}))
 
 
 def complain(message: str) -> None:
-    """One line on stderr, with control codes written out."""
+    """Print one line on stderr, with control codes escaped."""
     from rlm.display.text import one_line
 
     click.echo(f"rlm: {one_line(message, LONGEST_COMPLAINT)}", err=True)
 
 
 def exit_code_of(error: BaseException) -> int:
-    """The documented exit code of an error."""
+    """Return the documented exit code of an error."""
     from rlm.errors import (
         CallError,
         ContextError,
@@ -92,7 +111,7 @@ def exit_code_of(error: BaseException) -> int:
 
 
 def broken_pipe(state: State) -> int:
-    """Whoever read stdout has had enough, which is no failure; nothing more is written, not even at exit."""
+    """Return the exit code after the reader of stdout has closed it, which is not a failure; write nothing more."""
     with suppress(OSError, ValueError):  # stdout is no file, such as in a test
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return state.code
@@ -118,7 +137,7 @@ def _show_causes(error: BaseException, *, whole: bool) -> None:
 
 
 def _causes_of(error: BaseException) -> list[BaseException]:
-    """What an error says it was raised from, down to the first of it."""
+    """Return the causes of an error, the first cause last."""
     causes: list[BaseException] = []
     while (cause := error.__cause__) is not None and cause not in causes:
         causes.append(cause)

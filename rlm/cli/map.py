@@ -2,117 +2,141 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import AsyncExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from rlm.cli.settings_file import settings_option, without_overruled
+from rlm.cli.command import Command, Option, PathOption
+from rlm.cli.defaults import settings_option
+from rlm.cli.endpoint import load_env_file, require_endpoint
+from rlm.cli.failures import complain
+from rlm.cli.options import ABOVE_ZERO
 from rlm.cli.tables import (
     DEFAULT_MODEL,
+    by_model,
     encoding_option,
+    job_option,
     models_option,
-    number_or_auto,
     price_option,
     prompt_option,
-    require_endpoint,
     rows_per_call_option,
-    schema_of_option,
     schema_option,
-    temperatures_of,
-    text_of_option,
 )
 from rlm.display.job_line import JobLine
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rlm.bulk import Estimate, Report
-    from rlm.cli.tables import Prices, Temperatures
 
 __all__ = ["command"]
 
-PILOT_ROWS = 20
-NOT_WITH = {
+F = TypeVar("F", bound="Callable[..., Any]")
+
+PILOT_ROWS: Final = 20
+MOST_TEMPERATURE: Final = 2
+OVERRULED: Final = {
     "retry": ("table", "prompt", "output"),
     "resume": ("overwrite",),
     "overwrite": ("resume",),
 }
-"""Option → those that it cannot be together with."""
+"""Option of the command line → options of the settings file that it replaces, because they exclude each other."""
+OF_RETRY: Final = frozenset({"max_output_tokens", "budget", "prices", "base_url"})
+"""Options that a retry takes; the others are those of the job that it repeats."""
 
 
-@click.command("map")
-@click.argument("table", required=False, metavar="[INPUT]")
+class TemperatureOf(click.ParamType[Any]):
+    """`T`, the temperature of all models, with the name ''; or `NAME=T`."""
+
+    name = "temperature"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, float]:
+        """Return the name and the temperature."""
+        name, _, number = str(value).rpartition("=")
+        try:
+            temperature = float(number)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor of the form NAME=NUMBER", param, ctx)
+        if not 0 <= temperature <= MOST_TEMPERATURE:
+            self.fail(f"{value!r} is not between 0 and {MOST_TEMPERATURE}", param, ctx)
+        return name, temperature
+
+
+def _option(*names: str, group: str, **keywords: Any) -> Callable[[F], F]:
+    return click.option(*names, cls=Option, group=group, **keywords)
+
+
+@click.command("map", cls=Command)
+@click.argument("table", required=False, metavar="[INPUT]", type=PathOption())
 @settings_option
 @prompt_option
 @schema_option
-@click.option(
-    "-o", "--output", metavar="FILE", help="The table to write: .csv .tsv .jsonl .json .parquet .xlsx"
-)
-@models_option
-@click.option("--samples", type=click.IntRange(min=1), default=1, help="Ask each model so often, and vote.")
-@click.option(
-    "--escalate-to",
-    metavar="NAME",
-    help="A stronger model for rows in doubt: no answer, or opinions disagree.",
-)
-@click.option(
-    "--escalate-when",
-    metavar="RULE",
-    help="Which answers are in doubt, such as \"confidence < 0.7 or label == 'other'\".",
-)
+@job_option("output", "-o", "--output", group="Job", type=PathOption(), metavar="FILE")
+@job_option("column", group="Job")
 @rows_per_call_option
-@click.option(
-    "--max-concurrency",
-    "--max-concurrent",
-    "max_concurrency",
-    callback=number_or_auto,
-    default="auto",
-    metavar="N|auto",
-    help="Calls at once.  [default: as many as the endpoint turns out to take]",
-)
-@click.option(
-    "--temperature",
-    "temperatures",
-    callback=temperatures_of,
-    multiple=True,
-    metavar="T|NAME=T",
-    help="Passed to the models, or to one of them; repeatable.",
-)
-@click.option("--max-output-tokens", type=click.IntRange(min=1), metavar="N", help="Output cap of each call.")
-@click.option("--column", default="answer", help="Column of an answer that is no object.  [default: answer]")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N rows.")
-@click.option(
-    "--pilot",
-    type=click.IntRange(min=0),
-    metavar="N",
-    help="Ask N rows first, tell what the whole will take, and ask whether to go on.  [default: 20 on a terminal]",
-)
-@click.option("-y", "--yes", is_flag=True, help="Go on after the pilot without asking.")
-@click.option(
-    "--skip-when", metavar="RULE", help="Rows not to ask, such as \"len(text) < 3 or lang != 'en'\"."
-)
-@click.option(
-    "--budget", type=click.FloatRange(min=0, min_open=True), metavar="DOLLARS", help="Never spend more."
-)
-@price_option
-@click.option("--resume", is_flag=True, help="Go on with an interrupted job of this output.")
-@click.option("--overwrite", is_flag=True, help="Replace an output that exists, and forget its job.")
-@click.option("--retry", metavar="OUT.failed.jsonl", help="Ask the failed rows of a finished job again.")
-@click.option("--batch-api", is_flag=True, help="Ask through the Batch API: within a day, at half the price.")
-@click.option("--no-wait", is_flag=True, help="With --batch-api: submit and end; --resume collects.")
-@click.option("--cancel", is_flag=True, help="With --batch-api: cancel the batches of this output's job.")
-@click.option("--base-url", metavar="URL", help="Any OpenAI-compatible endpoint.")
+@job_option("skip_when", group="Job", metavar="RULE")
+@job_option("limit", group="Job")
 @encoding_option
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
-@click.option("--quiet", is_flag=True, help="Show no progress and no report.")
+@models_option
+@job_option("samples", group="Models")
+@job_option("escalate_to", group="Models")
+@job_option("escalate_when", group="Models", metavar="RULE")
+@job_option("temperature", group="Models", type=TemperatureOf(), multiple=True, metavar="T|NAME=T")
+@job_option("max_output_tokens", group="Models")
+@price_option
+@_option("--base-url", group="Models", metavar="URL", help="Any OpenAI-compatible endpoint.")
+@_option(
+    "--batch-api", group="Models", is_flag=True, help="Use the Batch API: within a day, at half the price."
+)
+@_option(
+    "--no-wait", group="Models", is_flag=True, help="With --batch-api: submit and end; --resume collects."
+)
+@_option(
+    "--cancel",
+    group="Models",
+    is_flag=True,
+    help="With --batch-api: cancel the batches of this output's job.",
+)
+@job_option("max_concurrent", group="Limits")
+@_option("--budget", group="Limits", type=ABOVE_ZERO, metavar="DOLLARS", help="Never spend more.")
+@job_option("pilot", group="Limits", type=click.IntRange(min=0), default="20 on a terminal")
+@_option("-y", "--yes", group="Limits", is_flag=True, help="Go on after the pilot without asking.")
+@job_option("resume", group="Again")
+@job_option("overwrite", group="Again")
+@_option(
+    "--retry",
+    group="Again",
+    type=PathOption(),
+    metavar="OUT.failed.jsonl",
+    help="Ask the failed rows of a finished job again.",
+)
+@_option("--json", "as_json", group="Output", is_flag=True, help="Print the report as one JSON object.")
+@_option("--quiet", group="Output", is_flag=True, help="Show no progress and no report.")
 @click.pass_context
-def command(context: click.Context, /, **values: Any) -> int:
-    """Ask the same of every row of a table, many rows in one call.
+def command(
+    context: click.Context,
+    /,
+    *,
+    yes: bool,
+    no_wait: bool,
+    cancel: bool,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> int:
+    """Ask the same question about every row of a table, many rows in one call.
 
     The output has every row of the input, in order, with the new columns. Rows that failed are in
-    OUT.failed.jsonl with the reason, and the answers, as they come, in OUT.journal. Progress goes to stderr.
+    OUT.failed.jsonl with the reason, and the answers, as they arrive, in OUT.journal. Progress goes to stderr.
 
     \b
     Examples:
@@ -128,12 +152,12 @@ def command(context: click.Context, /, **values: Any) -> int:
         --temperature 0.2 --temperature a=0.9 --price a=0.1,0.8
       rlm map in.csv -p 'Label {{text}}' -o out.csv --batch-api
     \b
-    A stronger model for what the cheap one is not sure of:
+    A stronger model for the rows that the cheap one is not sure of:
       rlm map in.csv -p 'Label {{text}}' -o out.csv -m gpt-5-nano \\
         --schema "label: 'spam'|'ham', confidence: float" \\
         --escalate-to gpt-5 --escalate-when 'confidence < 0.8'
     \b
-    With all of it in a file, which `rlm count` and `rlm split` take, too:
+    With all options in a file, which rlm count and rlm split read, too:
       rlm map --settings job.toml --limit 50
     \b
       # job.toml: any option by its long name, and input
@@ -146,194 +170,126 @@ def command(context: click.Context, /, **values: Any) -> int:
       rows-per-call = 20
       resume = true
 
-    What the command line says goes before the file. Keys stay in the environment.
+    The command line is stronger than the file. Keys stay in the environment.
 
     Exit codes: 0 done, 1 stopped or no row was answered, 2 wrong usage or input, 3 the budget is used up, 5 the
     provider failed or refused, 130 interrupted.
     """  # noqa: D301 - the backspace is click's mark for lines that keep their breaks
-    options = _Options(**without_overruled(context, values, NOT_WITH))
-    _check(options)
-    require_endpoint(options.base_url)
+    job = _without_overruled(context, given)
+    _check(job, cancels=cancel)
+    load_env_file(Path.cwd())
+    require_endpoint(job.get("base_url"))
 
     from rlm._async.portal import lease
     from rlm.errors import JobStopped
+    from rlm.wording import counted
 
     try:
         with lease() as portal:
-            if options.cancel:
-                number = portal.call(_cancel, options)
-                click.echo(f"{number} {'batch' if number == 1 else 'batches'} cancelled")
+            if cancel:
+                click.echo(f"{counted(portal.call(_cancel, job), 'batch')} cancelled")
                 return 0
-            report = portal.call(_run, options)
+            report = portal.call(partial(_run, job, yes=yes, waits=not no_wait, quiet=quiet))
     except JobStopped as stop:
         hint = " (--resume)" if "resume" in str(stop) else ""
         raise JobStopped(f"{stop}{hint}", cause=stop.cause) from stop
     except KeyboardInterrupt:
-        from rlm.cli.failures import complain
-
-        complain("interrupted; what was answered is kept: go on with --resume")
+        complain("interrupted; the answers so far are kept: go on with --resume")
         raise
-    _show(report, options)
+    if as_json:
+        click.echo(json.dumps(asdict(report), default=str))
+    elif not quiet:
+        click.echo(str(report), err=True)
     return 0 if report.answered else 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Options:
-    """What the user said."""
-
-    table: str | None
-    prompt: str | None
-    schema: str | None
-    output: str | None
-    models: tuple[str, ...]
-    samples: int
-    escalate_to: str | None
-    escalate_when: str | None
-    rows_per_call: int | Literal["auto"]
-    max_concurrency: int | Literal["auto"]
-    temperatures: Temperatures
-    max_output_tokens: int | None
-    column: str
-    limit: int | None
-    pilot: int | None
-    yes: bool
-    skip_when: str | None
-    budget: float | None
-    prices: Prices
-    resume: bool
-    overwrite: bool
-    retry: str | None
-    batch_api: bool
-    no_wait: bool
-    cancel: bool
-    base_url: str | None
-    encoding: str
-    as_json: bool
-    quiet: bool
+def _without_overruled(context: click.Context, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that were given, without those of the settings file that the command line excludes."""
+    overruled = {
+        name
+        for winner, losers in OVERRULED.items()
+        if context.get_parameter_source(winner) is ParameterSource.COMMANDLINE
+        for name in losers
+        if context.get_parameter_source(name) is ParameterSource.DEFAULT_MAP
+    }
+    return {name: value for name, value in given.items() if value not in (None, ()) and name not in overruled}
 
 
-def _check(options: _Options) -> None:
-    if options.cancel:
-        if not options.output:
+def _check(job: dict[str, Any], *, cancels: bool) -> None:
+    """Raise a usage error if options that the job needs are missing, or exclude each other."""
+    if cancels:
+        if "output" not in job:
             raise click.UsageError("--cancel needs the output of the job: -o FILE")
-        return
-    if options.retry is not None:
-        if options.table is not None or options.prompt is not None or options.output is not None:
+    elif "retry" in job:
+        if {"table", "prompt", "output"} & job.keys():
             raise click.UsageError(
                 "--retry does the job of its file again: it takes no INPUT, --prompt or --output"
             )
-        return
-    if options.table is None:
+    elif "table" not in job:
         raise click.UsageError("no INPUT: name a table, such as in.csv")
-    if not options.prompt:
+    elif not job.get("prompt"):
         raise click.UsageError("no prompt: add -p 'Label {{text}}'")
-    if not options.output:
+    elif "output" not in job:
         raise click.UsageError("no output: add -o out.csv")
-    if options.resume and options.overwrite:
+    elif job.get("resume") and job.get("overwrite"):
         raise click.UsageError("--resume goes on with a job, --overwrite forgets it: give one of them")
 
 
-async def _run(options: _Options) -> Report:
+async def _run(job: dict[str, Any], *, yes: bool, waits: bool, quiet: bool) -> Report:
     from rlm.bulk import amap_rows, aretry_rows
     from rlm.bulk.batch_api.passes import BatchAPI
 
-    models = options.models or _models_of_job(options.retry)
-    prices = options.prices.of((*models, options.escalate_to) if options.escalate_to else models)
+    retry, uses_batch_api = job.pop("retry", None), job.pop("batch_api", False)
+    models = job.pop("models", None) or _models_of_job(retry)
+    stronger = [job["escalate_to"]] if "escalate_to" in job else []
+    job["prices"] = by_model(job.pop("prices", ()), (*models, *stronger))
     async with AsyncExitStack() as stack:
-        line = stack.enter_context(JobLine()) if not options.quiet else None
-        progress = None if line is None else line.show
-        batch_api = None
-        if options.batch_api:
-            batch_api = await stack.enter_async_context(
-                BatchAPI(base_url=options.base_url, prices=prices, wait=not options.no_wait)
+        line = None if quiet else stack.enter_context(JobLine())
+        job["on_progress"] = None if line is None else line.show
+        if uses_batch_api:
+            job["ask_packs"] = await stack.enter_async_context(
+                BatchAPI(base_url=job.get("base_url"), prices=job["prices"], wait=waits)
             )
-        if options.retry is not None:
-            retried = await aretry_rows(
-                options.retry,
-                max_output_tokens=options.max_output_tokens,
-                budget=options.budget,
-                prices=prices,
-                base_url=options.base_url,
-                on_progress=progress,
-                ask_packs=batch_api,
-            )
-            return retried.report
-        mapped = await amap_rows(
-            str(options.table),
-            text_of_option(options.prompt),
-            schema=schema_of_option(options.schema),
-            output=options.output,
-            model=models,
-            samples=options.samples,
-            escalate_to=options.escalate_to,
-            escalate_when=options.escalate_when,
-            rows_per_call=options.rows_per_call,
-            max_concurrent=options.max_concurrency,
-            temperature=options.temperatures.of(models),
-            max_output_tokens=options.max_output_tokens,
-            column=options.column,
-            limit=options.limit,
-            pilot=_pilot(options),
-            confirm=partial(_confirm, options.yes, line),
-            skip_when=options.skip_when,
-            budget=options.budget,
-            prices=prices,
-            resume=options.resume,
-            overwrite=options.overwrite,
-            encoding=options.encoding,
-            base_url=options.base_url,
-            on_progress=progress,
-            ask_packs=batch_api,
-        )
-        return mapped.report
+        if retry is not None:
+            taken = OF_RETRY | {"on_progress", "ask_packs"}
+            return (await aretry_rows(retry, **{name: job[name] for name in taken & job.keys()})).report
+        if "temperature" in job:
+            pairs = job.pop("temperature")
+            one_for_all = dict(pairs)[""] if {name for name, _ in pairs} == {""} else None
+            job["temperature"] = by_model(pairs, models) if one_for_all is None else one_for_all
+        asks = sys.stdin is not None and sys.stdin.isatty() and not (yes or uses_batch_api)
+        job.setdefault("pilot", PILOT_ROWS if asks else 0)
+        rows, prompt = job.pop("table"), job.pop("prompt")
+        return (
+            await amap_rows(rows, prompt, model=models, confirm=partial(_confirm, yes, line), **job)
+        ).report
 
 
 def _models_of_job(dead_letters: str | None) -> tuple[str, ...]:
-    """The models of the job that is retried, or the default one; with that for rows in doubt."""
+    """Return the models of the job that is retried, with the one for rows in doubt; or the default model."""
     if dead_letters is None or not dead_letters.endswith(".failed.jsonl"):
         return (DEFAULT_MODEL,)
-    from pathlib import Path
-
     from rlm.bulk.checkpoint import read_job
 
-    journal = Path(f"{dead_letters.removesuffix('.failed.jsonl')}.journal")
-    task = read_job(journal).task
+    task = read_job(Path(f"{dead_letters.removesuffix('.failed.jsonl')}.journal")).task
     return (*task["models"], *filter(None, [task.get("escalate_to")]))
 
 
-async def _cancel(options: _Options) -> int:
-    from pathlib import Path
-
+async def _cancel(job: dict[str, Any]) -> int:
     from rlm.bulk.batch_api.passes import BatchAPI
 
-    async with BatchAPI(base_url=options.base_url) as batch_api:
-        return await batch_api.cancel(Path(f"{options.output}.journal"))
-
-
-def _pilot(options: _Options) -> int:
-    if options.pilot is not None:
-        return options.pilot
-    asks = not options.yes and not options.batch_api and sys.stdin is not None and sys.stdin.isatty()
-    return PILOT_ROWS if asks else 0
+    async with BatchAPI(base_url=job.get("base_url")) as batch_api:
+        return await batch_api.cancel(Path(f"{job['output']}.journal"))
 
 
 def _confirm(yes: bool, line: JobLine | None, estimate: Estimate) -> bool:
-    """Whether to go on after the pilot; where nobody can be asked, only with --yes."""
+    """Print the estimate, and return True to go on after the pilot; without a terminal, only `--yes` goes on."""
     if line is not None:
         line.end()
     click.echo(str(estimate), err=True)
     if yes:
         return True
     if sys.stdin is None or not sys.stdin.isatty():
-        click.echo("nobody can be asked here whether to go on: --yes goes on", err=True)
+        click.echo("stdin is no terminal, so you cannot be asked whether to go on: --yes goes on", err=True)
         return False
     return click.confirm("Go on?", default=True, err=True)
-
-
-def _show(report: Report, options: _Options) -> None:
-    if options.as_json:
-        import json
-
-        click.echo(json.dumps(asdict(report), default=str))
-    elif not options.quiet:
-        click.echo(str(report), err=True)

@@ -1,213 +1,296 @@
-"""The options that commands share, as one frozen value."""
+"""The options of commands that open a run. Type, default and help come from the settings dataclasses."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from functools import wraps
+from dataclasses import dataclass, field
+from functools import partial, wraps
 from math import isfinite
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import click
 
+from rlm.cli.command import Option, PathOption
 from rlm.cli.failures import State
 from rlm.errors import SettingsError
-from rlm.metering.prices import Price
+from rlm.settings import RunSettings, SandboxSettings, SchedulerSettings, options_of
 
 __all__ = [
+    "ABOVE_ZERO",
+    "COUNT",
+    "NumberOrAuto",
+    "PriceOf",
     "RunOptions",
-    "budget_calls_option",
-    "cell_timeout_option",
     "encoding_option",
     "files_argument",
+    "json_option",
+    "option_of",
     "run_options",
-    "sandbox_option",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class NumberOrAuto(click.ParamType[Any]):
+    """A whole number above 0, or `auto`."""
+
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or "auto"."""
+        text = str(value)
+        if text == "auto":
+            return text
+        if not (text.isascii() and text.isdigit() and int(text) > 0):
+            self.fail(f"{text!r} is neither a number above 0 nor auto", param, ctx)
+        return int(text)
+
+
+class FiniteNumber(click.FloatRange):
+    """A finite number above 0."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number; `nan` is in every range, because it compares with nothing."""
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{number} is not a number above 0", param, ctx)
+        return number
+
+
+ABOVE_ZERO: Final = FiniteNumber(min=0, min_open=True)
+AMOUNTS: Final[tuple[str, ...]] = ("dollars", "tokens", "calls")
+COUNT: Final = click.IntRange(min=1)
+
+
+def option_of(
+    settings: type, name: str, *flags: str, group: str, default: str = "", **changes: Any
+) -> Callable[[F], F]:
+    """Return the click option for an option of a settings dataclass. Without a value, click passes None.
+
+    Args:
+        settings: the dataclass.
+        name: of its field.
+        flags: by default, the name without a unit.
+        group: title in the help.
+        default: shown instead of the default of the field.
+        changes: keywords of click's option.
+    """
+    made = next(one for one in options_of(settings) if one.name == name)
+    keywords = _keywords_of(get_type_hints(settings)[name])
+    shown = default or ("" if made.default in (None, (), "", False) else str(made.default).removesuffix(".0"))
+    text = made.help.replace("`", "").replace("; None: ", "; by default, ")
+    keywords |= {"help": f"{text}  [default: {shown}]" if shown else text, "group": group, **changes}
+    long = f"--{name.removesuffix('_s').replace('_', '-')}"
+    if keywords.get("multiple"):
+        long = long.removesuffix("s")
+    return click.option(*(flags or (long,)), name, cls=Option, **keywords)
+
+
+def _keywords_of(hint: Any) -> dict[str, Any]:
+    """Return the keywords of click's option that read a value of this type."""
+    is_union = get_origin(hint) not in (None, Literal, tuple)
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)] if is_union else [hint]
+    first = kinds[0]
+    if first is int:
+        return (
+            {"type": COUNT, "metavar": "N"}
+            if len(kinds) == 1
+            else {"type": NumberOrAuto(), "metavar": "N|auto"}
+        )
+    if first is float:
+        return {"type": ABOVE_ZERO, "metavar": "NUMBER"}
+    if first is bool:
+        return {"is_flag": True, "default": None}
+    if get_origin(first) is Literal:
+        return {"type": click.Choice(get_args(first))}
+    return {"multiple": get_origin(first) is tuple, "metavar": "NAME"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """What the user said about models, limits and how much to show; None where nothing was said."""
+    """What a command line says about a run.
 
-    model: str | None = None
-    recursive_model: str | None = None
-    base_url: str | None = None
-    client: str | None = None
-    max_iterations: int | None = None
-    max_concurrent: int | None = None
-    max_depth: int | None = None
-    child_model: tuple[str, ...] = ()
-    timeout: float | None = None
-    budget: float | None = None
-    budget_tokens: int | None = None
-    budget_calls: int | None = None
-    price: tuple[tuple[str, Price], ...] = ()
-    cache: Literal["on", "read", "off"] = "off"
-    sandbox: Literal["auto", "strict"] = "auto"
-    cell_timeout: float | None = None
-    journal: str | None = None
+    Attributes:
+        keywords: those of `RLM_REPL` that were given, but for the budget.
+        budget: keywords of `Budget`.
+        verbose: number of `-v`.
+        quiet: show no progress.
+    """
+
+    keywords: dict[str, Any] = field(default_factory=dict)
+    budget: dict[str, Any] = field(default_factory=dict)
     verbose: int = 0
     quiet: bool = False
 
 
-def run_options(command: F) -> F:
-    """Give a command all run options; it receives them as one `options: RunOptions`."""
+def run_options(*names: str) -> Callable[[F], F]:
+    """Return a decorator that adds options of a run to a command, which receives them as one `options: RunOptions`.
 
-    @wraps(command)
-    def collected(*arguments: Any, **values: Any) -> Any:
-        options = RunOptions(**{field.name: values.pop(field.name) for field in fields(RunOptions)})
-        state = click.get_current_context().find_object(State)
-        if state is not None:
-            state.verbose = options.verbose
-        return command(*arguments, options=options, **values)
+    Args:
+        names: of the parameters to add; all by default.
+    """
+    made = {name: option for name, option in _OPTIONS.items() if name in names or not names}
 
-    decorated: Any = collected
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    result: F = decorated
-    return result
+    def decorate(command: F) -> F:
+        @wraps(command)
+        def collected(*arguments: Any, **values: Any) -> Any:
+            given = {name: values.pop(name) for name in made}
+            given = {name: value for name, value in given.items() if value not in (None, ())}
+            verbose, quiet = given.pop("verbose", 0), given.pop("quiet", False)
+            if state := click.get_current_context().find_object(State):
+                state.verbose = verbose
+            budget = {name: given.pop(name) for name in AMOUNTS if name in given}
+            if "prices" in given:
+                given["prices"] = dict(given["prices"])
+            options = RunOptions(keywords=given, budget=budget, verbose=verbose, quiet=quiet)
+            return command(*arguments, options=options, **values)
+
+        decorated: Any = collected
+        for option in reversed(made.values()):
+            decorated = option(decorated)
+        return decorated  # type: ignore[no-any-return] # click's decorators have no type for this
+
+    return decorate
 
 
-files_argument = click.argument("files", nargs=-1, metavar="[FILE]...")
+class PriceOf(click.ParamType[Any]):
+    """`NAME=INPUT,OUTPUT`: the price of a model; where `is_for_all`, also `INPUT,OUTPUT` with the name ''."""
+
+    name = "price"
+
+    def __init__(self, *, is_for_all: bool = False) -> None:
+        self._is_for_all = is_for_all
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        """Return the name and the price. A name may hold an equals sign, a price does not."""
+        from rlm.metering.prices import Price
+
+        model, _, numbers = str(value).rpartition("=")
+        try:
+            dollars_in, dollars_out = map(float, numbers.split(","))
+            price = Price(input=dollars_in, output=dollars_out)
+        except (ValueError, SettingsError):
+            model, price = "", None
+        if price is None or not (model.strip() or self._is_for_all):
+            form = "INPUT,OUTPUT or NAME=INPUT,OUTPUT" if self._is_for_all else "NAME=INPUT,OUTPUT"
+            self.fail(f"{value!r} is not of the form {form}, such as gpt-5=1.25,10", param, ctx)
+        return model.strip(), price
+
+
+files_argument = click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path())
 encoding_option = click.option(
-    "--encoding", metavar="NAME", help="Encoding of the files, if not UTF-8 or marked, such as latin-1."
+    "--encoding",
+    cls=Option,
+    group="Input",
+    metavar="NAME",
+    help="Encoding of the files, if not UTF-8 or marked, such as latin-1.",
+)
+json_option = click.option(
+    "--json",
+    "as_json",
+    cls=Option,
+    group="Output",
+    is_flag=True,
+    help="Print one JSON object: answer, value, status, usage, costs by model and depth. A failure is one, too.",
 )
 
-_POSITIVE = click.IntRange(min=1)
-_ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
-
-
-def _finite(_ctx: click.Context, _parameter: click.Parameter, value: float | None) -> float | None:
-    if value is not None and not isfinite(value):  # `nan` is in every range, because it compares with nothing
-        raise click.BadParameter(f"{value} is not a number above 0")
-    return value
-
-
-def _priced(
-    _ctx: click.Context, _parameter: click.Parameter, values: tuple[str, ...]
-) -> tuple[tuple[str, Price], ...]:
-    return tuple(_price_of(value) for value in values)
-
-
-def _price_of(value: str) -> tuple[str, Price]:
-    """`NAME=INPUT,OUTPUT`; a name may hold an equals sign, a price does not."""
-    model, _, numbers = value.rpartition("=")
-    try:
-        dollars_in, dollars_out = map(float, numbers.split(","))
-        price = Price(input=dollars_in, output=dollars_out)
-    except (ValueError, SettingsError) as error:
-        raise _no_price(value) from error
-    if not model.strip():
-        raise _no_price(value)
-    return model.strip(), price
-
-
-def _no_price(value: str) -> click.BadParameter:
-    return click.BadParameter(f"{value!r} is not of the form NAME=INPUT,OUTPUT, such as gpt-5=1.25,10")
-
-
-budget_calls_option = click.option(
-    "--budget-calls", type=_POSITIVE, metavar="N", help="How many calls a question may make at most."
-)
-sandbox_option = click.option(
-    "--sandbox",
-    type=click.Choice(["auto", "strict"]),
-    default="auto",
-    help="strict: refuse to run cells that files, network and processes are not kept from.  [default: auto]",
-)
-cell_timeout_option = click.option(
-    "--cell-timeout",
-    type=_ABOVE_ZERO,
-    callback=_finite,
-    metavar="SECONDS",
-    help="Seconds of work a cell may take; waiting for models does not count.  [default: 120]",
-)
-_OPTIONS = (
-    click.option(
-        "-m", "--model", metavar="NAME", help="The root model, which writes the cells.  [default: gpt-5]"
-    ),
-    click.option(
+_run = partial(option_of, RunSettings)
+_OPTIONS: Final[dict[str, Any]] = {
+    "model": _run("model", "-m", "--model", group="Model", envvar="RLM_MODEL", show_envvar=True),
+    "recursive_model": _run(
+        "recursive_model",
         "-M",
         "--recursive-model",
-        metavar="NAME",
-        help="The sub-model, which reads the parts.  [default: gpt-5-nano; with --base-url, the root model]",
+        group="Model",
+        default="gpt-5-nano; with --base-url, the root model",
+        envvar="RLM_RECURSIVE_MODEL",
+        show_envvar=True,
     ),
-    click.option(
-        "--base-url", metavar="URL", help="Any OpenAI-compatible endpoint, such as http://localhost:11434/v1."
+    "base_url": click.option(
+        "--base-url",
+        cls=Option,
+        group="Model",
+        metavar="URL",
+        help="Any OpenAI-compatible endpoint, such as http://localhost:11434/v1.",
     ),
-    click.option(
+    "client": click.option(
         "--client",
+        cls=Option,
+        group="Model",
         type=click.Choice(["offline", "openai"]),
-        help="offline: quotes only, no language model.  [default: openai where there is a key or endpoint]",
+        help="offline: rules that find and quote, no language model.  [default: openai]",
     ),
-    click.option(
-        "--max-iterations", type=_POSITIVE, metavar="N", help="Turns of the root model.  [default: 20]"
-    ),
-    click.option(
-        "--max-concurrent",
-        "--max-concurrency",
-        "max_concurrent",
-        type=_POSITIVE,
-        metavar="N",
-        help="Calls in flight at once.  [default: adaptive]",
-    ),
-    click.option(
-        "--max-depth",
-        type=_POSITIVE,
-        metavar="N",
-        help="Levels of runs: 2 allows child runs, 3 children of theirs.  [default: 1]",
-    ),
-    click.option(
-        "--child-model",
-        multiple=True,
-        metavar="NAME",
-        help="The root model of child runs, with --max-depth 2 or more; repeated, of those one level further down.  "
-        "[default: the root model]",
-    ),
-    click.option(
-        "--timeout",
-        type=_ABOVE_ZERO,
-        callback=_finite,
-        metavar="SECONDS",
-        help="Wall clock of a question; then the best partial answer is given.",
-    ),
-    click.option(
-        "--budget",
-        type=_ABOVE_ZERO,
-        callback=_finite,
-        metavar="DOLLARS",
-        help="What a question may cost at most; then the best partial answer is given.",
-    ),
-    click.option(
-        "--budget-tokens",
-        type=_POSITIVE,
-        metavar="N",
-        help="How many tokens a question may take at most, input and output.",
-    ),
-    budget_calls_option,
-    click.option(
+    "max_depth": _run("max_depth", group="Model"),
+    "child_models": _run("child_models", group="Model", default="the root model"),
+    "prices": click.option(
         "--price",
-        callback=_priced,
+        "prices",
+        cls=Option,
+        group="Model",
+        type=PriceOf(),
         multiple=True,
         metavar="NAME=INPUT,OUTPUT",
         help="Price of a model in dollars per million tokens; repeatable.",
     ),
-    click.option(
-        "--cache",
-        type=click.Choice(["on", "read", "off"]),
-        default="off",
-        help="Keep answers on disk and use them again; read: add none.  [default: off]",
+    "max_iterations": _run("max_iterations", group="Limits"),
+    "timeout_s": _run("timeout_s", group="Limits", metavar="SECONDS"),
+    "dollars": click.option(
+        "--budget",
+        "dollars",
+        cls=Option,
+        group="Limits",
+        type=ABOVE_ZERO,
+        metavar="DOLLARS",
+        help="What a question may cost at most; then the best partial answer is given.",
     ),
-    sandbox_option,
-    cell_timeout_option,
-    click.option(
+    "tokens": click.option(
+        "--budget-tokens",
+        "tokens",
+        cls=Option,
+        group="Limits",
+        type=COUNT,
+        metavar="N",
+        help="How many tokens a question may take at most, input and output.",
+    ),
+    "calls": click.option(
+        "--budget-calls",
+        "calls",
+        cls=Option,
+        group="Limits",
+        type=COUNT,
+        metavar="N",
+        help="How many calls a question may make at most.",
+    ),
+    "max_concurrent": option_of(SchedulerSettings, "max_concurrent", group="Limits"),
+    "cache": option_of(SchedulerSettings, "cache", group="Limits"),
+    "sandbox": click.option(
+        "--sandbox",
+        cls=Option,
+        group="Sandbox",
+        type=click.Choice(["auto", "strict"]),
+        help="strict: refuse to run cells that are not confined in files, network and processes.  [default: auto]",
+    ),
+    "cell_timeout_s": option_of(SandboxSettings, "cell_timeout_s", group="Sandbox", metavar="SECONDS"),
+    "journal": click.option(
         "--journal",
-        type=click.Path(dir_okay=False),
+        cls=Option,
+        group="Output",
+        type=PathOption(dir_okay=False),
         metavar="FILE",
-        help="Append all that happens to this file as it happens, one JSON object a line; it survives a crash.",
+        help="Append every event to this file as it happens, one JSON object a line; it survives a crash.",
     ),
-    click.option("-v", "--verbose", count=True, help="Show whole cells and retries; -vv every call."),
-    click.option("--quiet", is_flag=True, help="Show no progress, only warnings."),
-)
+    "verbose": click.option(
+        "-v",
+        "--verbose",
+        cls=Option,
+        group="Output",
+        count=True,
+        help="Show whole cells and retries; -vv every call.",
+    ),
+    "quiet": click.option(
+        "--quiet", cls=Option, group="Output", is_flag=True, help="Show no progress, only warnings."
+    ),
+}
+"""Options by the keyword of `RLM_REPL` or `Budget` that they set."""

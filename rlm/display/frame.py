@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final
 from rich.text import Text
 
 from rlm.display.run_state import of_cap
-from rlm.display.text import count, last_lines, money, one_line, seconds, tail_of
+from rlm.display.text import last_lines, money, one_line, seconds, tail_of
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from rlm.display.run_state import RunningBatch, RunState
@@ -47,14 +48,14 @@ def frame_of(state: RunState, *, columns: int, rows: int, now: float) -> list[Te
 
 def _batch_line(batch: RunningBatch, state: RunState, columns: int, now: float) -> Text:
     """`━━━━━╌╌╌╌╌ 4 of 10 calls · 10 in flight · 20 s left · 100 prompts, 10 distinct`, as much as fits."""
-    words = f" {batch.done:,} of {count(batch.size, 'call')}"
+    words = f" {batch.done:,} of {counted(batch.size, 'call')}"
     details = [f"{state.in_flight:,} in flight"]
     if batch.failed:
         details.insert(0, f"{batch.failed:,} failed")
     if left_s := batch.left_s(now):
         details.append(f"{seconds(left_s)} left")
     if batch.repeats:
-        details.append(f"{count(batch.prompts, 'prompt')}, {batch.size:,} distinct")
+        details.append(f"{counted(batch.prompts, 'prompt')}, {batch.size:,} distinct")
     bar = max(4, min(30, columns // 4))
     for detail in details:
         if bar + len(words) + len(detail) + 3 <= columns:
@@ -77,12 +78,12 @@ def _fields(state: RunState, now: float) -> list[tuple[int, str]]:
     doing = {"root": asking, "cell": f"running cell {state.cell}"}.get(state.doing, "")
     turn = f"turn {state.turn} of {state.max_iterations}" if state.max_iterations else ""
     caps, usage = state.caps, state.usage
-    calls = count(state.calls, "call") if caps.calls is None else of_cap(usage.calls, caps.calls, "call")
+    calls = counted(state.calls, "call") if caps.calls is None else of_cap(usage.calls, caps.calls, "call")
     tokens = of_cap(usage.total_tokens, caps.tokens, "token")
     return [
         (5, turn),
         (1, doing if turn else "running your code"),
-        (0, count(state.child_runs, "child run") if state.child_runs else ""),
+        (0, counted(state.child_runs, "child run") if state.child_runs else ""),
         (4, calls),
         (2 if caps.tokens is None else 5, tokens if usage.total_tokens or caps.tokens is not None else ""),
         (3 if caps.usd is None else 7, _spent(state)),

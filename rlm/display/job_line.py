@@ -7,7 +7,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-from rlm.display.text import count, money, one_line, seconds
+from rlm.display.text import money, one_line, seconds
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from rlm.bulk import Progress
@@ -71,7 +72,7 @@ def _parts(progress: Progress) -> list[str]:
     cap = f" of {money(progress.budget_usd)}" if progress.budget_usd is not None else ""
     left = progress.seconds_left
     parts = [
-        f"{progress.rows:,} of {count(progress.total, 'row')}",
+        f"{progress.rows:,} of {counted(progress.total, 'row')}",
         f"{progress.rows_per_second:,.0f} rows/s",
         f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens else "",
         f"{money(progress.cost_usd)}{cap}" if progress.cost_usd is not None else "",

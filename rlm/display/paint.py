@@ -9,7 +9,8 @@ from rich.syntax import Syntax
 from rich.text import Text
 
 from rlm.display.story import CLIPPED_CHARS
-from rlm.display.text import count, first_lines, last_lines, one_line
+from rlm.display.text import first_lines, last_lines, one_line
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -106,7 +107,7 @@ class Painter:
         shows_end = look.margin == OUTPUT_MARGIN
         lines, more = (last_lines if shows_end else first_lines)(entry.text, most, CLIPPED_CHARS)
         left_out = Text(
-            f"… {count(more, 'line' if shows_end else 'more line')}{' before' * shows_end}", style="dim"
+            f"… {counted(more, 'line' if shows_end else 'more line')}{' before' * shows_end}", style="dim"
         )
         if more and shows_end:
             yield self._wrapped(left_out, look, columns)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final, TextIO
 
 from rlm.display.run_state import RunState
 from rlm.display.story import CLIPPED_CHARS, Entry, retry_entry, story_of
-from rlm.display.text import count, first_lines, seconds
+from rlm.display.text import first_lines, seconds
 from rlm.events import CallFinished, CallRetried
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -73,10 +74,10 @@ class PlainLines:
 
     def _batch_news(self, now: float) -> Iterator[Entry]:
         if batch := self._state.batch():
-            repeats = f" for {count(batch.prompts, 'prompt')}" if batch.repeats else ""
+            repeats = f" for {counted(batch.prompts, 'prompt')}" if batch.repeats else ""
             left_s = batch.left_s(now)
             left = f", {seconds(left_s)} left" if left_s else ""
-            words = f"{batch.done:,} of {count(batch.size, 'call')}{repeats}{left}"
+            words = f"{batch.done:,} of {counted(batch.size, 'call')}{repeats}{left}"
             yield Entry("context", words, f"turn {self._state.turn}: ")
 
     def _write(self, event: Event, line: str) -> None:
@@ -99,6 +100,6 @@ def _lines_of(entry: Entry) -> Iterator[str]:
             lines, more = first_lines(entry.text, QUOTED_LINES, CLIPPED_CHARS)
             yield from (f"  | {line}" for line in lines)
             if more:
-                yield f"  | ... {count(more, 'more line')}"
+                yield f"  | ... {counted(more, 'more line')}"
         case _:
             yield entry.line

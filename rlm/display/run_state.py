@@ -6,7 +6,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, TypeAlias
 
-from rlm.display.text import count, money, seconds
+from rlm.display.text import money, seconds
 from rlm.events import (
     AnswerGiven,
     BatchFinished,
@@ -26,6 +26,7 @@ from rlm.events import (
     TurnStarted,
 )
 from rlm.values import Usage
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from rlm.values import Answer, CallRole
@@ -267,7 +268,7 @@ class RunState:
 def answer_summary(answer: Answer, caps: Caps = NO_CAPS) -> str:
     """Say the turns, calls, tokens, dollars and seconds of an answer, with the limits; unknown amounts are left out."""
     usage, cost_usd = answer.usage, answer.cost_usd
-    parts = [count(answer.turns, "turn"), of_cap(usage.calls, caps.calls, "call")]
+    parts = [counted(answer.turns, "turn"), of_cap(usage.calls, caps.calls, "call")]
     if usage.total_tokens or caps.tokens is not None:
         tokens = of_cap(usage.total_tokens, caps.tokens, "token")
         parts.append(f"{'about ' if usage.estimated else ''}{tokens}")
@@ -280,7 +281,7 @@ def answer_summary(answer: Answer, caps: Caps = NO_CAPS) -> str:
 
 def of_cap(number: int, cap: int | None, noun: str) -> str:
     """Return `12 calls`, or with a cap `12 of 50 calls`."""
-    return count(number, noun) if cap is None else f"{number:,} of {count(cap, noun)}"
+    return counted(number, noun) if cap is None else f"{number:,} of {counted(cap, noun)}"
 
 
 def _caps_of(event: RunStarted | CellStarted) -> Caps | None:

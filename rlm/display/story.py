@@ -6,7 +6,7 @@ from itertools import takewhile
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from rlm.display.run_state import answer_summary
-from rlm.display.text import count, last_lines, one_line, seconds
+from rlm.display.text import last_lines, one_line, seconds
 from rlm.engine.reply_parser import Prose, Thinking, parse_reply
 from rlm.events import (
     AnswerGiven,
@@ -24,6 +24,7 @@ from rlm.events import (
     TurnStarted,
     Warned,
 )
+from rlm.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -126,7 +127,7 @@ def _entries_of_calls(event: Event, state: RunState, verbosity: int) -> Iterator
     match event:
         case BatchFinished(failed=failed) if failed:
             yield Entry(
-                "failed prompts", f"{count(failed, 'prompt')} of a batch failed", f"turn {state.turn}: "
+                "failed prompts", f"{counted(failed, 'prompt')} of a batch failed", f"turn {state.turn}: "
             )
         case CallRetried() if verbosity:
             yield retry_entry(event)
@@ -172,8 +173,8 @@ def _cell_in_words(result: CellResult, calls: str, *, shows_output: bool) -> str
 def calls_in_words(state: RunState) -> str:
     """`1,000 calls`, or `10 calls for 1,000 prompts` where equal prompts shared a call; empty without calls."""
     calls, repeats = state.cell_calls, state.cell_repeats
-    words = count(calls, "call") if calls else ""
-    return f"{words} for {count(calls + repeats, 'prompt')}" if repeats and calls else words
+    words = counted(calls, "call") if calls else ""
+    return f"{words} for {counted(calls + repeats, 'prompt')}" if repeats and calls else words
 
 
 def prose_of(reply: str) -> str:
@@ -194,4 +195,4 @@ def _printed(result: CellResult) -> str:
     if not lines:
         return "printed nothing"
     shown = repr(lines[0]).replace("\\\\", "\\")
-    return f"printed {shown}" if not before else f"printed {count(before + 1, 'line')}, the last: {shown}"
+    return f"printed {shown}" if not before else f"printed {counted(before + 1, 'line')}, the last: {shown}"

@@ -11,7 +11,6 @@ import re
 import unicodedata
 
 __all__ = [
-    "count",
     "first_lines",
     "last_lines",
     "money",
@@ -59,12 +58,6 @@ def tail_of(text: str, lines: int, columns: int) -> list[str]:
     """Return the last lines of a text that is still growing, safe and folded at `columns`."""
     end = visible(text[-lines * columns :])
     return [piece for line in end.rstrip("\n").split("\n") for piece in _folded(line, columns)][-lines:]
-
-
-def count(number: int, noun: str) -> str:
-    """Return the number with its noun: `1 call`, `1,234 calls`."""
-    plural = {"reply": "replies", "batch": "batches"}.get(noun, f"{noun}s")
-    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def seconds(value: float) -> str:

@@ -89,11 +89,12 @@ def load_price_list() -> None:
     import genai_prices  # noqa: F401
 
 
-def missing_price(model: str, *, by_hand: str) -> str:
-    """Why a budget in dollars cannot be kept, and what to do; `by_hand` tells how to give a price."""
+def missing_price(model: str) -> str:
+    """Return the message that a budget in dollars cannot be kept without the price of a model, and what to do."""
     return (
-        f"a budget in dollars cannot be kept, because the price of {model!r} is not known: give it with {by_hand}, "
-        "or set a budget in tokens or calls"
+        f"a budget in dollars cannot be kept, because the price of {model!r} is not known: give it with "
+        f"prices={{{model!r}: Price(input=..., output=...)}} (--price {model}=INPUT,OUTPUT) in dollars per million "
+        "tokens, or set a budget in tokens or calls"
     )
 
 

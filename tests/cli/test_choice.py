@@ -4,54 +4,64 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from rlm import errors
+from rlm import RLM_REPL, errors
 from rlm.cli import command
+from rlm.cli.endpoint import load_env_file, with_client
 from rlm.cli.failures import State, report
-from rlm.cli.options import RunOptions
-from rlm.cli.running import choose, load_env_file
 
 KEY = {"OPENAI_API_KEY": "sk-test"}
 URL = {"OPENAI_BASE_URL": "http://localhost:1/v1"}
 
 
+def settings_for(keywords, environment, *, is_interactive=False):
+    with RLM_REPL(**with_client(keywords, environment, is_interactive=is_interactive)) as rlm:
+        return rlm.settings
+
+
 @pytest.mark.parametrize(
-    ("options", "environment", "models"),
+    ("keywords", "environment", "models"),
     [
-        ({}, {}, ("offline", "offline")),
         ({}, KEY, ("gpt-5", "gpt-5-nano")),
         ({"model": "a"}, KEY, ("a", "gpt-5-nano")),
         ({"model": "a"}, URL, ("a", "a")),
         ({"recursive_model": "b"}, URL, ("b", "b")),
         ({"model": "a", "recursive_model": "b"}, URL, ("a", "b")),
         ({"base_url": "http://localhost:1/v1", "model": "a"}, KEY, ("a", "a")),
+        ({"client": "offline"}, {}, ("offline", "offline")),
         ({"client": "offline"}, KEY, ("offline", "offline")),
+        ({"client": "offline", "model": "a"}, KEY, ("offline", "offline")),
         ({"model": "offline"}, KEY, ("offline", "offline")),
     ],
 )
-def test_the_client_is_what_was_asked_for_or_what_there_is(options, environment, models):
-    choice = choose(RunOptions(**options), environment)
-    assert (choice.model, choice.recursive_model) == models
-    assert choice.offline == (models[0] == "offline")
+def test_the_options_and_the_environment_choose_client_and_models(keywords, environment, models, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")  # the client reads the environment of the process
+    settings = settings_for(keywords, environment)
+    assert (settings.model, settings.recursive_model) == models
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("keywords", "words"),
     [
+        ({}, "no key and no endpoint: set OPENAI_API_KEY, .* --client offline answers by rules"),
         ({"client": "openai"}, "OPENAI_API_KEY"),
         ({"model": "gpt-5"}, "no key and no endpoint to ask 'gpt-5'"),
         ({"model": "offline", "recursive_model": "gpt-5"}, "both roles"),
-        ({"child_model": ("a",)}, "as deep as 'a': add --max-depth 2"),
-        ({"child_model": ("a", "b"), "max_depth": 2}, "as deep as 'b': add --max-depth 3"),
+        ({"child_models": ("a",)}, "as deep as 'a': add --max-depth 2"),
+        ({"child_models": ("a", "b"), "max_depth": 2}, "as deep as 'b': add --max-depth 3"),
     ],
 )
-def test_what_cannot_be_is_said(options, words):
+def test_options_that_cannot_work_are_a_usage_error(keywords, words):
     with pytest.raises(click.UsageError, match=words):
-        choose(RunOptions(**options), {})
+        with_client(keywords, {}, is_interactive=False)
 
 
-def test_no_key_and_no_endpoint_is_told():
-    assert "no language model" in choose(RunOptions(), {}).note
-    assert not choose(RunOptions(client="offline"), {}).note
+def test_without_a_key_rules_answer_only_a_person_at_a_terminal_and_say_so(capsys):
+    assert with_client({}, {}, is_interactive=True) == {"client": "offline"}
+    assert "NO LANGUAGE MODEL" in capsys.readouterr().err
+    assert with_client({"client": "offline"}, {}, is_interactive=True) == {"client": "offline"}
+    assert not capsys.readouterr().err
+    with pytest.raises(click.UsageError, match="no key and no endpoint to ask 'gpt-5'"):
+        with_client({"model": "gpt-5"}, {}, is_interactive=True)
 
 
 @pytest.fixture

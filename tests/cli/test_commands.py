@@ -96,9 +96,47 @@ def test_prompts_that_failed_are_told_next_to_the_answer(folder, options):
     assert b"warning: 1 of 2 prompts to sub-models failed: BadRequest (1); the first: " in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "kind"),
+    [
+        (["ask", "a.txt", "-q", "?"], 2, "UsageError"),
+        (["ask", "a.txt", "-q", "?", "--max-iterations", "0"], 2, "BadParameter"),
+        (["ask", "missing.txt", "-q", "?"], 2, "ContextError"),
+        (["ask", "a.txt", "-q", "?", "--base-url", "http://127.0.0.1:9/v1"], 5, "ConnectionFailed"),
+        (["map", "missing.csv", "-p", "x", "-o", "o.csv"], 2, "UsageError"),
+    ],
+)
+def test_with_json_a_failure_is_one_object_on_stdout(folder, arguments, code, kind):
+    done = rlm(*arguments, "--json", folder=folder)
+    failure = json.loads(done.stdout)
+    assert (done.returncode, failure["status"]) == (code, "failed")
+    assert (failure["error"]["type"], failure["error"]["exit_code"]) == (kind, code)
+    assert f"rlm: {failure['error']['message']}" == complaint(done)
+
+
+def test_the_environment_names_the_models(folder, server):
+    done = rlm("ask", "a.txt", "-q", "?", "--json", "--quiet", "--base-url", server.base_url,
+               folder=folder, RLM_MODEL="a", RLM_RECURSIVE_MODEL="b")  # fmt: skip
+    answer = json.loads(done.stdout)
+    assert (answer["model"], answer["recursive_model"]) == ("a", "b")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_and_the_script_gets_the_names(folder, shell):
+    done = rlm("completion", shell, folder=folder)
+    assert (done.returncode, b"_RLM_COMPLETE" in done.stdout) == (0, True)
+    asked = {
+        "_RLM_COMPLETE": f"{shell}_complete",
+        "COMP_WORDS": "rlm ask --max",
+        "COMP_CWORD": "--max" if shell == "fish" else "2",
+    }
+    offered = rlm(folder=folder, **asked)
+    assert (offered.returncode, b"--max-depth" in offered.stdout) == (0, True), offered
+
+
 def test_a_pipe_is_the_data(folder):
     done = rlm(
-        "ask", "-q", "Which fee must a tenant pay who leaves early?", "--quiet", folder=folder,
+        "ask", "-q", "Which fee must a tenant pay who leaves early?", "--quiet", "--client", "offline", folder=folder,
         stdin=(folder / "a.txt").read_bytes(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -143,12 +181,22 @@ def test_a_pipe_is_the_data(folder):
         (["ask", "\x1b[2J", "-q", "?"], b"", "\\x1b[2J: there is no such file"),
         (["chat", "-"], b"", "questions are read from stdin"),
         (["chat"], b"", "no data"),
-        (["aks", "a.txt", "-q", "?"], b"", "there is no command 'aks'; did you mean rlm ask?"),
+        (["aks", "a.txt", "-q", "?"], b"", "there is no command 'aks'. Did you mean 'ask'?"),
         (["zzz"], b"", "there is no command 'zzz'"),
         (["a.txt", "-q", "What fee?"], b"", "did you mean rlm ask a.txt -q 'What fee?'?"),
         (["-q", "What fee?", "a.txt"], b"", "did you mean rlm ask -q 'What fee?' a.txt?"),
         (["What fee?"], b"", "did you mean rlm ask FILE -q 'What fee?'?"),
         (["-x"], b"", "No such option '-x'"),
+        (["ask", "a.txt", "-q", "?"], b"", "no key and no endpoint: set OPENAI_API_KEY"),
+        (["chat", "a.txt"], b"", "--client offline answers by rules, without a model"),
+        (["ask", "a.txt", "--question", "?"], b"", "there is no option --question: use -q/--query"),
+        (["ask", "a.txt", "-q", "?", "--max-concurrency", "3"], b"", "use --max-concurrent"),
+        (["ask", "a.txt", "-q", "?", "--offline"], b"", "use --client offline"),
+        (
+            ["ask", "a.txt", "-q", "?", "--modle", "x"],
+            b"",
+            "(Did you mean one of: '--child-model', '--model'?)",
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_code_2(folder, arguments, stdin, words):
@@ -175,7 +223,7 @@ def test_a_file_that_is_named_twice_is_read_once_and_told(folder, server):
     assert b"is a dict" in done.stderr
 
 
-def test_nobody_at_the_endpoint_is_code_5_at_once(folder):
+def test_an_endpoint_that_does_not_answer_is_code_5_at_once(folder):
     started_at = time.monotonic()
     done = rlm("ask", "a.txt", "-q", "?", "--base-url", "http://127.0.0.1:9/v1", folder=folder)
     assert done.returncode == 5
@@ -183,7 +231,7 @@ def test_nobody_at_the_endpoint_is_code_5_at_once(folder):
     assert time.monotonic() - started_at < 15
 
 
-def test_an_unknown_model_is_code_5_and_lists_what_there_is(folder):
+def test_an_unknown_model_is_code_5_and_lists_the_models(folder):
     with OpenAIServer(
         lambda request: failed(404, "The model does not exist", code="model_not_found"),
         models=["llama", "qwen"],
@@ -301,7 +349,7 @@ def test_chat_reads_lines_from_a_pipe_and_goes_on_after_an_error(folder):
     assert b"2851\n" in done.stdout
     assert b"never" not in done.stdout
     assert b"ZeroDivisionError" in done.stderr
-    assert b"there is no /nope" in done.stderr
+    assert b"there is no command /nope" in done.stderr
 
 
 def test_the_demo_answers_with_a_quote_without_key_and_network(folder):
@@ -309,7 +357,7 @@ def test_the_demo_answers_with_a_quote_without_key_and_network(folder):
     assert done.returncode == 0, done.stderr
     assert b"before really leaving the" in done.stdout
     assert b"context[" in done.stdout
-    assert b"no language model" in done.stderr
+    assert b"NO LANGUAGE MODEL" in done.stderr
 
 
 def test_the_demo_says_when_the_text_does_not_have_it(folder):
@@ -335,7 +383,20 @@ def test_doctor_tells_of_an_endpoint_that_does_not_answer(folder):
 
 
 @pytest.mark.parametrize(
-    "command", [(), ("ask",), ("chat",), ("map",), ("count",), ("split",), ("demo",), ("doctor",)]
+    "command",
+    [
+        (),
+        ("ask",),
+        ("chat",),
+        ("map",),
+        ("count",),
+        ("split",),
+        ("demo",),
+        ("doctor",),
+        ("config",),
+        ("config", "set"),
+        ("completion",),
+    ],
 )
 def test_help_fits_a_terminal_of_80_columns(folder, command):
     done = rlm(*command, "--help", folder=folder, COLUMNS="80", PYTHONIOENCODING="utf-8")

@@ -2,17 +2,26 @@ from __future__ import annotations
 
 import pytest
 
-from rlm.cli.chat_inputs import Code, Command, Nothing, Question, Show, Unknown, is_unfinished, parse
+from rlm.cli.chat_inputs import (
+    AskModel,
+    Command,
+    Nothing,
+    RunCode,
+    ShowVariable,
+    Unknown,
+    is_unfinished,
+    parse,
+)
 
 
 @pytest.mark.parametrize(
     ("text", "meaning"),
     [
-        ("Who are the parties?", Question("Who are the parties?")),
-        ("  two\nlines  ", Question("two\nlines")),
-        ("!len(context)", Code("len(context)")),
-        ("! for x in y:\n    print(x)", Code("for x in y:\n    print(x)")),
-        ("?x", Show("x")),
+        ("Who are the parties?", AskModel("Who are the parties?")),
+        ("  two\nlines  ", AskModel("two\nlines")),
+        ("!len(context)", RunCode("len(context)")),
+        ("! for x in y:\n    print(x)", RunCode("for x in y:\n    print(x)")),
+        ("?x", ShowVariable("x")),
         ("?", Command("vars")),
         ("/vars", Command("vars")),
         ("/QUIT", Command("quit")),
@@ -20,7 +29,7 @@ from rlm.cli.chat_inputs import Code, Command, Nothing, Question, Show, Unknown,
         ("Exit", Command("quit")),
         ("quit()", Command("quit")),
         ("help", Command("help")),
-        ("help me understand it", Question("help me understand it")),
+        ("help me understand it", AskModel("help me understand it")),
         ("/what now", Unknown("/what now")),
         ("/", Unknown("/")),
         ("!", Nothing()),
