@@ -85,7 +85,7 @@ def test_a_budget_ends_the_job_with_its_code_and_resume_goes_on(folder, server):
 
 def test_after_ctrl_c_the_job_can_be_resumed(folder):
     with OpenAIServer(lambda request: answer(request.prompt, parity), latency_s=0.2) as server:
-        options = ("--base-url", server.base_url, "--rows-per-call", "5", "--max-concurrency", "2")
+        options = ("--base-url", server.base_url, "--rows-per-call", "5", "--max-concurrent", "2")
         journal = folder / "out.csv.journal"
         process = subprocess.Popen(
             [*RLM, *JOB, *options], cwd=folder, env=environment(), stderr=subprocess.PIPE, text=True
@@ -169,7 +169,7 @@ def test_progress_tells_the_speed_the_money_the_failures_and_what_is_left():
         ((*JOB, "--temperature", "hot"), "neither a number nor"),
         ((*JOB, "--temperature", "a=3"), "not between 0 and 2"),
         ((*JOB, "--temperature", "a=1", "--base-url", "http://localhost:1/v1"), "none of the models"),
-        ((*JOB, "--max-concurrency", "0"), "neither a number above 0 nor auto"),
+        ((*JOB, "--max-concurrent", "0"), "neither a number above 0 nor auto"),
         ((*JOB, "--budget", "0"), "not in the range"),
         (("map", "in.csv", "-o", "out.csv"), "no prompt"),
         (("map", "in.csv", "-p", "x"), "no output"),
@@ -186,7 +186,7 @@ def test_progress_tells_the_speed_the_money_the_failures_and_what_is_left():
             "not named like the failed rows",
         ),
         (("count", "in.csv", "-p", "{{x}}"), "no field 'x'"),
-        (("count", "in.csv", "--price", "a"), "write two numbers"),
+        (("count", "in.csv", "--price", "a"), "is not of the form INPUT,OUTPUT"),
         (("split", "in.csv"), "--rows N or --max-tokens N"),
         (("split", "in.csv", "--max-tokens", "3"), "alone has"),
     ],
