@@ -52,7 +52,7 @@ OF_RETRY: Final = frozenset({"max_output_tokens", "budget", "prices", "base_url"
 """Options that a retry takes; the others are those of the job that it repeats."""
 
 
-class TemperatureOf(click.ParamType[Any]):
+class _TemperatureOf(click.ParamType[Any]):
     """`T`, the temperature of all models, with the name ''; or `NAME=T`."""
 
     name = "temperature"
@@ -90,7 +90,7 @@ def _option(*names: str, group: str, **keywords: Any) -> Callable[[F], F]:
 @job_option("samples", group="Models")
 @job_option("escalate_to", group="Models")
 @job_option("escalate_when", group="Models", metavar="RULE")
-@job_option("temperature", group="Models", type=TemperatureOf(), multiple=True, metavar="T|NAME=T")
+@job_option("temperature", group="Models", type=_TemperatureOf(), multiple=True, metavar="T|NAME=T")
 @job_option("max_output_tokens", group="Models")
 @price_option
 @_option("--base-url", group="Models", metavar="URL", help="Any OpenAI-compatible endpoint.")

@@ -46,7 +46,7 @@ class NumberOrAuto(click.ParamType[Any]):
         return int(text)
 
 
-class FiniteNumber(click.FloatRange):
+class _FiniteNumber(click.FloatRange):
     """A finite number above 0."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
@@ -57,7 +57,7 @@ class FiniteNumber(click.FloatRange):
         return number
 
 
-ABOVE_ZERO: Final = FiniteNumber(min=0, min_open=True)
+ABOVE_ZERO: Final = _FiniteNumber(min=0, min_open=True)
 AMOUNTS: Final[tuple[str, ...]] = ("dollars", "tokens", "calls")
 COUNT: Final = click.IntRange(min=1)
 

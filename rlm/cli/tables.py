@@ -36,7 +36,7 @@ def job_option(name: str, *flags: str, group: str, default: str = "", **changes:
     return option_of(Job, name, *flags, group=group, default=default, **changes)
 
 
-class SchemaSource(TextOrFile):
+class _SchemaSource(TextOrFile):
     """Schema as JSON or in the short form, or with `@FILE` the text of a file."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
@@ -50,7 +50,7 @@ class SchemaSource(TextOrFile):
 
 
 prompt_option = job_option("prompt", "-p", "--prompt", group="Job", type=TextOrFile(), metavar="TEXT|@FILE")
-schema_option = job_option("schema", group="Job", type=SchemaSource(), metavar="TEXT|@FILE")
+schema_option = job_option("schema", group="Job", type=_SchemaSource(), metavar="TEXT|@FILE")
 models_option = job_option("models", "-m", "--model", group="Models", default=DEFAULT_MODEL)
 rows_per_call_option = job_option("rows_per_call", group="Job")
 price_option = click.option(
