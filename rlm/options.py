@@ -103,9 +103,13 @@ def models_of(model: str | None, recursive_model: str | None, *, own_endpoint: b
     model = os.environ.get("RLM_MODEL") if model is None else model
     recursive_model = os.environ.get("RLM_RECURSIVE_MODEL") if recursive_model is None else recursive_model
     defaults = RunSettings()
-    if own_endpoint:
-        model, recursive_model = model or recursive_model, recursive_model or model
-    return model or defaults.model, recursive_model or defaults.recursive_model
+    others = (recursive_model, model) if own_endpoint else (None, None)
+    roots, subs = (model, others[0], defaults.model), (recursive_model, others[1], defaults.recursive_model)
+    return _first(roots), _first(subs)
+
+
+def _first(models: tuple[str | None, ...]) -> str:
+    return next(model for model in models if model is not None)
 
 
 def require_no_key(**models: object) -> None:
