@@ -87,7 +87,7 @@ def test_an_option_is_given_once():
         (("a", None), {}, False, ("a", "gpt-5-nano")),
         (("a", None), {}, True, ("a", "a")),
         ((None, None), {}, True, ("gpt-5", "gpt-5-nano")),
-        ((None, "b"), {}, True, ("gpt-5", "b")),
+        ((None, "b"), {}, True, ("b", "b")),
         ((None, None), {"RLM_MODEL": "e"}, False, ("e", "gpt-5-nano")),
         ((None, None), {"RLM_MODEL": "e"}, True, ("e", "e")),
         (("a", None), {"RLM_MODEL": "e", "RLM_RECURSIVE_MODEL": "f"}, True, ("a", "f")),
