@@ -91,7 +91,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
             raises, and `Answer.warnings` says so.
         journal: a file to which every event of every run is appended as it happens; see `rlm.journal.runs`. When
             the disk does not take it, the runs go on, and `Answer.warnings` says so.
-        options: further options of the run; `rlm.options.RunOptions` has their types, `rlm.settings` their
+        run_options: further options of the run; `rlm.options.RunOptions` has their types, `rlm.settings` their
             defaults and meaning: `max_concurrent`, `cache`, `cell_timeout_s`, `timeout_s`, `on_limit`, `max_children`,
             `child_models`, `child_iterations`, `child_timeout_s`, `sub_context_chars`, `shown_output_chars`.
 
