@@ -1,6 +1,6 @@
-"""Loading ahead of need, in a thread, what is slow to import.
+"""Import in a thread, before it is needed, what is slow to import.
 
-A fork waits until it is done: a child that is forked in the middle of an import would wait for its lock for ever.
+`os.fork` waits until such an import is done: a child forked in the middle of it would wait for the import lock forever.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ __all__ = ["load"]
 _loading = threading.RLock()
 
 
-def load(what: Callable[[], object]) -> None:
-    """Call something that imports; run in a thread. A second thread waits for the first."""
+def load(importing: Callable[[], object]) -> None:
+    """Call a function that imports; run this in a thread. A second thread waits for the first."""
     with _loading:
-        what()
+        importing()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release
-    )
+os.register_at_fork(
+    before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_loading.release
+)

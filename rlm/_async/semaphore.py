@@ -10,11 +10,11 @@ import anyio
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-__all__ = ["Line", "Place"]
+__all__ = ["FairSemaphore", "Permit"]
 
 
-class Line:
-    """Lets `size` tasks in at once; those that wait are admitted round robin over groups, in order within one.
+class FairSemaphore:
+    """Grants up to `size` permits at once; waiting tasks get them round robin over groups, in order within a group.
 
     So a batch of 10,000 calls does not make the single call that came after it wait for all of them. Use it on
     one event loop; it may be made outside of any.
@@ -22,83 +22,83 @@ class Line:
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._inside = 0
+        self._in_use = 0
         self._waiting: OrderedDict[Hashable, deque[anyio.Event]] = OrderedDict()
 
     @property
-    def inside(self) -> int:
-        """How many tasks are in."""
-        return self._inside
+    def in_use(self) -> int:
+        """Number of permits that are held."""
+        return self._in_use
 
     @property
     def size(self) -> int:
-        """How many tasks may be in at once."""
+        """Number of permits that may be held at once."""
         return self._size
 
     @property
     def is_full(self) -> bool:
-        """Whether a task that came now would have to wait."""
-        return self._inside >= self._size or bool(self._waiting)
+        """True if the next `acquire` has to wait."""
+        return self._in_use >= self._size or bool(self._waiting)
 
-    async def enter(self, group: Hashable) -> None:
-        """Wait for a place; give it back with `leave()`."""
+    async def acquire(self, group: Hashable) -> None:
+        """Wait for a permit of this group; return it with `release()`."""
         if not self.is_full:
-            self._inside += 1
+            self._in_use += 1
             return
-        admitted = anyio.Event()
-        self._waiting.setdefault(group, deque()).append(admitted)
+        granted = anyio.Event()
+        self._waiting.setdefault(group, deque()).append(granted)
         try:
-            await admitted.wait()
+            await granted.wait()
         except BaseException:
-            # A task may be admitted and cancelled in the same turn of the loop: the place goes to the next one.
-            if admitted.is_set():
-                self.leave()
+            # A task may be granted a permit and cancelled in the same turn of the loop: then the next one gets it.
+            if granted.is_set():
+                self.release()
             else:
-                self._give_up(group, admitted)
+                self._remove(group, granted)
             raise
 
-    def leave(self) -> None:
-        """Give the place back to whoever waits longest."""
-        self._inside -= 1
-        self._admit()
+    def release(self) -> None:
+        """Return a permit; the next waiting task gets it."""
+        self._in_use -= 1
+        self._grant()
 
     def resize(self, size: int) -> None:
-        """Let more tasks in from now on, or fewer; those that are in stay in."""
+        """Allow more permits from now on, or fewer; those that are held stay valid."""
         self._size = size
-        self._admit()
+        self._grant()
 
-    def _admit(self) -> None:
-        while self._waiting and self._inside < self._size:
+    def _grant(self) -> None:
+        while self._waiting and self._in_use < self._size:
             group, waiting = next(iter(self._waiting.items()))
             waiting.popleft().set()
-            self._inside += 1
+            self._in_use += 1
             if waiting:
                 self._waiting.move_to_end(group)
             else:
                 del self._waiting[group]
 
-    def _give_up(self, group: Hashable, admitted: anyio.Event) -> None:
+    def _remove(self, group: Hashable, granted: anyio.Event) -> None:
         waiting = self._waiting[group]
-        waiting.remove(admitted)
+        waiting.remove(granted)
         if not waiting:
             del self._waiting[group]
 
 
-class Place:
-    """A place in a line that its holder may give back and take again."""
+class Permit:
+    """A permit of a semaphore that its holder may release for a while and acquire again."""
 
-    def __init__(self, line: Line) -> None:
-        self._line = line
+    def __init__(self, semaphore: FairSemaphore) -> None:
+        self._semaphore = semaphore
         self._is_held = False
 
-    async def take(self, group: Hashable = None) -> None:
-        """Wait for a place, unless it is held."""
+    async def acquire(self, group: Hashable = None) -> None:
+        """Wait for the permit, unless it is held."""
         if not self._is_held:
-            await self._line.enter(group)
+            await self._semaphore.acquire(group)
             self._is_held = True
 
-    def give_back(self) -> None:
-        """Let the next one in, if the place is held."""
+    def release(self) -> None:
+        """Return the permit, if it is held."""
         if self._is_held:
             self._is_held = False
-            self._line.leave()
+            self._semaphore.release()

@@ -24,6 +24,7 @@ import anyio.to_thread
 from anyio import lowlevel
 
 from rlm import errors
+from rlm._async.groups import ungrouped
 from rlm.bulk.answers import Answers
 from rlm.bulk.checkpoint import PASSING, Checkpoint, JobRecord, Memory, forget
 from rlm.bulk.io.formats import FileSource, Row, Source, require
@@ -43,7 +44,6 @@ from rlm.errors import (
     UnknownModel,
 )
 from rlm.events import CallFinished, CallRetried
-from rlm.scheduler.batch import ungrouped
 from rlm.structured.map import Item, Mapped, MapSettings, Settled, fill_packs, map_packs
 from rlm.wording import counted
 

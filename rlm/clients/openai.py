@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Self
 
 import anyio
 
+from rlm._async.groups import for_each
 from rlm._async.portal import lease
 from rlm.checks import model_name, positive_number, whole_number
 from rlm.clients.address import EndpointAddress, is_like_a_key
@@ -376,20 +377,17 @@ class _Exchange:
 async def _complete_all(
     client: AsyncOpenAIClient, calls: list[Call], max_concurrent: int
 ) -> list[Reply | CallError]:
-    """Return a reply or an error for each call, in order; a fixed number of tasks takes calls off one iterator."""
+    """Return a reply or an error for each call, in order."""
     results: dict[int, Reply | CallError] = {}
-    waiting = iter(enumerate(calls))
 
-    async def work() -> None:
-        for index, call in waiting:
-            try:
-                results[index] = await client.complete(call)
-            except CallError as error:
-                results[index] = error
+    async def ask(numbered: tuple[int, Call]) -> None:
+        index, call = numbered
+        try:
+            results[index] = await client.complete(call)
+        except CallError as error:
+            results[index] = error
 
-    async with anyio.create_task_group() as workers:
-        for _ in range(min(max_concurrent, len(calls))):
-            workers.start_soon(work)
+    await for_each(enumerate(calls), ask, max_concurrent=min(max_concurrent, len(calls)))
     return [results[index] for index in range(len(calls))]
 
 

@@ -12,10 +12,12 @@ import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import anyio
 
+from rlm._async.groups import for_each
 from rlm.engine import prompts
 from rlm.engine.prompt_failures import Outcomes
 from rlm.errors import (
@@ -30,12 +32,12 @@ from rlm.errors import (
     UnknownModel,
 )
 from rlm.sandbox.shelf import Shelved
-from rlm.scheduler.batch import Kept, ungrouped
 from rlm.structured.map import Mapped, MapSettings, PlainModels, ask_checked, map_items
 from rlm.structured.schema import Schema, schema_of
 from rlm.values import Answer, Call, HostCall, Message, Reply
 
 if TYPE_CHECKING:
+    from rlm.scheduler.batch import Kept
     from rlm.scheduler.scheduler import Tree
     from rlm.settings import RunSettings
 
@@ -251,23 +253,17 @@ class HostCalls:
         if self._at_depth_limit:
             return await self._plain_children(items, max_concurrent)
         slots: dict[int, Slot] = {}
-        waiting = iter(enumerate(items))
 
-        async def work() -> None:
-            while self.reached is None and (item := next(waiting, None)) is not None:
-                index, (question, context) = item
-                try:
-                    slots[index] = await self._settle(question, context)
-                except LimitReached as limit:
-                    self.reached = limit
+        async def start(item: tuple[int, tuple[str, Any]]) -> None:
+            index, (question, context) = item
+            try:
+                slots[index] = await self._settle(question, context)
+            except LimitReached as limit:
+                self.reached = limit
 
-        async def ask() -> None:
-            with ungrouped():
-                async with anyio.create_task_group() as tasks:
-                    for _ in range(min(max_concurrent, len(items))):
-                        tasks.start_soon(work)
-
-        await self._as_far_as_limits_allow(ask)
+        until_a_limit = takewhile(lambda _: self.reached is None, enumerate(items))
+        concurrent = min(max_concurrent, len(items))
+        await self._as_far_as_limits_allow(partial(for_each, until_a_limit, start, max_concurrent=concurrent))
         return self._slots(len(items), slots)
 
     async def _settle(self, question: str, context: Any) -> Slot:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
 
+from rlm._async.groups import ungrouped
 from rlm.engine import prompts
 from rlm.engine.conversation import AskRoot, Conclusion, Conversation, RunCell, Step
 from rlm.engine.host_calls import NO_DEADLINE, Deadline, HostCalls
@@ -42,7 +43,6 @@ from rlm.events import (
     Warned,
 )
 from rlm.sandbox.shelf import Shelved
-from rlm.scheduler.batch import ungrouped
 from rlm.values import Answer, AnswerStatus, Call, CellResult, Message, Reply
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
 
+from rlm._async.groups import first_error
 from rlm.errors import CallError, GuestDied, HostCallRefused, ProtocolViolation
 from rlm.sandbox.guest import frames, values
 from rlm.sandbox.guest.sketch import Sketch
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from rlm.sandbox.process import Guest
     from rlm.settings import SandboxSettings
 
-__all__ = ["CellRun", "HostCallHandler", "OutputHandler", "alone"]
+__all__ = ["CellRun", "HostCallHandler", "OutputHandler"]
 
 HostCallHandler: TypeAlias = "Callable[[HostCall], Awaitable[Any]]"
 OutputHandler: TypeAlias = "Callable[[str, str], None]"
@@ -96,7 +97,7 @@ class CellRun:
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await self._kill_cell()
-            only = alone(error)
+            only = first_error(error)
             if only is error:
                 raise
             raise only from only.__cause__  # a failure of `on_output`, without the task group's wrapping
@@ -276,13 +277,6 @@ class CellRun:
             execution_time=anyio.current_time() - self._began,
             compute_time=verdict["compute"],
         )
-
-
-def alone(error: BaseException) -> BaseException:
-    """The one exception that a task group wrapped, as itself."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 class _Output:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Self
 import anyio
 import anyio.to_thread
 
+from rlm._async.groups import first_error
 from rlm.errors import ContextError, GuestDied, GuestStartFailed, ProtocolViolation, SessionClosed
-from rlm.sandbox.cell import CellRun, HostCallHandler, OutputHandler, alone
+from rlm.sandbox.cell import CellRun, HostCallHandler, OutputHandler
 from rlm.sandbox.guest import frames, values
 from rlm.sandbox.launchers import Launcher, local
 from rlm.sandbox.messages import children_of, decoded, off_the_loop, variable_of
@@ -295,7 +296,7 @@ class Session:
         except BaseException as error:  # noqa: BLE001 - whatever it is, the guest must not outlive it
             with anyio.CancelScope(shield=True):
                 log = await self._discard()
-            only = alone(error)
+            only = first_error(error)
             if isinstance(only, GuestDied) and log:
                 raise GuestDied(f"{only}; its log ends:\n{log}") from None
             raise only from only.__cause__

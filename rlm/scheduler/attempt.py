@@ -107,7 +107,7 @@ class Endpoint:
                 self._settle_failed(attempt, error, anyio.current_time() - started)
                 raise
             finally:
-                self._gate.leave(call.model, outcome)
+                self._gate.release(call.model, outcome)
             seconds = anyio.current_time() - started
             self._settle(attempt, reply.usage, seconds, said_usd=reply.cost_usd)
         self._learn(attempt, reply)
@@ -145,7 +145,7 @@ class Endpoint:
         reservation = await ledger.reserve(call, self._amount_of(call, worst, ledger.budget))
         try:
             async with self._rates.turn(call.model, group, worst.total_tokens):
-                await self._gate.enter(call.model, group)
+                await self._gate.acquire(call.model, group)
                 taken = self._rates.take(call.model, worst.total_tokens)
         except BaseException:
             ledger.settle(reservation, None, None)

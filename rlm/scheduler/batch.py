@@ -7,22 +7,22 @@ as places: one slow provider's `Retry-After` does not stall the rest.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias
 
 import anyio
 
-from rlm._async.semaphore import Line, Place
+from rlm._async.groups import ungrouped
+from rlm._async.semaphore import FairSemaphore, Permit
 from rlm.errors import BudgetExceeded, CallError
 from rlm.values import Reply, Usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["Ask", "Kept", "run_batch", "ungrouped"]
+__all__ = ["Ask", "Kept", "run_batch"]
 
-Ask: TypeAlias = Callable[[int, Place], Awaitable[Reply]]
+Ask: TypeAlias = Callable[[int, Permit], Awaitable[Reply]]
 """Makes the call with this index, in a place that it may give back while it waits to be asked again."""
 
 Kept: TypeAlias = "dict[int, Reply | CallError]"
@@ -38,7 +38,7 @@ async def run_batch(
     `BudgetExceeded` lets the calls in flight finish first, because they are paid for. However it ends, `kept` has
     the outcomes there are.
     """
-    batch = _Batch(ask, first, Line(max_concurrent))
+    batch = _Batch(ask, first, FairSemaphore(max_concurrent))
     try:
         with ungrouped():
             async with anyio.create_task_group() as group:
@@ -53,28 +53,28 @@ async def run_batch(
 
 
 class _Batch:
-    def __init__(self, ask: Ask, first: Sequence[int], line: Line) -> None:
+    def __init__(self, ask: Ask, first: Sequence[int], semaphore: FairSemaphore) -> None:
         self.exceeded: BudgetExceeded | None = None
         self._ask = ask
         self._first = first
-        self._line = line
+        self._semaphore = semaphore
         self._pending: Iterator[int] = (index for index, own in enumerate(first) if index == own)
         self._outcomes: dict[int, Reply | CallError] = {}
 
     async def work(self) -> None:
-        place = Place(self._line)
+        permit = Permit(self._semaphore)
         try:
-            await place.take()
+            await permit.acquire()
             while self.exceeded is None and (index := next(self._pending, None)) is not None:
-                await self._fill(index, place)
-                place.give_back()  # to a call that comes back to be asked again, if there is one
-                await place.take()
+                await self._fill(index, permit)
+                permit.release()  # to a call that comes back to be asked again, if there is one
+                await permit.acquire()
         finally:
-            place.give_back()
+            permit.release()
 
-    async def _fill(self, index: int, place: Place) -> None:
+    async def _fill(self, index: int, permit: Permit) -> None:
         try:
-            self._outcomes[index] = await self._ask(index, place)
+            self._outcomes[index] = await self._ask(index, permit)
         except CallError as error:
             self._outcomes[index] = error
         except BudgetExceeded as error:
@@ -93,21 +93,3 @@ class _Batch:
         if index == first or isinstance(outcome, CallError):
             return outcome
         return replace(outcome, usage=Usage(), cost_usd=0.0, attempts=0)
-
-
-@contextmanager
-def ungrouped() -> Iterator[None]:
-    """Raise the first error of a group as itself, with its own cause: many calls at once fail as one does."""
-    try:
-        yield
-    except BaseExceptionGroup as errors:
-        error = _first_of(errors)
-        raise error from error.__cause__
-
-
-def _first_of(errors: BaseExceptionGroup[BaseException]) -> BaseException:
-    _, others = errors.split(anyio.get_cancelled_exc_class())  # Trio has cancellations in its groups, too
-    error: BaseException = others or errors
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

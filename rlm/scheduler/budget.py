@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 
-from rlm._async.semaphore import Line
+from rlm._async.semaphore import FairSemaphore
 from rlm.errors import (
     AuthenticationFailed,
     BadRequest,
@@ -187,7 +187,7 @@ class Ledger:
         self._settled = Amount()
         self._reserved = Amount()
         self._set_aside = Amount()
-        self._line = Line(1)
+        self._semaphore = FairSemaphore(1)
         self._freed: anyio.Event | None = None
 
     @property
@@ -310,14 +310,14 @@ class Ledger:
         return self._total, by_model, by_depth
 
     async def _until_it_fits(self, call: Call, worst: Amount, group: Hashable) -> None:
-        await self._line.enter(group)
+        await self._semaphore.acquire(group)
         try:
             while self._exceeds(self._settled + self._set_aside + self._reserved + worst):
                 self._refuse_impossible(call, worst)
                 self._freed = anyio.Event()
                 await self._freed.wait()
         finally:
-            self._line.leave()
+            self._semaphore.release()
 
     async def _until_it_fits_all(self, call: Call, worst: Amount, of: Ledger) -> None:
         """The same for a ledger within this one; the first refusal is for all of them."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import anyio
 import anyio.to_thread
 
-from rlm._async.semaphore import Line
+from rlm._async.semaphore import FairSemaphore
 from rlm.values import Call, Reply, Usage
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Cache:
         self._max_bytes = max_bytes
         self._connection: sqlite3.Connection | None = None
         self._pending: list[_Errand] = []
-        self._line = Line(1)
+        self._semaphore = FairSemaphore(1)
         self._threads: anyio.CapacityLimiter | None = None
 
     async def get(self, call: Call, *, occurrence: int = 0) -> Reply | None:
@@ -145,7 +145,7 @@ class Cache:
     async def _do(self, job: Job) -> Reply | None:
         errand = _Errand(job)
         self._pending.append(errand)
-        await self._line.enter(None)
+        await self._semaphore.acquire(None)
         try:
             # Whoever comes to the head of the line takes along what all the others wait for.
             if not errand.done:
@@ -154,7 +154,7 @@ class Cache:
                 self._threads = self._threads or anyio.CapacityLimiter(1)
                 await anyio.to_thread.run_sync(self._perform, errands, limiter=self._threads)
         finally:
-            self._line.leave()
+            self._semaphore.release()
         return errand.result
 
     def _perform(self, errands: list[_Errand]) -> None:

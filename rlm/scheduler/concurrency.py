@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from rlm._async.semaphore import Line
+from rlm._async.semaphore import FairSemaphore
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -26,44 +26,44 @@ class Gate:
     """Holds a request back until it may go out.
 
     With a number, that many requests are in flight over all models. With "auto", each model has a width of its
-    own that adapts to its endpoint. Only requests hold a place, never runs, so a run that waits for its children
+    own that adapts to its endpoint. Only requests hold a permit, never runs, so a run that waits for its children
     cannot deadlock them.
     """
 
     def __init__(self, max_concurrent: int | Literal["auto"]) -> None:
-        self._shared = None if max_concurrent == "auto" else Line(max_concurrent)
-        self._adaptive: dict[str, tuple[Line, AdaptiveWidth]] = {}
+        self._shared = None if max_concurrent == "auto" else FairSemaphore(max_concurrent)
+        self._adaptive: dict[str, tuple[FairSemaphore, AdaptiveWidth]] = {}
 
-    async def enter(self, model: str, group: Hashable) -> None:
-        """Wait for a place, round robin between groups; give it back with `leave()`."""
-        await self._line(model).enter(group)
+    async def acquire(self, model: str, group: Hashable) -> None:
+        """Wait for a permit, round robin between groups; return it with `release()`."""
+        await self._semaphore(model).acquire(group)
 
-    def leave(self, model: str, outcome: Outcome) -> None:
-        """Give a place back and say how the request went: "overloaded" narrows an adaptive gate."""
+    def release(self, model: str, outcome: Outcome) -> None:
+        """Return a permit and report how the request went: "overloaded" narrows an adaptive limit."""
         if self._shared is not None:
-            self._shared.leave()
+            self._shared.release()
             return
-        line, width = self._adaptive[model]
-        width.observe(outcome, was_full=line.is_full)
-        if width.limit != line.size:
-            line.resize(width.limit)
-        line.leave()
+        semaphore, width = self._adaptive[model]
+        width.observe(outcome, was_full=semaphore.is_full)
+        if width.limit != semaphore.size:
+            semaphore.resize(width.limit)
+        semaphore.release()
 
     def width(self, model: str) -> int:
         """How many requests for this model may be in flight now."""
-        return self._line(model).size
+        return self._semaphore(model).size
 
     @property
     def widest(self) -> int:
         """How many requests, for one model, may ever be in flight."""
         return WIDEST if self._shared is None else self._shared.size
 
-    def _line(self, model: str) -> Line:
+    def _semaphore(self, model: str) -> FairSemaphore:
         if self._shared is not None:
             return self._shared
         if model not in self._adaptive:
             width = AdaptiveWidth()
-            self._adaptive[model] = (Line(width.limit), width)
+            self._adaptive[model] = (FairSemaphore(width.limit), width)
         return self._adaptive[model][0]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from rlm._async.semaphore import Line
+from rlm._async.semaphore import FairSemaphore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable
@@ -50,7 +50,7 @@ class Rates:
         if not pace.is_limited:
             yield
             return
-        await pace.line.enter(group)
+        await pace.semaphore.acquire(group)
         try:
             while (seconds := pace.delay(tokens, anyio.current_time())) > 0:
                 pace.changed = anyio.Event()
@@ -58,7 +58,7 @@ class Rates:
                     await pace.changed.wait()
             yield
         finally:
-            pace.line.leave()
+            pace.semaphore.release()
 
     def take(self, model: str, tokens: int) -> Taken:
         """Note that a call goes out now; `correct` its tokens when they are known."""
@@ -184,7 +184,7 @@ class Taken:
 class _Pace:
     requests: Window
     tokens: Window
-    line: Line = field(default_factory=lambda: Line(1))
+    semaphore: FairSemaphore = field(default_factory=lambda: FairSemaphore(1))
     changed: anyio.Event = field(default_factory=anyio.Event)
 
     @property

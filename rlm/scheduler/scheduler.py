@@ -12,7 +12,7 @@
               ├─ breaker         wait, or fail at once, while the endpoint is down              breaker.py
               ├─ budget          set the worst case aside, or wait, or end the run              budget.py, measure.py
               ├─ rates           wait for a turn per minute                                     rates.py
-              ├─ gate            wait for a place; only requests hold one                       gate.py
+              ├─ concurrency     wait for a permit; only requests hold one                      concurrency.py
               ├─ client          one request, under a timeout
               └─ truthful        what came is an answer, a warning or an error                  truthful.py
 
@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 import anyio
 from anyio.lowlevel import checkpoint
 
-from rlm._async.semaphore import Line, Place
+from rlm._async.semaphore import FairSemaphore, Permit
 from rlm.errors import CallError, DeadlineExceeded, SettingsError
 from rlm.events import BatchFinished, BatchStarted, Emit, ignore
 from rlm.metering.bounds import CountTokens, Observe, estimate_tokens
@@ -161,19 +161,19 @@ class Tree:
         """How many calls of this model may be in flight now, over all trees of the scheduler."""
         return self._scheduler.endpoint.width(model)
 
-    async def complete(self, call: Call, *, place: Place | None = None) -> Reply:
+    async def complete(self, call: Call, *, permit: Permit | None = None) -> Reply:
         """Ask once and get the answer.
 
         Args:
             call: what to ask.
-            place: one among many callers, held; it is given back while the call waits to be asked again.
+            permit: held by the caller; it is released while the call waits for a retry.
 
         Raises:
             CallError: the call failed for good.
             LimitReached: the tree may not spend what the call could cost, or its time is up.
             SettingsError: there is a budget in dollars and the model has no known price.
         """
-        return await self._complete(call, 0, place or Place(Line(1)))
+        return await self._complete(call, 0, permit or Permit(FairSemaphore(1)))
 
     async def complete_all(
         self, calls: Sequence[Call], *, max_concurrent: int, dedupe: bool = True, kept: Kept | None = None
@@ -198,10 +198,10 @@ class Tree:
         slots = Counter(first)  # how many share the answer of each call that is made
         samples = occurrences(calls) if self._scheduler.cache is not None else None
 
-        async def ask(index: int, place: Place) -> Reply:
+        async def ask(index: int, permit: Permit) -> Reply:
             occurrence = samples[index] if samples is not None else 0
             try:
-                return await self._complete(replace(calls[index], batch=batch.number), occurrence, place)
+                return await self._complete(replace(calls[index], batch=batch.number), occurrence, permit)
             except CallError:
                 batch.failed += slots[index]
                 raise
@@ -250,14 +250,14 @@ class Tree:
                 )
             )
 
-    async def _complete(self, call: Call, occurrence: int, place: Place) -> Reply:
+    async def _complete(self, call: Call, occurrence: int, permit: Permit) -> Reply:
         await checkpoint()  # a client that never waits, such as a scripted one, must not starve the loop
         call = self._prepared(call)
         told = CallEvents(self._emit, call, number=next(self._call_numbers))
         told.started()
         bill = Spent()
         try:
-            reply = await self._within_time(_Question(call, occurrence, place, told, bill))
+            reply = await self._within_time(_Question(call, occurrence, permit, told, bill))
         except BaseException as error:
             told.failed(error, bill)
             raise
@@ -307,7 +307,7 @@ class Tree:
         failures = 0
         waited_s = 0.0
         while True:
-            await question.place.take("again")  # not behind all the calls that were not asked yet
+            await question.permit.acquire("again")  # not behind all the calls that were not asked yet
             try:
                 reply = await endpoint.ask(
                     call, ledger=self.ledger, group=(self, call.batch), bill=bill, on_text=on_text
@@ -327,7 +327,7 @@ class Tree:
                 self._retries.answered()
                 return replace(reply, attempts=failures + 1, usage=bill.usage, cost_usd=bill.cost_usd)
             waited_s += wait_s
-            question.place.give_back()
+            question.permit.release()
             await anyio.sleep(wait_s)
 
 
@@ -345,7 +345,7 @@ class _Question:
 
     call: Call
     occurrence: int
-    place: Place
+    permit: Permit
     told: CallEvents
     bill: Spent
 

@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import anyio
 from anyio.lowlevel import checkpoint
 
-from rlm._async.semaphore import Line, Place
+from rlm._async.groups import ungrouped
+from rlm._async.semaphore import FairSemaphore, Permit
 from rlm.errors import (
     BadRequest,
     CallError,
@@ -48,7 +49,6 @@ from rlm.errors import (
     Refused,
     SettingsError,
 )
-from rlm.scheduler.batch import ungrouped
 from rlm.structured.packs import (
     CHARS_PER_TOKEN,
     Outcome,
@@ -398,7 +398,7 @@ class _Mapping:
         self._plain_models = plain_models
         self._again: deque[_Pack] = deque()
         self._ready: deque[_Pack] = deque()
-        self._line = Line(self._places())
+        self._semaphore = FairSemaphore(self._permits())
         self._workers: TaskGroup
         self._reading = anyio.CancelScope()
         self._started = 0
@@ -418,7 +418,7 @@ class _Mapping:
 
     async def _read_ahead(self) -> None:
         async for items in self._packs:
-            while len(self._ready) >= self._line.size:
+            while len(self._ready) >= self._semaphore.size:
                 self._taken = anyio.Event()
                 await self._taken.wait()
             pack = _Pack(items)
@@ -428,23 +428,23 @@ class _Mapping:
 
     async def _work(self) -> None:
         """Settle pack after pack until there are none, and none can come back from another worker."""
-        place = Place(self._line)
+        permit = Permit(self._semaphore)
         try:
-            await place.take()
+            await permit.acquire()
             while self.stopped_by is None:
                 if (pack := self._take()) is not None:
-                    await self._settle(pack, place)
+                    await self._settle(pack, permit)
                 elif self._ended and not self._busy:
                     return
                 else:
-                    place.give_back()
+                    permit.release()
                     self._idle.append(anyio.Event())
                     await self._idle[-1].wait()
-                if self._line.is_full:
-                    place.give_back()  # to a call that comes back to be asked again, if there is one
-                await place.take()
+                if self._semaphore.is_full:
+                    permit.release()  # to a call that comes back to be asked again, if there is one
+                await permit.acquire()
         finally:
-            place.give_back()
+            permit.release()
 
     def _take(self) -> _Pack | None:
         """The next pack, counted as busy from here on."""
@@ -460,7 +460,7 @@ class _Mapping:
         contents = [item.content for item in pack.items]
         return pack_call(self._task, contents, self._settings, self._plain_models, notes=pack.notes)
 
-    def _places(self) -> int:
+    def _permits(self) -> int:
         """How many calls are made or wait for the gate: enough to find it full, so that it may widen."""
         return min(self._settings.max_concurrent, 2 * self._tree.width(self._settings.model))
 
@@ -469,7 +469,7 @@ class _Mapping:
         for _ in range(packs):
             if self._idle:
                 self._idle.popleft().set()
-            elif self._started < 2 * self._line.size:
+            elif self._started < 2 * self._semaphore.size:
                 self._started += 1
                 self._workers.start_soon(self._work)
 
@@ -482,20 +482,20 @@ class _Mapping:
         self.stopped_by = self.stopped_by or reason
         self._reading.cancel()
 
-    async def _settle(self, pack: _Pack, place: Place) -> None:
+    async def _settle(self, pack: _Pack, permit: Permit) -> None:
         try:
             if self.stopped_by is None:
-                await self._ask(pack, place)
+                await self._ask(pack, permit)
         finally:
             self._busy -= 1
-            if (places := self._places()) != self._line.size:
-                self._line.resize(places)
+            if (permits := self._permits()) != self._semaphore.size:
+                self._semaphore.resize(permits)
             if self.stopped_by is not None or not (self._busy or self._again):
                 self._wake_all()
             else:
                 self._wake(len(self._again))
 
-    async def _ask(self, pack: _Pack, place: Place) -> None:
+    async def _ask(self, pack: _Pack, permit: Permit) -> None:
         call = pack.call or self._call(pack)
         if call.model in self._plain_models.refusing:
             call = replace(call, schema=None)
@@ -504,7 +504,7 @@ class _Mapping:
             await self._too_long(pack, chars)
             return
         try:
-            reply = await self._tree.complete(call, place=place)
+            reply = await self._tree.complete(call, permit=permit)
         except LimitReached as limit:
             self._stop(limit)
         except CallError as error:

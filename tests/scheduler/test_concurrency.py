@@ -70,12 +70,12 @@ def test_failures_that_are_no_overload_leave_the_width_alone():
 def test_a_fixed_gate_counts_all_models_together_and_never_adapts(virtual_time):
     async def main():
         gate = Gate(2)
-        await gate.enter("a", None)
-        await gate.enter("b", None)
+        await gate.acquire("a", None)
+        await gate.acquire("b", None)
         with anyio.move_on_after(1) as waited:
-            await gate.enter("c", None)
-        gate.leave("a", "overloaded")
-        gate.leave("b", "overloaded")
+            await gate.acquire("c", None)
+        gate.release("a", "overloaded")
+        gate.release("b", "overloaded")
         return waited.cancelled_caught, gate.width("a")
 
     assert anyio.run(main, **virtual_time) == (True, 2)
@@ -85,11 +85,11 @@ def test_models_have_widths_of_their_own(virtual_time):
     async def main():
         gate = Gate("auto")
         for _ in range(gate.width("slow")):
-            await gate.enter("slow", None)
+            await gate.acquire("slow", None)
         with anyio.fail_after(1):
-            await gate.enter("fast", None)
+            await gate.acquire("fast", None)
         for _ in range(gate.width("slow")):
-            gate.leave("slow", "overloaded")
+            gate.release("slow", "overloaded")
         return gate.width("slow"), gate.width("fast")
 
     slow, fast = anyio.run(main, **virtual_time)

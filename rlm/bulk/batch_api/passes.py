@@ -27,6 +27,7 @@ from weakref import WeakKeyDictionary
 import anyio
 import anyio.to_thread
 
+from rlm._async.groups import ungrouped
 from rlm.bulk.checkpoint import Checkpoint, Memory, read_job
 from rlm.clients.chat_format import encode_body, read_reply, request_body
 from rlm.clients.error_mapping import call_error, read_failure
@@ -46,7 +47,6 @@ from rlm.errors import (
 from rlm.metering.bounds import estimate_tokens
 from rlm.metering.prices import BATCH_FACTOR, Price
 from rlm.metering.prices import price as price_of
-from rlm.scheduler.batch import ungrouped
 from rlm.scheduler.budget import Amount, Reservation, surely_unbilled
 from rlm.structured.map import Item, Mapped, MapSettings, PlainModels, Settled, pack_call
 from rlm.structured.packs import Outcome, Task, Valid
