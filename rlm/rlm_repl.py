@@ -24,7 +24,7 @@ import anyio.to_thread
 
 from rlm import options, sources
 from rlm._async import preload
-from rlm._async.closing import KeptGuest, Work
+from rlm._async.closing import GuestOwner, RunningWork
 from rlm._async.portal import Portal, lease, leave_to_parent
 from rlm._async.twins import AsyncContext, BlockingContext, blocking, on_portal
 from rlm.clients.function import as_client
@@ -201,7 +201,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
     @on_portal
     async def asession(self, context: Any) -> RLMSession:
         """Open a session: several questions about one context, on one guest."""
-        with self._in_this_process().work.under_way():
+        with self._in_this_process().work.track():
             await _warn_of_mistakes(context)
             context = await _load(context)
         return await self._open_session(context)
@@ -284,25 +284,25 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
             return await run.complete(query or prompts.DEFAULT_QUESTION, context)
 
     async def _open_session(self, context: Any) -> RLMSession:
-        with self._in_this_process().work.under_way():
-            kept = KeptGuest(await self._open_guest(), Work("this session", SessionClosed))
+        with self._in_this_process().work.track():
+            owner = GuestOwner(await self._open_guest(), RunningWork("this session", SessionClosed))
             try:
-                await kept.guest.load(context)
-                self._portal.start(self._keep, kept)
-                await kept.kept()
+                await owner.guest.load(context)
+                self._portal.start(self._run_until_released, owner)
+                await owner.wait_started()
             except BaseException:
-                await kept.end()
+                await owner.end()
                 raise
             conversation = Conversation(self.settings, prompts.describe_context(context))
-            return RLMSession(self._portal, kept, conversation, self._new_run)
+            return RLMSession(self._portal, owner, conversation, self._new_run)
 
-    async def _keep(self, kept: KeptGuest) -> None:
+    async def _run_until_released(self, owner: GuestOwner) -> None:
         guests = self._state.guests
-        guests.add(kept)
+        guests.add(owner)
         try:
-            await kept.keep()
+            await owner.run_until_released()
         finally:
-            guests.discard(kept)
+            guests.discard(owner)
 
     def _in_this_process(self) -> _LoopState:
         """Return the state on this process's event loop; a forked child makes its own."""
@@ -349,7 +349,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
             await anyio.to_thread.run_sync(self._require_prices)
         run_id = new_run_id()
         events = RunEvents(self._journal, listener, self._listeners.emit)
-        with state.work.under_way():
+        with state.work.track():
             tree = state.scheduler.tree(
                 run_id=run_id,
                 budget=self.budget,
@@ -389,15 +389,15 @@ class _LoopState:
     """What is bound to the event loop of one process."""
 
     scheduler: Scheduler
-    work: Work = field(default_factory=partial(Work, "this RLM_REPL", RuntimeError))
-    guests: set[KeptGuest] = field(default_factory=set)
+    work: RunningWork = field(default_factory=partial(RunningWork, "this RLM_REPL", RuntimeError))
+    guests: set[GuestOwner] = field(default_factory=set)
     loads_lists: bool = False
     process: int = field(default_factory=os.getpid)
 
     async def end_guests(self) -> None:
         async with anyio.create_task_group() as tasks:
-            for kept in self.guests:
-                tasks.start_soon(kept.end)
+            for owner in self.guests:
+                tasks.start_soon(owner.end)
 
 
 def _openai_client(model: str, api_key: str | None, base_url: str | None) -> Client:

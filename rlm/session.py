@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from contextlib import AbstractAsyncContextManager
 
-    from rlm._async.closing import KeptGuest
+    from rlm._async.closing import GuestOwner
     from rlm._async.portal import Portal
     from rlm.engine.conversation import Conversation
     from rlm.engine.run import Run
@@ -53,19 +53,19 @@ class RLMSession(BlockingContext, AsyncContext):
     def __init__(
         self,
         portal: Portal,
-        kept: KeptGuest,
+        owner: GuestOwner,
         conversation: Conversation,
         new_run: Callable[[], AbstractAsyncContextManager[Run]],
     ) -> None:
         self.answers: list[Answer] = []
         self._lease = portal
-        self._kept = kept
+        self._owner = owner
         self._conversation = conversation
         self._new_run = new_run
         self._turn = anyio.Lock()
         self._user_cells: list[str] = []
         self._process = os.getpid()
-        weakref.finalize(self, _release_guest, kept, portal, self._process).atexit = False
+        weakref.finalize(self, _release_guest, owner, portal, self._process).atexit = False
 
     @on_portal
     async def aask(self, query: str) -> Answer:
@@ -74,7 +74,7 @@ class RLMSession(BlockingContext, AsyncContext):
         async with self._one_at_a_time():
             note = self._note_of_user_cells()
             async with self._new_run() as run:
-                answer = await run.ask(query, self._conversation, self._kept.guest, note=note)
+                answer = await run.ask(query, self._conversation, self._owner.guest, note=note)
             self.answers.append(answer)
             return answer
 
@@ -86,7 +86,7 @@ class RLMSession(BlockingContext, AsyncContext):
         async with self._one_at_a_time():
             self._conversation.cells += 1
             async with self._new_run() as run:
-                result = await run.run_cell(self._kept.guest, code, turn=0, cell=self._conversation.cells)
+                result = await run.run_cell(self._owner.guest, code, turn=0, cell=self._conversation.cells)
             if result.state == "kept":
                 self._user_cells.append(code)
             return result
@@ -97,7 +97,7 @@ class RLMSession(BlockingContext, AsyncContext):
     async def avariables(self) -> tuple[Variable, ...]:
         """Return the names that cells have defined, with types, sizes and the heads of their values."""
         async with self._one_at_a_time():
-            return await self._kept.guest.variables()
+            return await self._owner.guest.variables()
 
     variables = blocking(avariables)
 
@@ -110,7 +110,7 @@ class RLMSession(BlockingContext, AsyncContext):
             ContextError: its type cannot cross to the host.
         """
         async with self._one_at_a_time():
-            return await self._kept.guest.fetch(name)
+            return await self._owner.guest.fetch(name)
 
     fetch = blocking(afetch)
 
@@ -118,23 +118,23 @@ class RLMSession(BlockingContext, AsyncContext):
         """End the guest, and a running cell or question. Idempotent; in a forked child it does nothing."""
         if self._may_be_closed:
             try:
-                self._lease.call(self._kept.end)
+                self._lease.call(self._owner.end)
             except RuntimeError:
-                if not self._kept.over:  # else `RLM_REPL.close` was faster
+                if not self._owner.ended:  # else `RLM_REPL.close` was faster
                     raise
 
     async def aclose(self) -> None:
         """End the guest, and a running cell or question. Idempotent; in a forked child it does nothing."""
         if self._may_be_closed:
             try:
-                await self._lease.afinish(self._kept.end)
+                await self._lease.afinish(self._owner.end)
             except RuntimeError:
-                if not self._kept.over:
+                if not self._owner.ended:
                     raise
 
     @asynccontextmanager
     async def _one_at_a_time(self) -> AsyncIterator[None]:
-        with self._kept.work.under_way():
+        with self._owner.work.track():
             async with self._turn:
                 yield
 
@@ -144,13 +144,13 @@ class RLMSession(BlockingContext, AsyncContext):
             raise SessionClosed(
                 "this session belongs to the process that was forked: open one here with RLM_REPL.session(context)"
             )
-        if self._kept.over:
+        if self._owner.ended:
             raise SessionClosed("this session is closed: open another with RLM_REPL.session(context)")
         return self._lease
 
     @property
     def _may_be_closed(self) -> bool:
-        return not self._kept.over and self._process == os.getpid()
+        return not self._owner.ended and self._process == os.getpid()
 
     def _note_of_user_cells(self) -> str:
         """Describe the cells that the user ran since the last question to the root model; "" if none."""
@@ -168,9 +168,9 @@ def require_query(query: object, call: str) -> None:
         raise TypeError(f"the query is a text, not {type(query).__name__}: call {call}")
 
 
-def _release_guest(kept: KeptGuest, portal: Portal, process: int) -> None:
+def _release_guest(owner: GuestOwner, portal: Portal, process: int) -> None:
     """Release the guest of a session that was garbage-collected, on whatever thread that happened."""
     if process == os.getpid():
-        portal.post(kept.release)
+        portal.post(owner.release)
     else:
-        leave_to_parent(kept)
+        leave_to_parent(owner)

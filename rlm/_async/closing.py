@@ -1,6 +1,6 @@
-"""What outlives a call: work that a closing ends, and a guest that nobody has to remember.
+"""Tasks and guests that outlive one call: ended by the `close` of their owner, at the latest with the event loop.
 
-Both belong to one event loop and to the process they were made in.
+Both classes belong to one event loop and to the process in which they were made.
 """
 
 from __future__ import annotations
@@ -15,89 +15,89 @@ if TYPE_CHECKING:
 
     from rlm.sandbox.session import Session
 
-__all__ = ["KeptGuest", "Work"]
+__all__ = ["GuestOwner", "RunningWork"]
 
 
-class Work:
-    """What is under way for one owner, who may end it all.
+class RunningWork:
+    """The running work of one owner, which the owner's `close` cancels.
 
     Args:
-        owner: who that is, in words, such as "this session".
-        error: the exception for work that the end meets, or that comes after it.
+        owner: the owner's name in error messages, such as "this session".
+        error: makes the exception for work that is cancelled by `end`, or that is started after it.
     """
 
     def __init__(self, owner: str, error: Callable[[str], Exception]) -> None:
         self._owner = owner
         self._error = error
-        self._under_way: dict[anyio.CancelScope, anyio.Event] = {}
-        self._over = False
+        self._running: dict[anyio.CancelScope, anyio.Event] = {}
+        self._ended = False
 
     @contextmanager
-    def under_way(self) -> Iterator[None]:
-        """A piece of work, which is cancelled by `end`: whoever waits for it gets the owner's error instead."""
-        if self._over:
+    def track(self) -> Iterator[None]:
+        """Track the body of a `with` statement; `end` cancels it and raises the owner's error in its place."""
+        if self._ended:
             raise self._error(f"{self._owner} is closed")
         with anyio.CancelScope() as scope:
-            ended = self._under_way[scope] = anyio.Event()
+            ended = self._running[scope] = anyio.Event()
             try:
                 yield
             finally:
-                del self._under_way[scope]
+                del self._running[scope]
                 ended.set()
         if scope.cancelled_caught:
-            raise self._error(f"{self._owner} was closed while this was under way")
+            raise self._error(f"{self._owner} was closed while this was running")
 
     async def end(self) -> None:
-        """Cancel what is under way, wait until it has cleaned up, and let nothing begin any more. Idempotent."""
-        self._over = True
-        for scope in self._under_way:
+        """Cancel what is running, wait until it has cleaned up, and refuse to start more. Idempotent."""
+        self._ended = True
+        for scope in self._running:
             scope.cancel()
-        while self._under_way:
-            await next(iter(self._under_way.values())).wait()
+        while self._running:
+            await next(iter(self._running.values())).wait()
 
 
-class KeptGuest:
-    """The guest of a session: ended when the session is closed or dropped, and at the latest with the event loop.
+class GuestOwner:
+    """The owner of a session's guest: ends it when the session is closed or dropped, or the event loop ends.
 
     Attributes:
         guest: the guest.
-        work: what is under way on it.
-        over: whether it has ended; may be read from any thread.
+        work: what is running on it.
+        ended: True once the guest has ended; may be read from any thread.
     """
 
-    def __init__(self, guest: Session, work: Work) -> None:
+    def __init__(self, guest: Session, work: RunningWork) -> None:
         self.guest = guest
         self.work = work
-        self.over = False
+        self.ended = False
         self._ending = anyio.Lock()
-        self._is_kept = anyio.Event()
+        self._started = anyio.Event()
         self._released = anyio.Event()
 
-    async def keep(self) -> None:
-        """Wait until it may end, and end it; run in a task of the event loop itself, which its end cancels."""
-        self._is_kept.set()
+    async def run_until_released(self) -> None:
+        """Wait for `release`, then end the guest; run this in a task of the event loop, whose end cancels it."""
+        self._started.set()
         try:
             await self._released.wait()
         finally:
             await self.end()
 
-    async def kept(self) -> None:
-        """Wait until `keep` runs: from then on nothing can lose the guest."""
-        await self._is_kept.wait()
+    async def wait_started(self) -> None:
+        """Wait until `run_until_released` is running: from then on the guest is ended in any case."""
+        await self._started.wait()
 
     def release(self) -> None:
-        """Let `keep` end the guest."""
+        """Let `run_until_released` end the guest."""
         self._released.set()
 
     async def end(self) -> None:
-        """End the work under way and the guest. Cannot be cancelled; idempotent, and a second one waits for the first."""
+        """End the running work and the guest. Cannot be cancelled; idempotent, and a second call waits for the first."""
         with anyio.CancelScope(shield=True):
             async with self._ending:
-                if self.over:
+                if self.ended:
                     return
                 try:
                     await self.work.end()
                     await self.guest.aclose()
                 finally:
-                    self.over = True
+                    self.ended = True
                     self.release()

@@ -1,18 +1,18 @@
 """The one bridge between blocking callers and the event loop.
 
-Everything below the facade is async. A caller that is not, or that runs a loop of its own, crosses here:
+Everything below the facade is async. A caller that blocks, or that runs an event loop of its own, crosses here:
 
     with lease() as portal:
-        portal.call(function, argument)             # blocks this thread only
+        portal.call(function, argument)             # blocks only this thread
         await portal.acall(function, argument)      # from any asyncio or trio loop, which it never blocks
 
 All leases of a process share one daemon thread with one event loop, so connections outlive a call, and no call
-costs a thread. The thread starts with the first call and ends with the last lease. A process that never closes
-its leases has them closed at exit: what is still running is cancelled, and may clean up.
+costs a thread. The thread starts with the first call and ends with the last lease. Leases that are never closed are closed
+at exit: what is still running is cancelled, and may clean up.
 
-After `os.fork` the child has no thread; a lease it inherited, like a new one, gets it a thread of its own at the
-next call. What was made on the parent's loop (connections, processes, locks) stays the parent's: the child must
-neither use nor close it, but `leave_to_parent`, and whoever holds such a thing has to make it anew there.
+After `os.fork` the child has no such thread; a lease that it inherited, like a new one, starts a thread at its next call.
+What was made on the parent's loop (connections, processes, locks) stays the parent's: the child must neither use nor
+close it, but pass it to `leave_to_parent` and make its own.
 
 The loop is asyncio, driven through anyio. asyncio appears here by name, and only here, because tasks must be
 handed over without waiting for the other loop, which anyio does not offer in public.
@@ -51,16 +51,16 @@ EXIT_GRACE_S = 5.0
 
 
 def lease(when_closed: str = "this portal is closed") -> Portal:
-    """A new lease on the process's loop thread, which starts with the first call. Close it, or use `with`.
+    """Return a new lease on the process's loop thread, which starts with the first call. Close it, or use `with`.
 
     Args:
-        when_closed: what to say to whoever uses it after `close`, in words of the one who holds it.
+        when_closed: message of the error that its use after `close` raises; it names the object that holds the lease.
     """
     return Portal(when_closed)
 
 
 def leave_to_parent(*things: object) -> None:
-    """In a forked child: never touch these again, and let no finalizer do so either.
+    """In a forked child: keep these objects alive and untouched, so that no finalizer runs.
 
     Finalizers of transports and processes act on what is shared with the parent: they unregister its files from
     its selector and kill its guests.
@@ -92,13 +92,13 @@ class Portal:
         thread = self._running_thread()
         if thread.is_current():
             raise _called_on_own_loop()
-        job = thread.submit(function, arguments)
+        call = thread.submit(function, arguments)
         try:
-            return job.outcome.result()
+            return call.outcome.result()
         except BaseException:
-            # An exception of the job itself also passes here; its job is done, so there is nothing to cancel.
-            thread.cancel_and_wait(job)
-            job.forget()
+            # An exception of the call itself also passes here; its call is done, so there is nothing to cancel.
+            thread.cancel_and_wait(call)
+            call.forget()
             raise
 
     async def acall(self, function: Callable[[Unpack[Arguments]], Awaitable[T]], *arguments: *Arguments) -> T:
@@ -114,25 +114,25 @@ class Portal:
             return await function(*arguments)
         done = anyio.Event()
         wake = _waker(done.set)
-        job = thread.submit(function, arguments)
-        job.outcome.add_done_callback(lambda _: wake())
+        call = thread.submit(function, arguments)
+        call.outcome.add_done_callback(lambda _: wake())
         try:
             await done.wait()
         except BaseException:
-            thread.cancel(job)
+            thread.cancel(call)
             with anyio.CancelScope(shield=True):
                 await done.wait()
-            job.forget()
+            call.forget()
             raise
-        return job.outcome.result()
+        return call.outcome.result()
 
     async def afinish(
         self, function: Callable[[Unpack[Arguments]], Awaitable[T]], *arguments: *Arguments
     ) -> T:
-        """Run `function(*arguments)` to its end in a task of its own, whatever becomes of the one that waits.
+        """Run `function(*arguments)` to its end in a task of its own, even if the caller is cancelled.
 
-        For closing things, which may be asked for by the very task that the closing has to cancel and await: on
-        the portal's own loop the waiting can be cancelled, and the function goes on. On other loops it cannot.
+        This is for closing, which may be called by the very task that closing has to cancel and await: on the portal's
+        own loop the waiting can be cancelled, and the function goes on. On other loops it cannot.
 
         Raises:
             RuntimeError: as `acall`.
@@ -141,16 +141,16 @@ class Portal:
             thread = await self._usable_thread()
         done = anyio.Event()
         wake = _waker(done.set)
-        job = thread.submit(function, arguments)
-        job.outcome.add_done_callback(lambda _: wake())
+        call = thread.submit(function, arguments)
+        call.outcome.add_done_callback(lambda _: wake())
         with anyio.CancelScope(shield=not thread.is_current()):
             await done.wait()
-        return job.outcome.result()
+        return call.outcome.result()
 
     def start(
         self, function: Callable[[Unpack[Arguments]], Awaitable[object]], *arguments: *Arguments
     ) -> None:
-        """Start `function(*arguments)` on the portal's loop and wait for nothing; the loop's end cancels it.
+        """Start `function(*arguments)` on the portal's loop without waiting for it; the end of the loop cancels it.
 
         Raises:
             RuntimeError: after `close`.
@@ -161,16 +161,16 @@ class Portal:
         thread.submit(function, arguments)
 
     def post(self, function: Callable[[], object]) -> None:
-        """Call a plain function soon on the portal's loop, from wherever, such as a finalizer; takes no lock.
+        """Call a plain function soon on the portal's loop, from any thread or finalizer; takes no lock.
 
-        Where there is no loop (any more, or in this process), nothing is called.
+        Does nothing when the loop has ended or belongs to another process.
         """
         thread = self._thread
         if thread is not None and thread.is_usable():
             thread.post(function)
 
     def require_another_thread(self) -> None:
-        """Find out, before anything is done, whether blocking here would wait for itself.
+        """Check, before anything is done, that blocking here would not wait for itself.
 
         Raises:
             RuntimeError: this is the portal's own loop.
@@ -180,7 +180,7 @@ class Portal:
             raise _called_on_own_loop()
 
     def iterate(self, produce: Callable[[Callable[[T], None]], Awaitable[object]]) -> Iterator[T]:
-        """Run `produce(put)` on the portal's loop and yield, in this thread, whatever it puts.
+        """Run `produce(put)` on the portal's loop and yield, in this thread, each item it puts.
 
         Leaving the iteration early cancels `produce` and waits until it has cleaned up. An exception it raises is
         raised here, after all that was put before.
@@ -192,17 +192,17 @@ class Portal:
         if thread.is_current():
             raise _called_on_own_loop()
         made: SimpleQueue[T | _End] = SimpleQueue()
-        job = thread.submit(produce, (made.put,))
-        job.outcome.add_done_callback(lambda _: made.put(_END))
+        call = thread.submit(produce, (made.put,))
+        call.outcome.add_done_callback(lambda _: made.put(_END))
         try:
             while not isinstance(item := made.get(), _End):
                 yield item
         finally:
-            thread.cancel_and_wait(job)
-        job.outcome.result()
+            thread.cancel_and_wait(call)
+        call.outcome.result()
 
     async def aiterate(self, produce: Callable[[Callable[[T], None]], Awaitable[object]]) -> AsyncIterator[T]:
-        """Run `produce(put)` on the portal's loop and yield, on any other loop, whatever it puts; see `iterate`.
+        """Run `produce(put)` on the portal's loop and yield, on any other loop, each item it puts; see `iterate`.
 
         Leave it early only through `contextlib.aclosing`, which waits for the cleaning up.
         """
@@ -214,26 +214,26 @@ class Portal:
             wakes.wake()
 
         thread = await self._usable_thread()
-        job = thread.submit(produce, (put,))
-        job.outcome.add_done_callback(lambda _: wakes.wake())
+        call = thread.submit(produce, (put,))
+        call.outcome.add_done_callback(lambda _: wakes.wake())
         try:
-            while made or not job.outcome.done():
+            while made or not call.outcome.done():
                 while made:
                     yield made.popleft()
-                await wakes.wait_until(lambda: bool(made) or job.outcome.done())
+                await wakes.wait_until(lambda: bool(made) or call.outcome.done())
         finally:
-            thread.cancel(job)
+            thread.cancel(call)
             with anyio.CancelScope(shield=True):
-                await wakes.wait_until(job.outcome.done)
-        job.outcome.result()
+                await wakes.wait_until(call.outcome.done)
+        call.outcome.result()
 
     def close(self) -> None:
-        """Give the lease back; the last one out cancels what still runs, and ends the thread. Idempotent."""
+        """End the lease; the last one cancels what still runs, and ends the thread. Idempotent."""
         with _lock:
             thread, self._thread = self._thread, None
             self._closed = True
-            last_out = thread is not None and _give_back(thread)
-        if thread is not None and last_out:
+            is_last = thread is not None and _release(thread)
+        if thread is not None and is_last:
             thread.stop()
 
     async def aclose(self) -> None:
@@ -257,7 +257,7 @@ class Portal:
         self.close()
 
     async def _usable_thread(self) -> _LoopThread:
-        """The thread, started off this loop where it has to be started."""
+        """Return the thread; if it has to be started, do so without blocking this loop."""
         thread = self._thread
         if self._closed or thread is None or not thread.is_usable():
             return await anyio.to_thread.run_sync(self._running_thread)
@@ -268,12 +268,12 @@ class Portal:
             if self._closed:
                 raise RuntimeError(self._when_closed)
             if self._thread is None or not self._thread.is_usable():
-                self._thread = _take()
+                self._thread = _acquire()
             return self._thread
 
 
-class _Job(Generic[T]):
-    """One function on its way through the loop; `outcome` is resolved when its task has ended, not before."""
+class _PortalCall(Generic[T]):
+    """One call of a function on the loop; `outcome` is resolved when its task has ended, not before."""
 
     def __init__(self, function: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]) -> None:
         self.outcome: Future[T] = Future()
@@ -291,12 +291,12 @@ class _Job(Generic[T]):
             except anyio.get_cancelled_exc_class() as error:
                 if (
                     anyio.current_effective_deadline() == -math.inf
-                ):  # this job or the whole loop was cancelled
+                ):  # this call or the whole loop was cancelled
                     self.fail(RuntimeError("the call was cancelled because its portal was closed"))
                     raise
-                # Passed on, it would end the task group, and with it the calls of everybody else.
+                # Re-raised, it would end the task group, and with it all other calls.
                 self.fail(_stray_cancellation(error))
-            except BaseException as error:  # noqa: BLE001 - the border to another thread: all of it belongs to the caller
+            except BaseException as error:  # noqa: BLE001 - the border to another thread: the caller gets every exception
                 self.fail(error)
             else:
                 if not self.outcome.done():
@@ -308,7 +308,7 @@ class _Job(Generic[T]):
             self._scope.cancel()
 
     def forget(self) -> None:
-        """Let go of a result that came too late for anybody to take it; in a cycle, it would live on for a while."""
+        """Drop a result that came too late to be returned: in a reference cycle, it would live on for a while."""
         self.outcome = Future()
 
     def fail(self, error: BaseException) -> None:
@@ -317,12 +317,12 @@ class _Job(Generic[T]):
 
 
 class _LoopThread:
-    """A daemon thread with an event loop, and the jobs on it. `leases` is guarded by the module's lock."""
+    """A daemon thread with an event loop, and the calls on it. `leases` is guarded by the module's lock."""
 
     def __init__(self) -> None:
         self.leases = 0
         self._process = os.getpid()
-        self._jobs: set[_Job[Any]] = set()
+        self._calls: set[_PortalCall[Any]] = set()
         self._stopping = False
         self._ended = False
         self._tasks: anyio.abc.TaskGroup
@@ -331,27 +331,27 @@ class _LoopThread:
         self._thread.start()
         self._loop = started.result()
 
-    def submit(self, function: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]) -> _Job[T]:
-        job = _Job(function, arguments)
-        self._jobs.add(job)
-        job.outcome.add_done_callback(lambda _: self._jobs.discard(job))
-        if not self.post(self._start, job):
-            job.fail(_closed_meanwhile())
-        return job
+    def submit(self, function: Callable[..., Awaitable[T]], arguments: tuple[Any, ...]) -> _PortalCall[T]:
+        call = _PortalCall(function, arguments)
+        self._calls.add(call)
+        call.outcome.add_done_callback(lambda _: self._calls.discard(call))
+        if not self.post(self._start, call):
+            call.fail(_closed_meanwhile())
+        return call
 
-    def cancel(self, job: _Job[Any]) -> None:
-        self.post(job.cancel)
+    def cancel(self, call: _PortalCall[Any]) -> None:
+        self.post(call.cancel)
 
-    def cancel_and_wait(self, job: _Job[Any]) -> None:
-        """Cancel the job and block until it has cleaned up, where it has not ended.
+    def cancel_and_wait(self, call: _PortalCall[Any]) -> None:
+        """Cancel a call that has not ended, and block until it has cleaned up.
 
-        A generator may be collected on any thread, this one included, which would wait for itself: there the
-        job is only cancelled.
+        A generator may be collected on any thread, this one included, which would wait for itself: then the call is
+        only cancelled.
         """
-        if not job.outcome.done():
-            self.cancel(job)
+        if not call.outcome.done():
+            self.cancel(call)
             if not self.is_current():
-                job.outcome.exception()
+                call.outcome.exception()
 
     def stop(self) -> None:
         """Cancel what runs, and wait for the thread's end unless this is that thread."""
@@ -367,7 +367,7 @@ class _LoopThread:
         return threading.get_ident() == self._thread.ident
 
     def is_usable(self) -> bool:
-        """Whether the thread is there: it is not in a forked child, nor after its loop has ended."""
+        """Return True if the thread runs: not in a forked child, nor after its loop has ended."""
         return self._process == os.getpid() and not self._ended
 
     def post(self, function: Callable[..., object], *arguments: object) -> bool:
@@ -377,14 +377,14 @@ class _LoopThread:
             return False
         return True
 
-    def _start(self, job: _Job[Any]) -> None:
+    def _start(self, call: _PortalCall[Any]) -> None:
         if self._stopping:
-            job.fail(_closed_meanwhile())
+            call.fail(_closed_meanwhile())
         else:
             try:
-                self._tasks.start_soon(job.run)
+                self._tasks.start_soon(call.run)
             except RuntimeError:  # the task group has ended, and the loop is about to
-                job.fail(_closed_meanwhile())
+                call.fail(_closed_meanwhile())
 
     def _stop(self) -> None:
         self._stopping = True
@@ -393,19 +393,19 @@ class _LoopThread:
     def _run(self, started: Future[asyncio.AbstractEventLoop]) -> None:
         try:
             anyio.run(self._serve, started, backend_options={"loop_factory": self._new_loop})
-        except BaseException as error:  # noqa: BLE001 - the thread's border: whoever waits for it must hear
+        except BaseException as error:  # noqa: BLE001 - the thread's border: the thread that waits for the start must get it
             if not started.done():
                 started.set_exception(error)
         finally:
             self._ended = True
-            for job in list(self._jobs):
-                job.fail(_closed_meanwhile())
+            for call in list(self._calls):
+                call.fail(_closed_meanwhile())
 
     def _new_loop(self) -> asyncio.AbstractEventLoop:
         """Make a loop that marks this thread as unusable at the moment it stops.
 
         When a callback raises SystemExit, asyncio first leaves `run_forever` and only then cancels the tasks. A caller
-        whose job is cancelled there may call again at once, and must not be given the loop that is ending.
+        whose call is cancelled there may call again at once, and must not be given the loop that is ending.
         """
         loop = asyncio.new_event_loop()
         run_forever = loop.run_forever
@@ -430,8 +430,8 @@ _shared: _LoopThread | None = None
 _of_the_parent: list[object] = []
 
 
-def _take() -> _LoopThread:
-    """One more lease on the shared thread; called with the lock held."""
+def _acquire() -> _LoopThread:
+    """Count one lease more on the shared thread, and return it; called with the lock held."""
     global _shared  # noqa: PLW0603 - one loop per process is the point
     if _shared is None or not _shared.is_usable():
         _shared = _LoopThread()
@@ -439,8 +439,8 @@ def _take() -> _LoopThread:
     return _shared
 
 
-def _give_back(thread: _LoopThread) -> bool:
-    """One lease less; whether it was the last. Called with the lock held."""
+def _release(thread: _LoopThread) -> bool:
+    """Count one lease less; return True if it was the last. Called with the lock held."""
     global _shared  # noqa: PLW0603 - one loop per process is the point
     if not thread.is_usable():
         return False
@@ -464,21 +464,20 @@ def _forget_after_fork() -> None:
     _shared = None
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_after_fork)
+os.register_at_fork(after_in_child=_forget_after_fork)
 
 
 def _called_on_own_loop() -> RuntimeError:
     return RuntimeError(
-        "a blocking call was made on the event loop that would have to answer it: "
+        "a blocking call was made on the event loop that would have to run it: "
         "await the async twin of this method instead"
     )
 
 
 def _stray_cancellation(error: BaseException) -> RuntimeError:
     stray = RuntimeError(
-        "the call ended in a cancellation that nobody here asked for: something that it awaited was cancelled, or "
-        f"raised {type(error).__name__} by itself"
+        "the call ended in a cancellation that the portal did not request: something that it awaited was cancelled, or "
+        f"raised {type(error).__name__} itself"
     )
     stray.__cause__ = error
     return stray
@@ -489,7 +488,7 @@ def _closed_meanwhile() -> RuntimeError:
 
 
 def _context_of_caller() -> Context:
-    """The caller's context variables, such as a trace, corrected where they say that this is a trio loop."""
+    """Copy the caller's context variables, such as a trace; mark the loop as asyncio, since the caller's may be trio."""
     context = copy_context()
     if sniffio := sys.modules.get("sniffio"):  # how anyio tells loops apart where trio is installed
         context.run(sniffio.current_async_library_cvar.set, "asyncio")
@@ -497,21 +496,21 @@ def _context_of_caller() -> Context:
 
 
 class _End:
-    """Stands after the last item of an iteration."""
+    """Marks the end of an iteration."""
 
 
 _END = _End()
 
 
 class _Wakes:
-    """Lets one task wait, on the loop it was made on, for what other threads bring about."""
+    """Lets one task wait, on the loop it was made on, for a condition that other threads make true."""
 
     def __init__(self) -> None:
         self._event = anyio.Event()
         self.wake = _waker(self._set)
 
     async def wait_until(self, is_so: Callable[[], bool]) -> None:
-        """Wait until `is_so()`, which is asked again after each `wake`."""
+        """Wait until `is_so()` returns True; it is called again after each `wake`."""
         while not is_so():
             await self._event.wait()
             self._event = anyio.Event()
@@ -521,7 +520,7 @@ class _Wakes:
 
 
 def _waker(function: Callable[[], object]) -> Callable[[], None]:
-    """What calls `function` soon on the loop that runs now, from any thread, without waiting for it."""
+    """Return a function that calls `function` soon on the loop that runs now, from any thread, without waiting."""
     try:
         post: Callable[..., object] = asyncio.get_running_loop().call_soon_threadsafe
     except RuntimeError:

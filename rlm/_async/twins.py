@@ -40,7 +40,7 @@ S = TypeVar("S", bound=_HasPortal)
 def on_portal(
     body: Callable[Concatenate[S, P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, R]]:
-    """Run an async method on the loop of `self._portal`, whichever loop its caller awaits it on."""
+    """Run an async method on the loop of `self._portal`; its caller may await it on any loop."""
 
     @wraps(body)
     async def method(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -30,7 +30,7 @@ import anyio
 import anyio.to_thread
 
 from rlm._async import preload
-from rlm._async.closing import Work
+from rlm._async.closing import RunningWork
 from rlm._async.portal import lease, leave_to_parent
 from rlm.bulk.checkpoint import read_job
 from rlm.bulk.engine import AskPacks, run_job
@@ -168,7 +168,7 @@ class JobGroup:
         self._scheduler: Scheduler | None = None
         self._portal: Portal | None = None
         self._is_there = False
-        self._work: Work
+        self._work: RunningWork
         self._process: int
         self._running = 0
         self._all_ended = anyio.Event()
@@ -287,7 +287,7 @@ class JobGroup:
         endpoint = getattr(self._client, "endpoint", None)
         price = partial(price_of, overrides=self._prices, endpoint=endpoint)
         self._scheduler = Scheduler(self._client, self._settings, price=price)
-        self._work = Work("this group", RuntimeError)
+        self._work = RunningWork("this group", RuntimeError)
         self._process = os.getpid()
         return self
 
@@ -363,7 +363,7 @@ class JobGroup:
         )
         kept: list[Row] = []
         try:
-            with self._work.under_way(), self._one_more_job(tell_row), _journal_of(job) as journal:
+            with self._work.track(), self._one_more_job(tell_row), _journal_of(job) as journal:
                 report = await run_job(
                     job,
                     source,

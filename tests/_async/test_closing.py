@@ -18,7 +18,7 @@ import pytest
 from openai_server import OpenAIServer
 
 from rlm import RLM_REPL, OpenAIClient, REPLEnv, ScriptedClient
-from rlm._async.closing import Work
+from rlm._async.closing import RunningWork
 from rlm.errors import SessionClosed
 
 
@@ -45,11 +45,11 @@ def until_cell():
 
 
 def process_of(session):
-    return session._kept.guest._guest._process.pid
+    return session._owner.guest._guest._process.pid
 
 
 def scratch_of(session):
-    return session._kept.guest._guest._belongings.scratch.path
+    return session._owner.guest._guest._belongings.scratch.path
 
 
 def wait_until(is_so, seconds=10):
@@ -186,11 +186,11 @@ def test_a_cell_may_close_its_own_session():
 
 def test_work_that_has_ended_by_itself_keeps_its_result():
     async def main():
-        work = Work("it", RuntimeError)
-        with work.under_way():
+        work = RunningWork("it", RuntimeError)
+        with work.track():
             pass
         await work.end()
-        with pytest.raises(RuntimeError, match="it is closed"), work.under_way():
+        with pytest.raises(RuntimeError, match="it is closed"), work.track():
             pass
 
     anyio.run(main)

@@ -248,7 +248,7 @@ def test_a_group_that_is_left_ends_the_jobs_of_other_threads():
         with JobGroup(client=ScriptedClient(slow)) as jobs:
             job = threads.submit(jobs.map_rows, rows_of(2), "Label {{text}}", schema=SCHEMA)
             assert asked.wait(20)
-        with pytest.raises(RuntimeError, match="this group was closed while this was under way"):
+        with pytest.raises(RuntimeError, match="this group was closed while this was running"):
             job.result(20)
 
 
