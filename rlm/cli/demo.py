@@ -46,17 +46,18 @@ def command(query: str, options: RunOptions) -> int:
 
     text = python_topics()
     _say(f"The text: Python's own help on its language, {counted(len(text), 'character')}.")
-    _say("NO LANGUAGE MODEL is used: the cells are fixed, and rules quote what answers the question.\n")
+    _say("NO LANGUAGE MODEL is used: the cells are fixed, and rules quote the answer.\n")
     state = RunState()
     with open_rlm(options, client=DemoClient(query), listener=state.apply) as rlm:
         answer = rlm.completion(text, query)
         code = show_answer(answer, rlm)
-    read = (
-        f"{state.read_chars:,} of {len(text):,} characters, in {counted(state.sub_calls, 'sub-call')} at once"
+    _say(
+        f"\nRead: {state.read_chars:,} of {len(text):,} characters, in {counted(state.sub_calls, 'sub-call')}."
     )
-    _say(f"\nRead: {read}. Took: {seconds(answer.seconds)}, {counted(answer.turns, 'turn')}.")
-    _say("Next, with no model:  rlm demo -q …   and   rlm ask FILE -q … --client offline")
-    _say("Next, with a model:   export OPENAI_API_KEY=…   and   rlm ask FILE -q …   or   rlm chat FILE")
+    _say(f"Took: {seconds(answer.seconds)}, {counted(answer.turns, 'turn')}.")
+    _say("Next, with rules: rlm ask FILE -q QUESTION --client offline")
+    _say("With a model:     export OPENAI_API_KEY=…; rlm ask FILE -q QUESTION")
+    _say("                  rlm chat FILE")
     return code
 
 

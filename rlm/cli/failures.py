@@ -29,6 +29,7 @@ PROVIDER = 5
 INTERRUPTED = 130
 
 LONGEST_COMPLAINT = 2_000
+NARROWEST = 40
 
 
 @dataclass(slots=True)
@@ -75,10 +76,17 @@ def _print_json(error: BaseException, message: str, code: int) -> None:
 
 
 def complain(message: str) -> None:
-    """Print one line on stderr, with control codes escaped."""
+    """Print one line on stderr, with control codes escaped; a terminal gets it wrapped at words."""
     from rlm.display.text import one_line
 
-    click.echo(f"rlm: {one_line(message, LONGEST_COMPLAINT)}", err=True)
+    line = f"rlm: {one_line(message, LONGEST_COMPLAINT)}"
+    if sys.stderr.isatty():
+        import shutil
+        import textwrap
+
+        columns = max(NARROWEST, shutil.get_terminal_size().columns)
+        line = textwrap.fill(line, columns - 1, subsequent_indent=" " * 5, break_on_hyphens=False)
+    click.echo(line, err=True)
 
 
 def exit_code_of(error: BaseException) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from rlm.offline.client import OfflineClient
@@ -17,7 +18,7 @@ LOOK: Final = """\
 I look at the text first.
 
 ```repl
-print(f"{len(context):,} characters. It begins:")
+print(len(context), "characters:")
 print(context[:160])
 ```"""
 
@@ -27,21 +28,22 @@ I cut it into parts, and ask a sub-model about the most promising ones, all at o
 ```repl
 question = QUESTION
 words = WORDS
-parts = [context[start : start + 6_000] for start in range(0, len(context), 5_000)]
-parts.sort(key=lambda part: sum(word in part.lower() for word in words), reverse=True)
-quotes = llm_batch([f"Question: {question}\\n\\nPassage:\\n{part}" for part in parts[:24]])
-found = [quote for quote in quotes if "NOT FOUND" not in quote]
-print(f"{len(found)} of 24 parts have a quote")
+parts = [context[i : i + 6_000] for i in range(0, len(context), 5_000)]
+parts.sort(key=lambda part: -sum(word in part.lower() for word in words))
+quotes = llm_batch([f"{question}\\n\\n{part}" for part in parts[:24]])
+found = [quote for quote in quotes if quote != "NOT FOUND"]
+print(len(found), "of 24 parts have a quote")
 ```"""
 
 ANSWER: Final = """\
-I ask for the best of these quotes, and say where it is.
+I ask for the best of these quotes, and add where it is.
 
 ```repl
-passages = "\\n\\n".join(quote.rpartition("\\n")[0] for quote in found)
-best = llm_query(f"Question: {question}\\n\\nPassage:\\n{passages}").rpartition("\\n")[0]
-start = context.find(best) if best else -1
-FINAL(f"{best}\\n\\n— context[{start}:{start + len(best)}]" if start >= 0 else "NOT FOUND")
+best = llm_query("\\n\\n".join([question, *found])) if found else "NOT FOUND"
+if best in context:
+    start = context.index(best)
+    best += f"\\n\\n— context[{start}:{start + len(best)}]"
+FINAL(best)
 ```"""
 
 
@@ -61,7 +63,9 @@ class DemoClient(OfflineClient):
     async def complete(self, call: Call) -> Reply:
         """Answer one call; the root model's next cell is the one after its replies so far."""
         if call.role != "root":
-            return await super().complete(call)
+            reply = await super().complete(call)
+            quote, _, _note = reply.text.rpartition("\n(")  # the cells show what a model would reply
+            return replace(reply, text=quote or reply.text)
         replies = sum(message.role == "assistant" for message in call.messages)
         text = self._cells[min(replies, len(self._cells) - 1)]
         return Reply(text=text, model=self.only_model, usage=Usage(calls=1), cost_usd=0.0)
