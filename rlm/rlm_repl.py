@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from rlm.options import RunOptions
     from rlm.sandbox.launchers import Launcher
     from rlm.sandbox.session import Session
-    from rlm.sandbox.shelf import Shelved
+    from rlm.sandbox.shared_contexts import ContextRef
     from rlm.scheduler.batch import Kept
     from rlm.settings import SandboxSettings, SchedulerSettings
     from rlm.values import Answer, Call, Reply
@@ -334,8 +334,10 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
                 last_first.push_async_callback(state.end_guests)
                 await state.work.end()
 
-    async def _open_guest(self, piece: Shelved | None = None) -> Session:
-        return await open_session(self.settings.sandbox, launcher=self._launcher, piece=piece)
+    async def _open_guest(self, parent_context: ContextRef | None = None) -> Session:
+        return await open_session(
+            self.settings.sandbox, launcher=self._launcher, parent_context=parent_context
+        )
 
     @asynccontextmanager
     async def _new_run(self, listener: Emit = ignore) -> AsyncIterator[Run]:

@@ -31,7 +31,7 @@ from rlm.errors import (
     SchemaError,
     UnknownModel,
 )
-from rlm.sandbox.shelf import Shelved
+from rlm.sandbox.shared_contexts import ContextRef
 from rlm.structured.map import Mapped, MapSettings, PlainModels, ask_checked, map_items
 from rlm.structured.schema import Schema, schema_of
 from rlm.values import Answer, Call, HostCall, Message, Reply
@@ -46,7 +46,7 @@ __all__ = ["NO_DEADLINE", "Deadline", "HostCalls", "StartChild"]
 StartChild: TypeAlias = Callable[[str, Any, str | None], Awaitable[Answer]]
 """Start a child run: question, context, root model or None for the run's own; gives its answer, whole or partial.
 
-A `Shelved` in the place of the context is one that the child's guest reads from its parent's."""
+A `ContextRef` in the place of the context is one that the child's guest reads from its parent's."""
 
 Arguments: TypeAlias = Mapping[str, Any]
 """What the guest sent with a host call."""
@@ -301,7 +301,7 @@ class HostCalls:
 
     async def _plain_child(self, question: str, context: Any, model: str | None) -> Call:
         most = self.settings.sub_context_chars
-        if isinstance(context, Shelved):
+        if isinstance(context, ContextRef):
             if context.length > BYTES_PER_CHAR * most:
                 raise self._too_long(f"context of {context.length:,} bytes")
             context = await context.value()

@@ -42,7 +42,7 @@ from rlm.events import (
     TurnStarted,
     Warned,
 )
-from rlm.sandbox.shelf import Shelved
+from rlm.sandbox.shared_contexts import ContextRef
 from rlm.values import Answer, AnswerStatus, Call, CellResult, Message, Reply
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ __all__ = ["OpenGuest", "Run", "new_run_id"]
 
 T = TypeVar("T")
 
-OpenGuest: TypeAlias = Callable[[Shelved | None], Awaitable["Session"]]
+OpenGuest: TypeAlias = Callable[[ContextRef | None], Awaitable["Session"]]
 """Opens a fresh guest with the limits of the run's settings, for a context that lies on a shelf or None."""
 
 
@@ -91,7 +91,7 @@ class Run:
     async def complete(self, question: str, context: Any) -> Answer:
         """Answer a question about a context on a guest of its own, which is closed at the end.
 
-        A `Shelved` context is one that the new guest reads where it lies.
+        A `ContextRef` context is one that the new guest reads where it lies.
 
         Raises:
             ContextError: the context holds a type that cannot cross to the guest.
@@ -99,7 +99,7 @@ class Run:
             LimitReached: a limit ended the run, and `on_limit` is "raise".
             SandboxError: no guest could be started.
         """
-        seen = context.sketch if isinstance(context, Shelved) else context
+        seen = context.sketch if isinstance(context, ContextRef) else context
         conversation = Conversation(self.settings, prompts.describe_context(seen), self.depth)
         return await self._told(
             question, conversation, partial(self._on_own_guest, question, conversation, context)
@@ -126,7 +126,7 @@ class Run:
             self.emit(CellOutput(**self._here(), cell=cell, stream=stream, text=text))
 
         try:
-            result = await guest.run(code, serve=calls, on_output=tell, keep_shelved=True)
+            result = await guest.run(code, serve=calls, on_output=tell, context_refs=True)
         except anyio.get_cancelled_exc_class():
             stopped = CellResult(outcome="cancelled", state="rolled back")
             self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=stopped))
@@ -185,8 +185,8 @@ class Run:
 
     async def keep_guest(self, context: Any, coming: _Coming) -> None:
         """Open a guest that has the context, and close it when this is cancelled."""
-        piece = context if isinstance(context, Shelved) else None
-        guest = await _in_time(self.deadline, self.open_guest(piece))
+        parent_context = context if isinstance(context, ContextRef) else None
+        guest = await _in_time(self.deadline, self.open_guest(parent_context))
         try:
             await _in_time(self.deadline, guest.load(context))
             coming.arrive(guest)

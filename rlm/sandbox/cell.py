@@ -23,7 +23,7 @@ from rlm.sandbox.messages import (
     verdict_of,
 )
 from rlm.sandbox.process import CALL_BYTES
-from rlm.sandbox.shelf import Shelved
+from rlm.sandbox.shared_contexts import ContextRef
 from rlm.values import CellResult, HostCall
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class CellRun:
     async def _take(self, kind: int, number: int, payload: bytes | bytearray, tasks: TaskGroup) -> None:
         if kind == frames.OUTPUT and number in self._output:
             self._output[number].take(payload)
-        elif kind == frames.PLACES and self._told is None and self._guest.shelf is not None:
+        elif kind == frames.PLACES and self._told is None and self._guest.shared_memory is not None:
             self._told = number, await off_the_loop(places_of, payload)
         elif kind == frames.CALL and number not in self._calls:
             places = self._places_of(number)
@@ -174,8 +174,8 @@ class CellRun:
             if "shelved" in child:
                 child["context"] = self._piece(child.pop("shelved"), number, places)
 
-    def _piece(self, named: Any, number: int, places: list[tuple[int, int]]) -> Shelved:
-        shelf = self._guest.shelf
+    def _piece(self, named: Any, number: int, places: list[tuple[int, int]]) -> ContextRef:
+        shelf = self._guest.shared_memory
         match named:
             case (int(index), drawn) if shelf is not None and 0 <= index < len(places):
                 offset, length = places[index]
@@ -183,7 +183,7 @@ class CellRun:
                     sketch = Sketch.read(drawn)
                 except ValueError as error:
                     raise HostCallRefused(str(error)) from None
-                return Shelved(shelf, offset, length, sketch, functools.partial(self._reserve, number))
+                return ContextRef(shelf, offset, length, sketch, functools.partial(self._reserve, number))
             case _:
                 raise HostCallRefused("there is no such context on the shelf")
 

@@ -11,7 +11,7 @@ import anyio.to_thread
 
 from rlm.errors import ProtocolViolation
 from rlm.sandbox.guest import values
-from rlm.sandbox.shelf import SHELVED_VALUES
+from rlm.sandbox.shared_contexts import MOST_CONTEXT_VALUES
 from rlm.values import Final, HostCall, Variable
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ __all__ = [
 T = TypeVar("T")
 
 LARGE_BYTES = 1 << 16
-DECODED_VALUES = SHELVED_VALUES
+DECODED_VALUES = MOST_CONTEXT_VALUES
 MOST_OFFSET = 1 << 63
 OUTCOMES = frozenset({"ok", "raised", "timeout", "memory", "exited", "crashed", "protocol", "cancelled"})
 

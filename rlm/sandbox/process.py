@@ -21,7 +21,7 @@ from rlm.sandbox.guest import frames, values
 from rlm.sandbox.launchers.command import guest_code
 from rlm.sandbox.messages import decoded
 from rlm.sandbox.scratch import Scratch
-from rlm.sandbox.shelf import Shelf, Shelved, make_shelf
+from rlm.sandbox.shared_contexts import ContextRef, SharedContexts, make_shared_contexts
 from rlm.settings import IsolationTier, SandboxSettings
 
 if TYPE_CHECKING:
@@ -68,8 +68,8 @@ class Guest:
     def __init__(self, process: Process, belongings: _Belongings, answer_bytes: int) -> None:
         self._process = process
         self._belongings = belongings
-        self.shelf = belongings.shelf
-        self.has_piece = False
+        self.shared_memory = belongings.shared_memory
+        self.has_parent_memory = False
         self._sending = anyio.Lock()
         self._messages: deque[tuple[int, int, bytes | bytearray]] = deque()
         self._assembler = frames.Assembler(
@@ -87,7 +87,7 @@ class Guest:
 
     @classmethod
     async def start(
-        cls, settings: SandboxSettings, launcher: Launcher, piece: Shelved | None = None
+        cls, settings: SandboxSettings, launcher: Launcher, parent_context: ContextRef | None = None
     ) -> tuple[Guest, Isolation]:
         """Launch a guest, send it its code and settings, and hear that it is ready."""
         try:
@@ -97,10 +97,10 @@ class Guest:
         inherited = {"shelf": -1, "piece": -1}
         try:
             with contextlib.ExitStack() as while_starting:
-                if belongings.shelf is not None:
-                    inherited["shelf"] = belongings.shelf.writing
-                    if piece is not None:
-                        inherited["piece"] = while_starting.enter_context(piece.shelf.opened())
+                if belongings.shared_memory is not None:
+                    inherited["shelf"] = belongings.shared_memory.writing
+                    if parent_context is not None:
+                        inherited["piece"] = while_starting.enter_context(parent_context.memory.opened())
                 with anyio.CancelScope(shield=True):  # soon over; half started, it would be nobody's to end
                     process = await anyio.open_process(
                         launcher.command(),
@@ -119,9 +119,9 @@ class Guest:
                 raise GuestStartFailed(f"the {launcher.name} launcher did not start: {error}") from error
             raise
         guest = cls(process, belongings, settings.answer_bytes)
-        guest.has_piece = inherited["piece"] >= 0
-        if belongings.shelf is not None:
-            belongings.shelf.hand_over()
+        guest.has_parent_memory = inherited["piece"] >= 0
+        if belongings.shared_memory is not None:
+            belongings.shared_memory.hand_over()
         try:
             with anyio.fail_after(settings.start_timeout_s):
                 facts = await guest._greet(code, settings, inherited)
@@ -219,8 +219,8 @@ class Guest:
         assert self._process.stdin is not None  # noqa: S101 - opened with a pipe
         with contextlib.suppress(OSError, anyio.BrokenResourceError):
             await self._process.stdin.aclose()
-        if self.shelf is not None:
-            self.shelf.close()  # here, on the loop, where others open it
+        if self.shared_memory is not None:
+            self.shared_memory.close()  # here, on the loop, where others open it
         with anyio.move_on_after(patience):
             await self._process.wait()
         self.kill()  # also where the supervisor is gone: what it started is in its group
@@ -261,17 +261,17 @@ class _Belongings:
     Attributes:
         log: for what the guest logs.
         scratch: a folder to write in, where the host can give one.
-        shelf: for the contexts of its child runs, where it can have one.
+        shared_memory: for the contexts of its child runs, where it can have one.
     """
 
     log: IO[bytes]
     scratch: Scratch | None
-    shelf: Shelf | None
+    shared_memory: SharedContexts | None
 
     def clear_up(self) -> str:
         """Remove all of it; the end of what was logged."""
-        if self.shelf is not None:
-            self.shelf.close()
+        if self.shared_memory is not None:
+            self.shared_memory.close()
         with self.log:
             self.log.seek(0)
             text = self.log.read().decode("utf-8", "replace")[-LOG_CHARS:].strip()
@@ -289,5 +289,5 @@ def _prepare(launcher: Launcher) -> tuple[_Belongings, bytes]:
     except OSError:
         log.close()
         raise
-    shelf = make_shelf() if launcher.keeps_descriptors else None
-    return _Belongings(log, scratch, shelf), code
+    shared_memory = make_shared_contexts() if launcher.keeps_descriptors else None
+    return _Belongings(log, scratch, shared_memory), code

@@ -25,7 +25,7 @@ from rlm.sandbox.guest import frames, values
 from rlm.sandbox.launchers import Launcher, local
 from rlm.sandbox.messages import children_of, decoded, off_the_loop, variable_of
 from rlm.sandbox.process import Guest, Isolation
-from rlm.sandbox.shelf import SHELVED_VALUES, Shelved
+from rlm.sandbox.shared_contexts import MOST_CONTEXT_VALUES, ContextRef
 from rlm.settings import SandboxSettings
 
 if TYPE_CHECKING:
@@ -42,19 +42,19 @@ async def open_session(
     settings: SandboxSettings = SandboxSettings(),  # noqa: B008 - frozen
     *,
     launcher: Launcher | None = None,
-    piece: Shelved | None = None,
+    parent_context: ContextRef | None = None,
 ) -> Session:
     """Start a guest.
 
     Args:
         settings: its limits.
         launcher: how to start it; by default, as a process of this machine.
-        piece: what is going to be loaded, where that lies on the shelf of another guest.
+        parent_context: what is going to be loaded, where that lies on the shelf of another guest.
 
     Raises:
         GuestStartFailed: it did not get ready in time, or ended; `.log` is what it wrote.
     """
-    session = Session(settings, local() if launcher is None else launcher, piece)
+    session = Session(settings, local() if launcher is None else launcher, parent_context)
     await session._start()  # noqa: SLF001 - there is no session that was not started here
     return session
 
@@ -119,13 +119,15 @@ class Session:
 
     isolation: Isolation
 
-    def __init__(self, settings: SandboxSettings, launcher: Launcher, piece: Shelved | None = None) -> None:
+    def __init__(
+        self, settings: SandboxSettings, launcher: Launcher, parent_context: ContextRef | None = None
+    ) -> None:
         self._settings = settings
         self._launcher = launcher
-        self._piece = piece
+        self._parent_context = parent_context
         self._turn = anyio.Lock()
         self._guest: Guest | None = None
-        self._loaded: values.Parts | Shelved | None = None
+        self._loaded: values.Parts | ContextRef | None = None
         self._fresh_answer = True
         self._cells = 0
         self._unreported_loss = False
@@ -134,7 +136,7 @@ class Session:
     async def load(self, context: Any) -> None:
         """Set `context` and forget every variable.
 
-        A `Shelved` is the context that lies there. Where it is the one that this session was opened with, the
+        A `ContextRef` is the context that lies there. Where it is the one that this session was opened with, the
         guest reads it itself.
 
         Raises:
@@ -158,13 +160,13 @@ class Session:
         *,
         serve: HostCallHandler,
         on_output: OutputHandler | None = None,
-        keep_shelved: bool = False,
+        context_refs: bool = False,
     ) -> CellResult:
         """Run one cell.
 
         `serve` answers what the cell asks of the host; each call runs in a task of its own. Where it raises
         `CallError` or `HostCallRefused`, that is raised in the cell as `LLMError`; any other exception kills
-        the cell and is raised here. `on_output` gets `("stdout" | "stderr", text)` as it comes. With `keep_shelved`
+        the cell and is raised here. `on_output` gets `("stdout" | "stderr", text)` as it comes. With `context_refs`
         the contexts of child runs are handed to `serve` as they lie on the guest's shelf; else it gets the values.
 
         Cancelled, it kills the cell, and the variables are as before.
@@ -173,7 +175,7 @@ class Session:
             self._require_open()
             lost_before = await self._revive()
             self._cells += 1
-            handler = serve if keep_shelved else _with_values(serve)
+            handler = serve if context_refs else _with_values(serve)
             result = await self._cell_run(code, handler, on_output).perform()
             self._require_open()
             self._unreported_loss = False
@@ -247,36 +249,40 @@ class Session:
         self._unreported_loss = False
         self._cells = 0
 
-    async def _loadable(self, context: Any) -> values.Parts | Shelved:
+    async def _loadable(self, context: Any) -> values.Parts | ContextRef:
         """The context as it is sent, or where the guest can read it."""
-        piece, self._piece = self._piece, None
-        if isinstance(context, Shelved):
-            if context is piece and (self._guest is None or self._guest.has_piece):
+        parent_context, self._parent_context = self._parent_context, None
+        if isinstance(context, ContextRef):
+            if context is parent_context and (self._guest is None or self._guest.has_parent_memory):
                 return context
             context = await context.value()
         return await anyio.to_thread.run_sync(_encode_context, context)
 
     async def _start(self) -> None:
-        piece = self._loaded if isinstance(self._loaded, Shelved) else self._piece
-        self._guest, facts = await Guest.start(self._settings, self._launcher, piece)
+        parent_context = self._loaded if isinstance(self._loaded, ContextRef) else self._parent_context
+        self._guest, facts = await Guest.start(self._settings, self._launcher, parent_context)
         self.isolation = facts
         if self._loaded is not None:
             await self._reload(self._guest)
 
     async def _reload(self, guest: Guest) -> None:
         match self._loaded:
-            case Shelved() as piece:
-                await self._pick(guest, piece)
+            case ContextRef() as parent_context:
+                await self._load_from_parent(guest, parent_context)
             case list() as parts:
                 await self._exchange(guest, frames.message_frames(frames.LOAD, 0, parts), frames.LOADED)
 
-    async def _pick(self, guest: Guest, piece: Shelved) -> None:
-        """Have the guest read the piece that it was started with."""
-        if not guest.has_piece:  # it has no descriptors of ours: through the host, then
-            self._loaded = await self._loadable(piece)
+    async def _load_from_parent(self, guest: Guest, parent_context: ContextRef) -> None:
+        """Have the guest read the context that it was started with."""
+        if not guest.has_parent_memory:  # it has no descriptors of ours: through the host, then
+            self._loaded = await self._loadable(parent_context)
             return await self._reload(guest)
-        guest.has_piece = False
-        place = {"offset": piece.offset, "length": piece.length, "max_values": SHELVED_VALUES}
+        guest.has_parent_memory = False
+        place = {
+            "offset": parent_context.offset,
+            "length": parent_context.length,
+            "max_values": MOST_CONTEXT_VALUES,
+        }
         request = frames.message_frames(frames.PICK, 0, values.encode(place))
         problem = decoded(await self._exchange(guest, request, frames.LOADED))
         if problem is not None:
@@ -360,7 +366,7 @@ def _with_values(serve: HostCallHandler) -> HostCallHandler:
 
     async def served(call: HostCall) -> Any:
         for child in children_of(call):
-            if isinstance(context := child.get("context"), Shelved):
+            if isinstance(context := child.get("context"), ContextRef):
                 child["context"] = await context.value()
         return await serve(call)
 

@@ -25,7 +25,7 @@ import anyio
 
 from rlm.sandbox.launchers import local
 from rlm.sandbox.session import WarmPool, open_session
-from rlm.sandbox.shelf import Shelved
+from rlm.sandbox.shared_contexts import ContextRef
 from rlm.settings import SandboxSettings
 
 MB = 1_000_000
@@ -127,8 +127,8 @@ async def child_contexts(size, times):
 
         async def serve(call, launcher=launcher, ready=ready, asked=asked):
             context = call.arguments["context"]
-            piece = context if isinstance(context, Shelved) else None
-            child = await open_session(SETTINGS, launcher=launcher, piece=piece)
+            piece = context if isinstance(context, ContextRef) else None
+            child = await open_session(SETTINGS, launcher=launcher, parent_context=piece)
             await child.load(context)
             result = await child.run("len(context)", serve=nobody)
             assert int(result.stdout) == len(text) - 1, result
@@ -138,7 +138,7 @@ async def child_contexts(size, times):
 
         for _ in range(times):
             asked.append(time.perf_counter())
-            result = await parent.run("rlm_query('q', context[1:])", serve=serve, keep_shelved=True)
+            result = await parent.run("rlm_query('q', context[1:])", serve=serve, context_refs=True)
             assert result.outcome == "ok", result
         await parent.aclose()
         row(f"child context {len(text) / MB:,.0f} MB, {way}", ready)

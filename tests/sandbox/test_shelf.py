@@ -25,7 +25,7 @@ from rlm.sandbox.guest.sketch import Sketch, sketch
 from rlm.sandbox.launchers import Launcher
 from rlm.sandbox.process import PLACES_BYTES
 from rlm.sandbox.session import open_session
-from rlm.sandbox.shelf import Shelved, make_shelf
+from rlm.sandbox.shared_contexts import ContextRef, make_shared_contexts
 from rlm.settings import SandboxSettings
 
 pytestmark = [
@@ -89,7 +89,7 @@ async def nobody(call):
 
 def shelved_bytes(session):
     """How many bytes of memory the shelf of a guest takes."""
-    with session._guest.shelf.opened() as descriptor:
+    with session._guest.shared_memory.opened() as descriptor:
         return os.fstat(descriptor).st_blocks * 512
 
 
@@ -100,8 +100,8 @@ def child_of(code, launcher=None, seen=None):
         context = call.arguments["context"]
         if seen is not None:
             seen.append(context)
-        piece = context if isinstance(context, Shelved) else None
-        child = await open_session(QUICK, launcher=launcher, piece=piece)
+        piece = context if isinstance(context, ContextRef) else None
+        child = await open_session(QUICK, launcher=launcher, parent_context=piece)
         try:
             await child.load(context)
             result = await child.run(code, serve=nobody)
@@ -116,7 +116,7 @@ async def in_a_child(parent, make, code, launcher=None):
     """What `code` prints in a child whose context the expression `make` gives in the parent."""
     seen = []
     serve = child_of(code, launcher, seen)
-    result = await parent.run(f"print(rlm_query('q', {make}), end='')", serve=serve, keep_shelved=True)
+    result = await parent.run(f"print(rlm_query('q', {make}), end='')", serve=serve, context_refs=True)
     assert result.outcome == "ok", result
     return result.stdout, seen
 
@@ -150,7 +150,7 @@ async def test_a_large_context_arrives_as_it_was(name, launcher):
     )
     await parent.aclose()
     assert shown == f"True {type(eval(make)).__name__}\n"
-    assert isinstance(seen[0], Shelved) is (launcher is None)
+    assert isinstance(seen[0], ContextRef) is (launcher is None)
 
 
 async def test_fifty_megabytes_reach_a_child_and_not_the_host(parent):
@@ -178,10 +178,10 @@ async def test_a_small_context_goes_with_its_call(parent):
 )
 async def test_what_is_not_large_or_no_text_or_container_takes_the_way_of_any_argument(parent, make):
     async def take(call):
-        assert not isinstance(call.arguments["context"], Shelved)
+        assert not isinstance(call.arguments["context"], ContextRef)
         return "taken"
 
-    result = await parent.run(f"rlm_query('q', {make})", serve=take, keep_shelved=True)
+    result = await parent.run(f"rlm_query('q', {make})", serve=take, context_refs=True)
     assert result.stdout == "'taken'\n" or "['context'][0]: a value of type" in result.error
 
 
@@ -204,7 +204,7 @@ async def test_one_object_for_twenty_children_lies_there_once(parent):
         return [{"value": n} for n in range(len(call.arguments["items"]))]
 
     code = "t = 'x' * 5_000_000\nlen(rlm_batch([(f'q{n}', t) for n in range(20)] + [('other', t[1:])]))"
-    result = await parent.run(code, serve=look, keep_shelved=True)
+    result = await parent.run(code, serve=look, context_refs=True)
     assert result.stdout == "21\n"
     assert len(set(places)) == 2
     assert 10_000_000 < sizes[0] < 10_200_000
@@ -234,7 +234,7 @@ async def test_space_is_given_back_while_other_calls_go_on(parent):
         "while not stayed and threading.active_count() < 2: pass\n"
         "sizes = {rlm_query(str(n), str(n) * 5_000_000) for n in range(30)}\nt.join()\nprint(stayed, len(sizes))"
     )
-    result = await small.run(code, serve=serve, keep_shelved=True)
+    result = await small.run(code, serve=serve, context_refs=True)
     await small.aclose()
     assert result.stdout == "[True] 2\n", result
     assert most < 40 * MB
@@ -251,7 +251,7 @@ async def test_threads_put_contexts_on_the_shelf_at_once(parent):
     async def echo(call):
         return await call.arguments["context"].value()
 
-    assert (await parent.run(code, serve=echo, keep_shelved=True)).stdout == "True\n"
+    assert (await parent.run(code, serve=echo, context_refs=True)).stdout == "True\n"
     assert shelved_bytes(parent) == 0
 
 
@@ -283,7 +283,7 @@ async def test_beyond_its_room_a_cell_hears_why_and_goes_on():
         "for thread in pool: thread.join()\n"
         "print([rlm_query('?', t) for _ in range(4)])"
     )
-    result = await session.run(code, serve=serve, keep_shelved=True)
+    result = await session.run(code, serve=serve, context_refs=True)
     assert result.stdout == (
         "rlm_query: the contexts of the child runs under way would take more than 67,108,864 bytes: pass smaller "
         f"pieces, or fewer at once\n{['answered'] * 4}\n"
@@ -384,14 +384,14 @@ async def test_what_a_hostile_cell_does_to_the_shelf_costs_that_cell_alone(name)
     try:
         if ending == "refused":
             code = SPEAK + code.replace("time.sleep(60)", "reply = os.read(channel, 1000)\nprint(reply)")
-            result = await session.run(code, serve=serve, keep_shelved=True)
+            result = await session.run(code, serve=serve, context_refs=True)
             assert "there is no such context on the shelf" in result.stdout, result
         elif ending == "cannot be read":
             with pytest.raises(Told):
-                await session.run(SPEAK + code, serve=serve, keep_shelved=True)
+                await session.run(SPEAK + code, serve=serve, context_refs=True)
             assert "cannot be read" in heard[0]
         else:
-            result = await session.run(SPEAK + code, serve=serve, keep_shelved=True)
+            result = await session.run(SPEAK + code, serve=serve, context_refs=True)
             assert result.outcome == ending, result
         await goes_on(session)
     finally:
@@ -404,7 +404,7 @@ async def test_what_a_hostile_cell_does_to_the_shelf_costs_that_cell_alone(name)
 async def test_a_sketch_in_a_form_of_its_own_is_refused(drawn):
     session = await open_session(SandboxSettings(cell_timeout_s=20.0, highest_tier="process"))
     code = f"{SPEAK}\nF(SHELVE, 0, 9, S(b'x'))\nSKETCH = {drawn}\nF(CALL, 0, 9, ASK(0))\nprint(os.read(channel, 1000))"
-    result = await session.run(code, serve=nobody, keep_shelved=True)
+    result = await session.run(code, serve=nobody, context_refs=True)
     await session.aclose()
     assert "not the sketch of a context" in result.stdout
 
@@ -416,7 +416,7 @@ async def test_no_cell_has_the_shelf_in_its_hands(parent):
     )
 
     of_child = await parent.run(
-        "print(rlm_query('q', 'x' * 100_000))", serve=child_of(code), keep_shelved=True
+        "print(rlm_query('q', 'x' * 100_000))", serve=child_of(code), context_refs=True
     )
     for shown in ((await parent.run(code, serve=nobody)).stdout, of_child.stdout):
         numbers = eval(shown)
@@ -440,7 +440,7 @@ async def test_a_text_that_takes_more_memory_than_a_guest_may_have_is_refused():
     heard = []
 
     async def serve(call):
-        child = await open_session(settings, piece=call.arguments["context"])
+        child = await open_session(settings, parent_context=call.arguments["context"])
         try:
             with pytest.raises(ContextError, match="more memory than a guest may have"):
                 await child.load(call.arguments["context"])
@@ -455,7 +455,7 @@ async def test_a_text_that_takes_more_memory_than_a_guest_may_have_is_refused():
         "F(SHELVE, 1, 9, b'S')\nfor _ in range(250): F(SHELVE, 1, 9, piece)\nF(SHELVE, 0, 9, bytes(4))\n"
         "F(CALL, 0, 9, ASK(0))\nos.read(channel, 1000)"
     )
-    assert (await parent.run(code, serve=serve, keep_shelved=True)).outcome == "ok"
+    assert (await parent.run(code, serve=serve, context_refs=True)).outcome == "ok"
     await parent.aclose()
     assert heard == ["ok", "'x'\n"]
 
@@ -479,7 +479,7 @@ async def test_a_timer_that_goes_off_while_a_call_is_on_its_way_costs_that_call_
         "    except Late: rung += 1\n"
         "print(rung, llm_query('?') == 'v' * 300_000)"
     )
-    result = await parent.run(code, serve=serve, keep_shelved=True)
+    result = await parent.run(code, serve=serve, context_refs=True)
     assert (result.outcome, result.stdout) == ("ok", "20 True\n"), result
 
 
@@ -501,7 +501,7 @@ async def test_a_cell_that_ends_in_the_middle_leaves_an_empty_shelf(end):
         async def run_it():
             after = {"killed": "llm_query('die')\nos._exit(1)", "timed out": "while True: pass"}
             result = await session.run(
-                code + after.get(end, "while True: pass"), serve=die_or(forever), keep_shelved=True
+                code + after.get(end, "while True: pass"), serve=die_or(forever), context_refs=True
             )
             assert result.state == "rolled back"
 
@@ -529,7 +529,7 @@ async def test_a_cell_that_ends_in_the_middle_leaves_an_empty_shelf(end):
 async def test_a_child_guest_that_was_killed_has_its_context_again(parent):
     async def serve(call):
         context = call.arguments["context"]
-        child = await open_session(QUICK, piece=context)
+        child = await open_session(QUICK, parent_context=context)
         try:
             await child.load(context)
             first = await child.run("x = len(context)\nx", serve=nobody)
@@ -549,7 +549,7 @@ async def test_a_child_guest_that_was_killed_has_its_context_again(parent):
         finally:
             await child.aclose()
 
-    result = await parent.run("print(rlm_query('q', 'y' * 3_000_000))", serve=serve, keep_shelved=True)
+    result = await parent.run("print(rlm_query('q', 'y' * 3_000_000))", serve=serve, context_refs=True)
     assert eval(result.stdout) == ("3000000\n", "lost", "True\n", "'yyy'\n", "'another'\n")
 
 
@@ -564,7 +564,7 @@ async def test_a_guest_that_was_not_started_for_a_context_gets_it_all_the_same(p
         finally:
             await child.aclose()
 
-    result = await parent.run("print(rlm_query('q', 'y' * 3_000_000))", serve=serve, keep_shelved=True)
+    result = await parent.run("print(rlm_query('q', 'y' * 3_000_000))", serve=serve, context_refs=True)
     assert result.stdout == "3000000\n\n"
 
 
@@ -576,8 +576,8 @@ async def test_the_context_of_a_parent_that_is_gone_is_refused():
         return ""
 
     parent = await open_session(QUICK)
-    await parent.run("rlm_query('q', 'x' * 300_000)", serve=keep, keep_shelved=True)
-    child = await open_session(QUICK, piece=kept[0])
+    await parent.run("rlm_query('q', 'x' * 300_000)", serve=keep, context_refs=True)
+    child = await open_session(QUICK, parent_context=kept[0])
     with pytest.raises(ContextError, match="cannot be read: WireError: a value that is not there any more"):
         await child.load(kept[0])
     assert (await child.run("context", serve=nobody)).stdout == ""
@@ -586,7 +586,7 @@ async def test_the_context_of_a_parent_that_is_gone_is_refused():
     with pytest.raises(HostCallRefused, match="gone"):
         await kept[0].value()
     with pytest.raises(HostCallRefused, match="gone"):
-        await open_session(QUICK, piece=kept[0])
+        await open_session(QUICK, parent_context=kept[0])
 
 
 async def test_children_leave_no_descriptor_behind(parent):
@@ -606,7 +606,7 @@ async def test_children_leave_no_descriptor_behind(parent):
                 tasks.start_soon(one, index, item)
         return slots
 
-    assert (await parent.run(code, serve=serve, keep_shelved=True)).stdout == "20\n"
+    assert (await parent.run(code, serve=serve, context_refs=True)).stdout == "20\n"
     gc.collect()
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -744,7 +744,7 @@ def test_a_plain_value_is_of_the_type_that_arrives(value):
 
 @pytest.fixture
 def memory():
-    shelf = make_shelf()
+    shelf = make_shared_contexts()
     yield shelf
     shelf.close()
 
@@ -803,7 +803,7 @@ def test_there_are_never_more_pieces_than_can_be_told_of(memory, most):
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(0, 40), max_size=20))
 def test_a_slice_gives_what_a_buffer_gives(data, counts):
-    memory = make_shelf()
+    memory = make_shared_contexts()
     try:
         os.pwrite(memory.writing, data, 11)
         part, buffer = Slice(memory.writing, 11, len(data)), values.Buffer(data)
@@ -821,7 +821,7 @@ def test_a_slice_gives_what_a_buffer_gives(data, counts):
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_on_the_shelf_are_a_value_or_a_clean_error(data):
-    memory = make_shelf()
+    memory = make_shared_contexts()
     try:
         os.pwrite(memory.writing, data, 0)
         with contextlib.suppress(values.WireError):

@@ -2,7 +2,7 @@
 
 The host makes the shelf of a guest and gives it along when the guest starts; itself it keeps only a descriptor to
 read with, which a child's guest inherits in its turn. So a piece of a context goes from guest to guest, and here
-there is a `Shelved` in its place. `guest/shelf.py` is the other side.
+there is a `ContextRef` in its place. `guest/shelf.py` is the other side.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ if TYPE_CHECKING:
 
     from rlm.sandbox.guest.sketch import Sketch
 
-__all__ = ["SHELVED_VALUES", "Shelf", "Shelved", "make_shelf"]
+__all__ = ["MOST_CONTEXT_VALUES", "ContextRef", "SharedContexts", "make_shared_contexts"]
 
-SHELVED_VALUES = 2_000_000
+MOST_CONTEXT_VALUES = 2_000_000
 """Of how many values a context may be made that a cell gives to a child run."""
 
 
-def make_shelf() -> Shelf | None:
+def make_shared_contexts() -> SharedContexts | None:
     """A new shelf, or None where this system has no such files."""
     if sys.platform != "linux":
         return None
     writing = -1
     try:
         writing = _not_a_standard_one(os.memfd_create("rlm-shelf", os.MFD_CLOEXEC))
-        return Shelf(writing, os.open(f"/proc/self/fd/{writing}", os.O_RDONLY | os.O_CLOEXEC))
+        return SharedContexts(writing, os.open(f"/proc/self/fd/{writing}", os.O_RDONLY | os.O_CLOEXEC))
     except OSError:
         if writing >= 0:
             os.close(writing)
         return None
 
 
-class Shelf:
+class SharedContexts:
     """The shelf of one guest. `writing` is for the guest alone; `hand_over` closes it here."""
 
     def __init__(self, writing: int, reading: int) -> None:
@@ -85,20 +85,20 @@ class Shelf:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Shelved:
+class ContextRef:
     """A context of a child run that lies on the shelf of its parent's guest.
 
     It is there until its call has been answered.
 
     Attributes:
-        shelf: where it lies.
+        memory: where it lies.
         offset: its first byte there.
         length: how many bytes it takes.
         sketch: what the cell says of it.
         reserve: counts bytes that the host is about to take into its own memory; raises `HostCallRefused`.
     """
 
-    shelf: Shelf = field(repr=False)
+    memory: SharedContexts = field(repr=False)
     offset: int
     length: int
     sketch: Sketch = field(repr=False)
@@ -111,12 +111,12 @@ class Shelved:
             HostCallRefused: it is no value, or too large for the host.
         """
         self.reserve(self.length)
-        with self.shelf.opened() as descriptor:
+        with self.memory.opened() as descriptor:
             return await anyio.to_thread.run_sync(self._read, descriptor)
 
     def _read(self, descriptor: int) -> Any:
         try:
-            return read_value(descriptor, self.offset, self.length, SHELVED_VALUES)
+            return read_value(descriptor, self.offset, self.length, MOST_CONTEXT_VALUES)
         except (values.WireError, OSError) as error:
             raise HostCallRefused(f"the context cannot be read: {error}") from None
 
