@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from rlm.sources.files import decode, load, name_of_a_file, read_files, read_text
+from rlm.sources.files import ReadListener, file_name_warning, load, read_files, read_text
+from rlm.sources.text import decode
 
-__all__ = ["decode", "load", "name_of_a_file", "read_files", "read_text"]
+__all__ = ["ReadListener", "decode", "file_name_warning", "load", "read_files", "read_text"]
