@@ -25,6 +25,7 @@ __all__ = [
     "CellFinished",
     "CellOutput",
     "CellStarted",
+    "ContextLoading",
     "Emit",
     "Event",
     "RootReplied",
@@ -41,6 +42,19 @@ class _Happening:
     run_id: str
     depth: int
     at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextLoading(_Happening):
+    """A file of the context is being read, emitted about every 0.1 s; a run begins when all are read.
+
+    Sizes are in bytes; `total_bytes` is 0 when it is not known, such as that of a pipe. `run_id` is '' when a session is
+    opened.
+    """
+
+    name: str
+    read_bytes: int
+    total_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,7 +212,8 @@ class RunFailed(_Happening):
 
 
 Event: TypeAlias = (
-    RunStarted
+    ContextLoading
+    | RunStarted
     | TurnStarted
     | RootReplied
     | CellStarted

@@ -6,7 +6,7 @@ import difflib
 import inspect
 import os
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 from rlm._async.twins import refuse_renamed
 from rlm.clients.openai import is_like_a_key
@@ -15,7 +15,7 @@ from rlm.journal.runs import RunJournal
 from rlm.metering.prices import Price
 from rlm.offline.client import OfflineClient
 from rlm.scheduler.budget import Budget
-from rlm.settings import RunSettings, SandboxSettings, SchedulerSettings
+from rlm.settings import RunSettings, SandboxSettings, SchedulerSettings, described, options_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,7 +33,10 @@ __all__ = [
     "require_no_key",
     "require_prices",
     "settings_of",
+    "with_option_docs",
 ]
+
+T = TypeVar("T")
 
 OF_THE_SCHEDULER = ("max_concurrent", "cache")
 OF_THE_SANDBOX = ("cell_timeout_s",)
@@ -53,6 +56,22 @@ class RunOptions(TypedDict, total=False):
     child_timeout_s: float | None
     sub_context_chars: int
     shown_output_chars: int
+
+
+def with_option_docs(cls: type[T]) -> type[T]:
+    """Append the options of `RunOptions` to the docstring of a class that takes them as keywords."""
+    homes: dict[str, type] = {
+        **dict.fromkeys(OF_THE_SCHEDULER, SchedulerSettings),
+        **dict.fromkeys(OF_THE_SANDBOX, SandboxSettings),
+    }
+    lines = [
+        described(option)
+        for name in RunOptions.__annotations__
+        for option in options_of(homes.get(name, RunSettings))
+        if option.name == name
+    ]
+    cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Options:", *lines])
+    return cls
 
 
 def settings_of(
@@ -96,20 +115,16 @@ def settings_of(
 def models_of(model: str | None, recursive_model: str | None, *, own_endpoint: bool) -> tuple[str, str]:
     """Return the root model and the sub-model.
 
-    A name that is not given is that of the environment (`RLM_MODEL`, `RLM_RECURSIVE_MODEL`), else the default. With an
-    endpoint of the user's own (`base_url=`) and only one model given, that model is used for both.
+    A name that is not given is that of the environment (`RLM_MODEL`, `RLM_RECURSIVE_MODEL`), else the default. An
+    endpoint of the user's own (`base_url=`) may have no other model than the one that is named: it gets both roles.
     """
     require_no_key(model=model, recursive_model=recursive_model)
-    model = os.environ.get("RLM_MODEL") if model is None else model
-    recursive_model = os.environ.get("RLM_RECURSIVE_MODEL") if recursive_model is None else recursive_model
+    root = os.environ.get("RLM_MODEL") or None if model is None else model
+    sub = os.environ.get("RLM_RECURSIVE_MODEL") or None if recursive_model is None else recursive_model
+    if own_endpoint:
+        root, sub = (sub if root is None else root), (root if sub is None else sub)
     defaults = RunSettings()
-    others = (recursive_model, model) if own_endpoint else (None, None)
-    roots, subs = (model, others[0], defaults.model), (recursive_model, others[1], defaults.recursive_model)
-    return _first(roots), _first(subs)
-
-
-def _first(models: tuple[str | None, ...]) -> str:
-    return next(model for model in models if model is not None)
+    return defaults.model if root is None else root, defaults.recursive_model if sub is None else sub
 
 
 def require_no_key(**models: object) -> None:

@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence, Sized
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, Unpack
 import anyio
 import anyio.to_thread
 
-from rlm import options, sources
+from rlm import loading, options
 from rlm._async import preload
 from rlm._async.closing import GuestOwner, RunningWork
 from rlm._async.portal import Portal, lease, leave_to_parent
@@ -33,7 +31,7 @@ from rlm.engine import prompts
 from rlm.engine.conversation import Conversation
 from rlm.engine.run import Run, new_run_id
 from rlm.engine.run_events import Listeners, RunEvents
-from rlm.errors import ContextError, LimitReached, SessionClosed, SettingsError
+from rlm.errors import LimitReached, SessionClosed, SettingsError
 from rlm.events import Warned, ignore
 from rlm.metering.bounds import bound
 from rlm.metering.prices import Price, missing_price, price
@@ -46,6 +44,8 @@ from rlm.session import RLMSession, require_query
 from rlm.values import Usage
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+
     from rlm.clients.base import Client
     from rlm.clients.function import ClientFunction
     from rlm.display import Display
@@ -61,10 +61,10 @@ if TYPE_CHECKING:
 
 __all__ = ["RLM_REPL"]
 
-_LONG_QUERY_CHARS = 5_000
 _WHEN_CLOSED = "this RLM_REPL was closed: make a new one, or keep it open with `with RLM_REPL(...) as rlm:`"
 
 
+@options.with_option_docs
 class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm-minimal made known
     """Answers questions about contexts of any length with a root model that reads them through a REPL.
 
@@ -91,9 +91,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
             raises, and `Answer.warnings` says so.
         journal: a file to which every event of every run is appended as it happens; see `rlm.journal.runs`. When
             the disk does not take it, the runs go on, and `Answer.warnings` says so.
-        run_options: further options of the run; `rlm.options.RunOptions` has their types, `rlm.settings` their
-            defaults and meaning: `max_concurrent`, `cache`, `cell_timeout_s`, `timeout_s`, `on_limit`, `max_children`,
-            `child_models`, `child_iterations`, `child_timeout_s`, `sub_context_chars`, `shown_output_chars`.
+        run_options: the options below, as keywords; `rlm.options.RunOptions` has their types.
 
     Raises:
         TypeError: an option is unknown.
@@ -202,8 +200,8 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
     async def asession(self, context: Any) -> RLMSession:
         """Open a session: several questions about one context, on one guest."""
         with self._in_this_process().work.track():
-            await _warn_of_mistakes(context)
-            context = await _load(context)
+            await loading.warn_of_mistakes(context)
+            context = await loading.load(context, self._listeners.emit)
         return await self._open_session(context)
 
     session = blocking(asession)
@@ -211,6 +209,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
     @on_portal
     async def abare_session(self, context: Any = None) -> RLMSession:
         """Open a session that may also be without a context: Python in a guest that can call models."""
+        await loading.warn_of_mistakes(context)
         return await self._open_session(context)
 
     bare_session = blocking(abare_session)
@@ -278,9 +277,9 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
         if query is not None:
             require_query(query, "completion(context, query)")
         async with self._new_run(listener) as run:
-            if warning := await _warn_of_mistakes(context, query):
+            if warning := await loading.warn_of_mistakes(context, query):
                 run.emit(Warned(run_id=run.run_id, depth=0, at=time.time(), message=warning))
-            context = await _load(context)
+            context = await loading.load(context, run.emit, run.run_id)
             return await run.complete(query or prompts.DEFAULT_QUESTION, context)
 
     async def _open_session(self, context: Any) -> RLMSession:
@@ -407,36 +406,3 @@ def _openai_client(model: str, api_key: str | None, base_url: str | None) -> Cli
     client = AsyncOpenAIClient(model, api_key=api_key, base_url=base_url)
     warm_up()
     return client
-
-
-async def _warn_of_mistakes(context: Any, query: str | None = None) -> str:
-    """Warn when the arguments look like a mistake, before anything is paid for; return the warning, or "".
-
-    It is a Python warning, too, since `print(answer)` does not show `Answer.warnings`.
-    """
-    warning = _swapped(context, query) or await anyio.to_thread.run_sync(sources.name_of_a_file, context)
-    if warning:
-        # No stack level fits: on the portal's thread there is no line of the caller.
-        warnings.warn_explicit(warning, UserWarning, "rlm", 0, module="rlm")
-    return warning
-
-
-def _swapped(context: Any, query: str | None) -> str:
-    if not (isinstance(context, str) and isinstance(query, str)):
-        return ""
-    if len(query) < _LONG_QUERY_CHARS or len(query) < 10 * len(context):
-        return ""
-    sizes = f"{len(context):,} characters and the query {len(query):,}"
-    return f"the context has {sizes}: are they swapped? The order is completion(context, query)"
-
-
-async def _load(context: Any) -> Any:
-    """Return the context, read from its files when it consists of paths.
-
-    Raises:
-        ContextError: it is empty, or a file cannot be read.
-    """
-    context = await anyio.to_thread.run_sync(sources.load, context)
-    if context is None or (isinstance(context, Sized) and not len(context)):
-        raise ContextError(f"the context is empty ({context!r}): nothing can be asked about it")
-    return context

@@ -25,6 +25,7 @@ __all__ = [
     "SandboxSettings",
     "SchedulerSettings",
     "check_options",
+    "described",
     "documented",
     "option",
     "options_of",
@@ -80,9 +81,14 @@ def check_options(settings: Any) -> None:
             check(part.name, getattr(settings, part.name))
 
 
+def described(made: Option) -> str:
+    """Return the line of an option in a docstring: name, help, type and default."""
+    return f"    {made.name}: {made.help} ({made.type}, default {made.default!r})"
+
+
 def documented(settings: type[T]) -> type[T]:
     """Append the options to the docstring of a settings dataclass, so that `help()` shows them."""
-    lines = [f"    {made.name}: {made.help} Default: {made.default!r}." for made in options_of(settings)]
+    lines = [described(made) for made in options_of(settings)]
     settings.__doc__ = "\n".join([settings.__doc__ or "", "", "Attributes:", *lines])
     return settings
 
@@ -219,8 +225,16 @@ class SchedulerSettings:
 class RunSettings:
     """How a run goes."""
 
-    model: str = option("gpt-5", "The root model, which writes the cells.", check=model_name)
-    recursive_model: str = option("gpt-5-nano", "The sub-model, which the cells call.", check=model_name)
+    model: str = option(
+        "gpt-5",
+        "The root model, which writes the cells; the environment variable RLM_MODEL overrides the default.",
+        check=model_name,
+    )
+    recursive_model: str = option(
+        "gpt-5-nano",
+        "The sub-model, which the cells call; the environment variable RLM_RECURSIVE_MODEL overrides the default.",
+        check=model_name,
+    )
     max_iterations: int = option(20, "Turns of the root model per question.", check=whole_number)
     max_depth: int = option(
         1,
@@ -256,7 +270,7 @@ class RunSettings:
     )
     sub_context_chars: int = option(
         400_000,
-        "Characters of prompt that a sub-model can take; the root model is told this number.",
+        "Characters of prompt that a sub-model can take; the prompt of the root model states this number.",
         check=whole_number,
     )
     shown_output_chars: int = option(

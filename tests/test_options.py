@@ -88,6 +88,8 @@ def test_an_option_is_given_once():
         (("a", None), {}, True, ("a", "a")),
         ((None, None), {}, True, ("gpt-5", "gpt-5-nano")),
         ((None, "b"), {}, True, ("b", "b")),
+        ((None, "b"), {}, False, ("gpt-5", "b")),
+        ((None, None), {"RLM_MODEL": ""}, False, ("gpt-5", "gpt-5-nano")),
         ((None, None), {"RLM_MODEL": "e"}, False, ("e", "gpt-5-nano")),
         ((None, None), {"RLM_MODEL": "e"}, True, ("e", "e")),
         (("a", None), {"RLM_MODEL": "e", "RLM_RECURSIVE_MODEL": "f"}, True, ("a", "f")),
@@ -126,3 +128,10 @@ def test_a_blocking_method_has_the_signature_and_text_of_its_async_twin(name):
 
 def test_the_docstring_of_settings_is_complete_without_repeating_itself():
     assert settings.RunSettings.__doc__.count("max_iterations:") == 1
+
+
+@pytest.mark.parametrize("name", RunOptions.__annotations__)
+def test_the_docstring_of_the_facade_has_each_option_with_help_type_and_default(name):
+    (option,) = (option for option in options_of(HOMES.get(name, RunSettings)) if option.name == name)
+    line = f"    {name}: {option.help} ({option.type}, default {option.default!r})"
+    assert RLM_REPL.__doc__.splitlines().count(line) == 1

@@ -1,11 +1,11 @@
 """Blocking and async methods from one body.
 
 class Session(BlockingContext, AsyncContext):
-@on_portal
-async def aask(self, query: str) -> Answer:   # awaitable on any event loop
-...                                       # this body runs on the portal's loop
+    @on_portal
+    async def aask(self, query: str) -> Answer:  # awaitable on any event loop
+        ...  # this body runs on the portal's loop
 
-ask = blocking(aask)                          # the same for callers without an event loop
+    ask = blocking(aask)  # the same for callers without an event loop
 """
 
 from __future__ import annotations

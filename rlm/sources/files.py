@@ -94,9 +94,7 @@ def file_name_warning(context: Any) -> str:
         if not context or not all(map(_is_file, context)):
             return ""
         example = f"pathlib.Path({context[0]!r})"
-        return (
-            f"the context is {len(context):,} names of files, not their contents: pass [{example}, …] to read them"
-        )
+        return f"the context is {len(context):,} names of files, not their contents: pass [{example}, …] to read them"
     if _is_file(context):
         return (
             f"the context is the text {context!r}, not the content of the file with that name: pass "
@@ -104,7 +102,7 @@ def file_name_warning(context: Any) -> str:
         )
     if isinstance(context, str) and _LIKE_A_FILE_NAME.fullmatch(context):
         return (
-            f"the context is the text {context!r}, which looks like the name of a file, but {os.getcwd()} has no such "
+            f"the context is the text {context!r}, which looks like the name of a file, but {Path.cwd()} has no such "
             "file: pass a pathlib.Path to read one"
         )
     return ""

@@ -23,8 +23,11 @@ _BYTE_ORDER_MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_SINGLE_BYTE = ("cp1252", "latin-1")
 _SAMPLE_BYTES = 1 << 20
+_IS_ABOVE_ASCII = bytes(128) + b"\x01" * 128
+_NOT_IN_CP1252 = b"\x81\x8d\x8f\x90\x9d"
+_MOST_ACCENTS = 0.4
+"""Share of bytes above ASCII up to which a text may be in a language with accents; others use two bytes a character."""
 
 
 def decode(data: bytes, name: str, encoding: str | None = None) -> str:
@@ -52,7 +55,7 @@ def decode_pieces(pieces: Iterable[bytes], name: str, encoding: str | None = Non
                 encoding = _encoding_of(head, encoding, name)
                 decoder = codecs.getincrementaldecoder(encoding)()
                 texts.append(decoder.decode(piece))
-                _refuse_binary(texts[0], head, name)
+                _refuse_binary(texts[0], name)
             else:
                 texts.append(decoder.decode(piece))
         if decoder is not None:
@@ -69,6 +72,8 @@ def _encoding_of(head: bytes, named: str | None, name: str) -> str:
     """Return the encoding that was named, else that of the byte order mark, else UTF-8."""
     marked = next((encoding for mark, encoding in _BYTE_ORDER_MARKS.items() if head.startswith(mark)), None)
     if named is None:
+        if marked is None:
+            _refuse_unmarked_utf_16(head, name)
         return marked or "utf-8"
     try:
         b"".decode(named)
@@ -88,29 +93,27 @@ def _refuse_other_formats(head: bytes, name: str) -> None:
         )
 
 
-def _refuse_binary(text: str, head: bytes, name: str) -> None:
-    """Refuse NUL characters; when most of every second byte is NUL, it is UTF-16 without a byte order mark."""
-    if "\0" not in text[:HEAD_BYTES]:
-        return
+def _refuse_binary(text: str, name: str) -> None:
+    if "\0" in text[:HEAD_BYTES]:
+        raise ContextError(f"{name}: looks like a binary file (it holds NUL bytes); turn it into text first")
+
+
+def _refuse_unmarked_utf_16(head: bytes, name: str) -> None:
+    """Refuse data in which most of every second byte, and no other byte, is NUL."""
     for encoding, high_bytes in (("utf-16-le", head[1::2]), ("utf-16-be", head[::2])):
-        if high_bytes.count(0) == head.count(0) > len(high_bytes) / 2:
+        if head.count(0) == high_bytes.count(0) > len(high_bytes) / 2:
             raise ContextError(f"{name}: looks like UTF-16 without a byte order mark; {_name_it(encoding)}")
-    raise ContextError(f"{name}: looks like a binary file (it holds NUL bytes); turn it into text first")
 
 
 def _other_encoding(error: UnicodeDecodeError) -> str:
-    """Suggest the encoding in which the bytes around an error are text, if there is one."""
+    """Suggest the encoding that the bytes around an error may have."""
     sample = error.object[max(0, error.start - _SAMPLE_BYTES) : error.start + _SAMPLE_BYTES]
     if b"\0" in sample:
         return "it looks like a binary file; turn it into text first"
-    for encoding in _SINGLE_BYTE:
-        try:
-            text = sample.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        if encoding == "cp1252" or not any("\x80" <= character <= "\x9f" for character in text):
-            return f"it may be {encoding}; {_name_it(encoding)}"
-    return "if it is text, name its encoding, such as shift_jis or gb18030"
+    above_ascii = sum(sample.translate(_IS_ABOVE_ASCII))
+    if above_ascii <= _MOST_ACCENTS * len(sample) and not any(byte in sample for byte in _NOT_IN_CP1252):
+        return f"it may be cp1252; {_name_it('cp1252')}"
+    return "if it is text, name its encoding, such as shift_jis, gb18030 or cp1251"
 
 
 def _name_it(encoding: str) -> str:
