@@ -1,8 +1,7 @@
 """The `rlm` command, also as `python -m rlm`.
 
-From the first import to the interpreter's end Ctrl-C is quiet. While the command is imported, and after it has
-ended, nothing is in flight that would have to be put in order: there the process just leaves. In between it is the
-command's to cancel what runs and say what was spent.
+Ctrl-C never prints a traceback. While the command is imported, and after it has ended, nothing needs cleaning up, so
+the process exits at once. In between, the command cancels its runs and prints what was spent.
 """
 
 from __future__ import annotations
@@ -21,26 +20,25 @@ INTERRUPTED = 130
 
 
 def main() -> int:
-    """Run the command line of this process; gives the exit code."""
-    ours = (
-        signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    )  # not where it is ignored, as by nohup
-    if ours:
-        signal.signal(signal.SIGINT, _leave)
+    """Run the command line of this process; return the exit code."""
+    # Another handler stays: `nohup` and background shells ignore SIGINT.
+    replaceable = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if replaceable:
+        signal.signal(signal.SIGINT, _exit_at_once)
     from rlm.cli import main as run
 
     try:
-        if ours:
+        if replaceable:
             signal.signal(signal.SIGINT, signal.default_int_handler)
         return run()
     except KeyboardInterrupt:
         return INTERRUPTED
     finally:
-        if ours:
-            signal.signal(signal.SIGINT, _leave)
+        if replaceable:
+            signal.signal(signal.SIGINT, _exit_at_once)
 
 
-def _leave(_signal: int, _frame: FrameType | None) -> None:
+def _exit_at_once(_signal: int, _frame: FrameType | None) -> None:
     os._exit(INTERRUPTED)
 
 

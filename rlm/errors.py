@@ -2,40 +2,40 @@
 
 RLMError
  ├── SettingsError (ValueError)        a setting has a value that cannot work
- ├── ContextError (ValueError)         the context is missing, empty, unreadable or of a type that cannot cross
+ ├── ContextError (ValueError)         the context is missing, empty, unreadable or of a type that cannot cross to the guest
  ├── MissingExtra (ImportError)        an optional dependency is not installed
- ├── SchemaError (ValueError)          a schema for answers is wrong, or outside what can be checked
- ├── InputError (ValueError)           rows that cannot be read, or a template that does not fit them
- ├── OutputError                       a file that cannot be written, or would be overwritten
+ ├── SchemaError (ValueError)          a schema for answers is wrong, or uses a keyword that cannot be checked
+ ├── InputError (ValueError)           rows cannot be read, or a template does not fit them
+ ├── OutputError                       a file cannot be written, or would be overwritten
  ├── JournalError                      a journal cannot be written, read or understood
  │    └── JournalLocked                another process writes to this journal
  ├── JobStopped                        a job over rows ended before its last row; `.cause`
  ├── CallError                         a request to a model failed for good
  │    ├── AuthenticationFailed         the key is missing, wrong or not allowed to do this
  │    ├── UnknownModel                 the endpoint has no such model; `.available` lists what it has
- │    ├── BadRequest                   the endpoint refuses the request as it stands
+ │    ├── BadRequest                   the endpoint refuses the request; sending it again changes nothing
  │    │    └── ContextTooLong          the prompt does not fit the model's window
  │    ├── QuotaExhausted               the account has no credit left; waiting does not help
  │    ├── Refused                      the provider's filter or the model declined to answer
- │    ├── OutputTruncated              the answer hit the output cap; `.text` is what came
- │    ├── PromptTruncated              the endpoint silently read only a part of the prompt
- │    ├── InvalidAnswer                the answer does not meet its schema, nor does the repaired one; `.text`
- │    ├── CircuitOpen                  the endpoint failed so often that calls fail at once; `.cause`
- │    └── TransientError               worth asking again
- │         ├── RateLimited             429; `.retry_after` seconds where the provider said so
+ │    ├── OutputTruncated              the reply was cut at the output cap; `.text` is its first part
+ │    ├── PromptTruncated              the endpoint read only a part of the prompt and did not say so
+ │    ├── InvalidAnswer                the reply does not meet its schema, nor does the repaired one; `.text`
+ │    ├── CircuitOpen                  the endpoint failed so often that calls fail without being sent; `.cause`
+ │    └── TransientError               the same request may succeed later
+ │         ├── RateLimited             429; `.retry_after` seconds if the provider said so
  │         ├── ServerError             5xx, 408, 409
  │         ├── ConnectionFailed        no connection, or it broke
- │         ├── CallTimedOut            no complete answer within the deadline
- │         └── BadReply                not an answer: garbage, no choices, no content
+ │         ├── CallTimedOut            no complete reply within the deadline
+ │         └── BadReply                not a reply: garbage, no choices, no content
  ├── LimitReached                      a limit of the run was reached; `.limit`, `.spent`, `.partial`
  │    ├── BudgetExceeded               dollars, tokens or calls
  │    └── DeadlineExceeded             wall clock
- ├── HostCallRefused                   a cell asked the host for something it may not have
+ ├── HostCallRefused                   a cell called a function of the host that it may not call
  └── SandboxError
-      ├── GuestStartFailed             the guest did not start; `.log` is what it said
-      ├── GuestDied                    the guest is gone and its state with it
-      ├── ProtocolViolation            the guest spoke out of turn or not in frames, and was killed
-      ├── IsolationUnavailable         this machine cannot give the isolation that was asked for
+      ├── GuestStartFailed             the guest did not start; `.log` is what it wrote
+      ├── GuestDied                    the guest ended, and its variables are lost
+      ├── ProtocolViolation            the guest sent a message that the protocol does not allow, and was killed
+      ├── IsolationUnavailable         this machine does not support the isolation that was asked for
       └── SessionClosed                a closed session was used
 
 Only a `TransientError` is retried. A `CallError` or `HostCallRefused` that reaches a cell is raised there as
@@ -91,18 +91,18 @@ __all__ = [
 
 
 class RLMError(Exception):
-    """The root of the tree: `except RLMError` catches everything this package raises on purpose.
+    """Root of the tree: `except RLMError` catches every error that this package raises on purpose.
 
-    Every error of the tree may be copied and sent to another process, with all its attributes.
+    Every error of the tree can be copied and pickled with all its attributes.
     """
 
     def __reduce__(self) -> tuple[object, ...]:
-        # By default the constructor is called with the message alone, and many of ours need more.
+        # By default, unpickling calls the constructor with the message alone; many constructors here need more.
         return _without_constructor, (type(self), self.args), self.__dict__
 
 
 class SettingsError(RLMError, ValueError):
-    """A setting has a value that cannot work; the message names the setting, the value and what would."""
+    """A setting has a value that cannot work; the message names the setting, the value and what to give instead."""
 
 
 class ContextError(RLMError, ValueError):
@@ -119,19 +119,19 @@ class MissingExtra(RLMError, ImportError):
 
 
 class SchemaError(RLMError, ValueError):
-    """A schema for answers is wrong, or uses what neither we nor the providers check; the message says where."""
+    """A schema for answers is wrong, or uses a keyword that cannot be checked; the message says where."""
 
 
 class InputError(RLMError, ValueError):
-    """Rows that cannot be read, or a template that does not fit them; found before anything is spent."""
+    """Rows cannot be read, or a template does not fit them; raised before any call."""
 
 
 class OutputError(RLMError):
-    """A file that cannot be written, or that exists and would be overwritten."""
+    """A file cannot be written, or exists and would be overwritten."""
 
 
 class JournalError(RLMError):
-    """A journal cannot be written, read or understood; what it already holds is safe."""
+    """A journal cannot be written, read or understood; its earlier records are unchanged."""
 
 
 class JournalLocked(JournalError):
@@ -139,9 +139,9 @@ class JournalLocked(JournalError):
 
 
 class JobStopped(RLMError):
-    """A job over rows ended before its last row; what was answered is in its journal.
+    """A job over rows ended before its last row; the answers so far are in its checkpoint.
 
-    `cause` is the error that stopped it, or None where the answers themselves were the reason.
+    `cause` is the error that stopped it, or None if too many rows failed.
     """
 
     def __init__(self, message: str, *, cause: Exception | None = None) -> None:
@@ -152,8 +152,10 @@ class JobStopped(RLMError):
 class CallError(RLMError):
     """A request to a model failed for good.
 
-    `usage` is what the provider billed for the failed request, where it said so; `status` is the HTTP
-    status, where there was one.
+    Attributes:
+        model: the model that was called, or ''.
+        status: the HTTP status, or None.
+        usage: what the provider billed for the failed request, or None if it did not say.
     """
 
     retryable: ClassVar[bool] = False
@@ -172,7 +174,7 @@ class AuthenticationFailed(CallError):
 
 
 class UnknownModel(CallError):
-    """The endpoint has no such model; `available` lists the ones it has, where it tells."""
+    """The endpoint has no such model; `available` lists the models it has, if it can list them."""
 
     def __init__(
         self, message: str, *, available: tuple[str, ...] = (), model: str = "", status: int | None = None
@@ -182,7 +184,7 @@ class UnknownModel(CallError):
 
 
 class BadRequest(CallError):
-    """The endpoint refuses the request as it stands (400, 404, 413, 422): asking again changes nothing."""
+    """The endpoint refuses the request (400, 404, 413, 422); sending it again changes nothing."""
 
 
 class ContextTooLong(BadRequest):
@@ -198,7 +200,7 @@ class Refused(CallError):
 
 
 class OutputTruncated(CallError):
-    """The answer hit the output cap (`finish_reason: length`); `text` is the part that came."""
+    """The reply was cut at the output cap (`finish_reason: length`); `text` is its first part."""
 
     def __init__(self, message: str, *, text: str, model: str = "", usage: Usage | None = None) -> None:
         super().__init__(message, model=model, usage=usage)
@@ -210,7 +212,7 @@ class PromptTruncated(CallError):
 
 
 class InvalidAnswer(CallError):
-    """The answer does not meet its schema, and neither did the one asked for to repair it; `text` is the last."""
+    """The reply does not meet its schema, and neither does the one after a request to repair it; `text` is the last."""
 
     def __init__(self, message: str, *, text: str, model: str = "", usage: Usage | None = None) -> None:
         super().__init__(message, model=model, usage=usage)
@@ -218,9 +220,9 @@ class InvalidAnswer(CallError):
 
 
 class TransientError(CallError):
-    """A failure that the same request may survive a moment later.
+    """A failure after which the same request may succeed later.
 
-    `retry_after` is the number of seconds the provider asked us to wait, or None where it did not say.
+    `retry_after` is the number of seconds that the provider asked to wait, or None.
     """
 
     retryable: ClassVar[bool] = True
@@ -247,9 +249,9 @@ class ServerError(TransientError):
 
 
 class ConnectionFailed(TransientError):
-    """No connection to the endpoint, or it broke before the answer was complete.
+    """No connection to the endpoint, or it broke before the reply was complete.
 
-    `sent` is False where the request certainly never reached the endpoint, so that nothing can have been billed.
+    `sent` is False if the request never reached the endpoint, so that nothing can have been billed.
     """
 
     def __init__(
@@ -267,15 +269,15 @@ class ConnectionFailed(TransientError):
 
 
 class CallTimedOut(TransientError):
-    """No complete answer within the deadline."""
+    """No complete reply within the deadline."""
 
 
 class BadReply(TransientError):
-    """A 200 that is not an answer: garbage, no choices, no content."""
+    """HTTP status 200, but not a reply: garbage, no choices, no content."""
 
 
 class CircuitOpen(CallError):
-    """The endpoint failed so often in a row that calls fail at once; `cause` is the last failure."""
+    """The endpoint failed so often in a row that calls fail without being sent; `cause` is the last failure."""
 
     def __init__(self, message: str, *, cause: CallError, model: str = "") -> None:
         super().__init__(message, model=model)
@@ -285,8 +287,11 @@ class CircuitOpen(CallError):
 class LimitReached(RLMError):
     """A limit of the run was reached.
 
-    `limit` is the limit and `spent` what was used, both in the unit that `name` says (dollars, tokens,
-    calls, seconds, turns); `partial` is the best answer so far, or None.
+    Attributes:
+        name: the unit of the limit: dollars, tokens, calls, seconds or turns.
+        limit: the limit.
+        spent: what was used of it.
+        partial: the best answer so far, or None.
     """
 
     def __init__(
@@ -304,15 +309,15 @@ class BudgetExceeded(LimitReached):
 
 
 class DeadlineExceeded(LimitReached):
-    """The run's wall clock ran out."""
+    """The time of the run is over."""
 
 
 class HostCallRefused(RLMError):
-    """A cell asked the host for something it may not have, or in a form it may not use."""
+    """A cell called a function of the host that it may not call, or with arguments that it may not use."""
 
 
 class SandboxError(RLMError):
-    """The guest, or the way to it, failed."""
+    """The guest, or the connection to it, failed."""
 
 
 class GuestStartFailed(SandboxError):
@@ -324,15 +329,15 @@ class GuestStartFailed(SandboxError):
 
 
 class GuestDied(SandboxError):
-    """The guest is gone, and its state with it."""
+    """The guest ended, and its variables are lost."""
 
 
 class ProtocolViolation(SandboxError):
-    """The guest spoke out of turn or not in frames, and was killed."""
+    """The guest sent a message that the protocol does not allow, and was killed."""
 
 
 class IsolationUnavailable(SandboxError):
-    """This machine cannot give the isolation that was asked for; the message says what it can give."""
+    """This machine does not support the isolation that was asked for; the message says what it supports."""
 
 
 class SessionClosed(SandboxError):

@@ -1,8 +1,8 @@
-"""Everything that can happen in a run: a closed union of frozen dataclasses.
+"""Events of a run: a closed union of frozen dataclasses, `Event`.
 
-The terminal, the journal and `stream()` all read these; a new one is in the journal by being in the union. Each event
-names its run (`run_id`), its `depth` (0 for the run the user started) and when it happened (`at`, seconds since the
-epoch). `Event` is the union.
+The terminal, the journal and `stream()` read them; an event of the union needs no other code to be in the journal. Each
+has the `run_id` of its run, the `depth` of that run (0 for the one the user started) and the time `at` which it happened,
+in seconds since the epoch.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Happening:
+class _RunEvent:
     run_id: str
     depth: int
     at: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ContextLoading(_Happening):
+class ContextLoading(_RunEvent):
     """A file of the context is being read, emitted about every 0.1 s; a run begins when all are read.
 
     Sizes are in bytes; `total_bytes` is 0 when it is not known, such as that of a pipe. `run_id` is '' when a session is
@@ -58,10 +58,10 @@ class ContextLoading(_Happening):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunStarted(_Happening):
-    """A run began; `parent_id` is the run whose cell asked for it, or ''.
+class RunStarted(_RunEvent):
+    """A run started. `parent_id` is the run whose cell started it, or ''.
 
-    The budget is that of its whole tree, in dollars, tokens and calls; None is no limit.
+    The budget is that of the whole tree, in dollars, tokens and calls; None means no limit.
     """
 
     question: str
@@ -76,14 +76,14 @@ class RunStarted(_Happening):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TurnStarted(_Happening):
-    """The root model is about to be asked; `turn` counts from 1."""
+class TurnStarted(_RunEvent):
+    """The root model is about to be called; `turn` counts from 1."""
 
     turn: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RootReplied(_Happening):
+class RootReplied(_RunEvent):
     """The root model's whole reply of one turn."""
 
     turn: int
@@ -91,7 +91,7 @@ class RootReplied(_Happening):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CellStarted(_Happening):
+class CellStarted(_RunEvent):
     """A cell is about to run; `cell` counts from 1 within the run."""
 
     turn: int
@@ -100,8 +100,8 @@ class CellStarted(_Happening):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CellOutput(_Happening):
-    """A piece of what a running cell printed, as it came."""
+class CellOutput(_RunEvent):
+    """A running cell printed `text` to `stream`, which is "stdout" or "stderr"."""
 
     cell: int
     stream: str
@@ -109,8 +109,8 @@ class CellOutput(_Happening):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CellFinished(_Happening):
-    """A cell ended, in whatever way `result.outcome` says."""
+class CellFinished(_RunEvent):
+    """A cell ended; `result.outcome` says how."""
 
     turn: int
     cell: int
@@ -118,10 +118,10 @@ class CellFinished(_Happening):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchStarted(_Happening):
-    """A cell asked for `size` calls at once; `batch` numbers it within the tree.
+class BatchStarted(_RunEvent):
+    """A cell started a batch of `size` calls; `batch` numbers it within the tree, from 1.
 
-    `distinct` of them are really made: equal prompts are asked once.
+    `distinct` calls are made, because equal prompts are sent once; `max_concurrent` of them at the same time.
     """
 
     batch: int
@@ -131,16 +131,16 @@ class BatchStarted(_Happening):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchFinished(_Happening):
-    """A batch ended; `failed` of its slots hold an error. Calls that were stopped or never made do not count."""
+class BatchFinished(_RunEvent):
+    """A batch ended; `failed` of its slots hold an error. Calls that were cancelled or not made are not counted."""
 
     batch: int
     failed: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallStarted(_Happening):
-    """A call was taken on; `call` numbers it within the tree, `batch` is its batch or None."""
+class CallStarted(_RunEvent):
+    """The scheduler accepted a call; `call` numbers it within the tree, `batch` is the number of its batch or None."""
 
     call: int
     role: CallRole
@@ -150,16 +150,16 @@ class CallStarted(_Happening):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallWrote(_Happening):
-    """A piece of a root model's reply, as it was written; a retried call begins its text anew."""
+class CallWrote(_RunEvent):
+    """A root model wrote the next part of its reply; the text of a retried call starts again from the beginning."""
 
     call: int
     text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallRetried(_Happening):
-    """An attempt of a call failed and the next one follows in `wait_s` seconds."""
+class CallRetried(_RunEvent):
+    """Attempt number `attempt` of a call failed; the next one follows in `wait_s` seconds."""
 
     call: int
     attempt: int
@@ -168,18 +168,18 @@ class CallRetried(_Happening):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallFinished(_Happening):
-    """A call was answered."""
+class CallFinished(_RunEvent):
+    """A call ended with a reply."""
 
     call: int
     reply: Reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CallFailed(_Happening):
-    """A call got no answer; `error` is the message, `kind` the exception's name, or "Cancelled".
+class CallFailed(_RunEvent):
+    """A call ended without a reply; `error` is the message, `kind` the name of the exception, or "Cancelled".
 
-    `usage` and `cost_usd` are what its attempts were billed all the same.
+    `usage` and `cost_usd` are what the provider billed for its attempts.
     """
 
     call: int
@@ -190,22 +190,22 @@ class CallFailed(_Happening):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Warned(_Happening):
-    """Something the user should know, such as a reply that was cut at the output cap."""
+class Warned(_RunEvent):
+    """A message for the user, such as about a reply that was cut at the output cap."""
 
     message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AnswerGiven(_Happening):
-    """The run ended with an answer, whole or partial."""
+class AnswerGiven(_RunEvent):
+    """The run ended with an answer, complete or partial."""
 
     answer: Answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunFailed(_Happening):
-    """The run ended with an error instead of an answer."""
+class RunFailed(_RunEvent):
+    """The run ended with an error; `kind` is the name of the exception, or "Cancelled"."""
 
     kind: str
     error: str
@@ -235,4 +235,4 @@ Emit: TypeAlias = Callable[[Event], None]
 
 
 def ignore(event: Event) -> None:
-    """An `Emit` for callers who do not listen."""
+    """Do nothing; the `Emit` of callers without a listener."""

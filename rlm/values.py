@@ -1,8 +1,8 @@
-"""The frozen values that cross rooms.
+"""Frozen values that are passed between packages.
 
-A `Call` is one request to a model and a `Reply` its answer with its `Usage`; a `FailedCall` stands where a batch
-has no answer. A `CellResult` is what one cell left behind. A `HostCall` is what a cell asks of the host. An
-`Answer` is what a run gives its caller: a `str` that knows how it came about.
+`Call`: one question to a model. `Reply`: its text and `Usage`. `FailedCall`: the slot of a batch without a reply.
+`CellResult`: output and outcome of one cell. `HostCall`: a request of a cell to the host. `Answer`: the result of a run,
+a `str` with its cost and status.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ StateAfter = Literal["kept", "rolled back", "lost"]
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a dialogue with a model."""
+    """One message of a conversation with a model."""
 
     role: Role
     content: str
@@ -54,11 +54,15 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What one call, or a sum of calls, used, in the provider's own count of tokens.
+    """Tokens of one call or of a sum of calls, as the provider counted them.
 
-    `cached_tokens` is the part of `input_tokens` read from the provider's prompt cache, `reasoning_tokens` the
-    part of `output_tokens` that was not shown. `estimated` says that at least one of the numbers is ours,
-    because the provider reported none.
+    Attributes:
+        calls: number of calls.
+        input_tokens: tokens of the prompts, cached ones included.
+        cached_tokens: the part of `input_tokens` that the provider read from its prompt cache.
+        output_tokens: tokens of the replies, reasoning included.
+        reasoning_tokens: the part of `output_tokens` that is not in the text of the reply.
+        estimated: True if the provider did not report at least one of the numbers, so that it is our estimate.
     """
 
     calls: int = 0
@@ -80,17 +84,25 @@ class Usage:
 
     @property
     def total_tokens(self) -> int:
-        """Input and output together."""
+        """Input and output tokens."""
         return self.input_tokens + self.output_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One request to a model.
+    """One question to a model.
 
-    `role` says whether the root model of a run is asked or a sub-model; `depth` is 0 for the first run and one
-    more for each child run below it; `batch` is the number of the batch it belongs to, if any. `schema` is a JSON Schema the reply must meet, `extra` holds parameters
-    passed to the provider as they are.
+    Attributes:
+        model: name of the model at its endpoint.
+        messages: the prompt.
+        role: "root" for the root model of a run, "sub" for a sub-model.
+        run_id: the run that makes the call, or ''.
+        depth: 0 for the run the user started, one more for each level of child runs.
+        batch: number of the `llm_batch` within the tree, or None.
+        max_output_tokens: output cap, or None for the provider's.
+        temperature: sampling temperature, or None for the provider's default.
+        schema: JSON Schema that the reply must meet, or None.
+        extra: further parameters, passed to the provider unchanged.
     """
 
     model: str
@@ -107,7 +119,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RateLimits:
-    """What an endpoint says of its limits: per minute, what remains, and seconds until it is full again."""
+    """Rate limits that an endpoint reported: per minute, what remains of them, and seconds until they are full again."""
 
     requests_per_minute: float | None = None
     requests_remaining: float | None = None
@@ -119,11 +131,19 @@ class RateLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reply:
-    """A model's answer to a `Call`.
+    """The reply of a model to a `Call`.
 
-    `model` is the name the provider answered with. `attempts` counts the requests it took, `latency_s` is the
-    time of the last of them in seconds. `cost_usd` is None where the model has no known price. `stored` says
-    that it came from the cache on disk and cost nothing.
+    Attributes:
+        text: the text of the reply.
+        model: the name of the model that the provider reported.
+        usage: tokens of the request that was answered.
+        finish_reason: "stop", "length" if it was cut at the output cap, "filter", or "unknown".
+        attempts: number of requests that were sent.
+        latency_s: seconds that the last request took.
+        cost_usd: dollars, or None if the price of the model is not known.
+        stored: True if it came from the cache on disk and cost nothing.
+        rate_limits: limits that the endpoint reported with it, or None.
+        warnings: messages for the user, such as about a reply that was cut.
     """
 
     text: str
@@ -139,12 +159,12 @@ class Reply:
 
 
 class FailedCall(str):  # noqa: SLOT000 - a plain __dict__ is what makes it pickle and copy like a str
-    """The slot of a batch whose call failed: a falsy `str` whose text names the error, which is `error`."""
+    """The slot of a batch whose call failed: a falsy `str` that names the error; `error` is the exception."""
 
     error: Exception | None
 
     def __new__(cls, error: Exception | str) -> Self:
-        """Build it from the error; from a text only where a pickle or a copy is restored."""
+        """Build it from the error. A text is given only when a pickle or a copy is restored; `error` is then None."""
         if isinstance(error, str):
             self = super().__new__(cls, error)
             self.error = None
@@ -159,7 +179,7 @@ class FailedCall(str):  # noqa: SLOT000 - a plain __dict__ is what makes it pick
 
 @dataclass(frozen=True, slots=True)
 class HostCall:
-    """What a cell asks of the host: the function's name and its arguments, as decoded from the wire."""
+    """A request of a cell to the host: name and arguments of a function, as decoded from the guest's message."""
 
     name: str
     arguments: Mapping[str, Any]
@@ -167,7 +187,7 @@ class HostCall:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """A value that a cell gave as the answer, and the way it did: `FINAL`, `FINAL_VAR` or `answer`."""
+    """A value that a cell gave as the answer, by `FINAL`, `FINAL_VAR` or `answer`."""
 
     value: Any
     source: Literal["FINAL", "FINAL_VAR", "answer"]
@@ -185,13 +205,20 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellResult:
-    """What one cell left behind.
+    """Result of one cell.
 
-    `stdout` and `stderr` are bounded by the session: head and tail, with a line that counts what was cut;
-    `stdout_chars` and `stderr_chars` are the true lengths. `error` is the traceback, or a sentence when the
-    cell was killed, or ''. `state` says what became of the variables: `kept`, `rolled back` to before the cell,
-    or `lost` (a fresh guest with the same context). `draft` is what `answer["content"]` held. Times are in
-    seconds; `compute_time` leaves out the time spent waiting for host calls.
+    Attributes:
+        stdout: the head and the tail of what it printed, with a line that counts the characters cut between them.
+        stderr: the same of its error output.
+        stdout_chars: length of the whole output, in characters.
+        stderr_chars: length of the whole error output, in characters.
+        error: the traceback, a sentence if the cell was killed, or ''.
+        outcome: how the cell ended.
+        state: of the variables: "kept", "rolled back" to before the cell, or "lost" (a new guest with the same context).
+        final: the answer, if the cell gave one.
+        draft: the value of `answer["content"]`.
+        execution_time: seconds from start to end.
+        compute_time: `execution_time` without the waiting for host calls.
     """
 
     stdout: str = ""
@@ -208,20 +235,20 @@ class CellResult:
 
 
 class Answer(str):  # noqa: SLOT000 - a plain __dict__ is what makes it pickle and copy like a str
-    """The answer of a run: a `str` that prints, joins, compares and pickles as one, and knows how it came about.
+    """Answer of a run: a `str` that prints, joins, compares and pickles as one, with its value, status and cost.
 
     Attributes:
-        value: the Python value the model gave; the text of the answer is its rendering.
-        status: `ok`, or `partial`, `budget`, `timeout`, `cancelled` where the run ended before the model did.
-        limit: which limit ended the run, in words, or ''.
+        value: the Python value that the model gave; the text of the answer is `render(value)`.
+        status: `ok`, or `partial`, `budget`, `timeout`, `cancelled` if the run ended before the model gave an answer.
+        limit: the limit that ended the run, in words, or ''.
         usage: tokens and calls of the whole tree of runs.
-        cost_usd: dollars, or None where a model has no known price.
-        turns: how many times the root model was asked.
+        cost_usd: dollars of the whole tree, or None if the price of a model is not known.
+        turns: replies of the root model.
         seconds: wall time.
-        run_id: the run's name in events and journals.
-        warnings: what the user should know, such as a truncated reply.
-        citations: what of the context the answer quotes, where the run recorded it.
-        coverage: what of the context was read, where the run recorded it.
+        run_id: the name of the run in events and journals.
+        warnings: messages for the user, such as about a reply that was cut.
+        citations: the parts of the context that the answer quotes; empty if they were not recorded.
+        coverage: the parts of the context that were read; None if they were not recorded.
     """
 
     value: Any
@@ -268,10 +295,10 @@ class Answer(str):  # noqa: SLOT000 - a plain __dict__ is what makes it pickle a
 
 
 def render(value: Any) -> str:
-    """A value as text, whatever it is: a str as it is, a list or dict as JSON where that is possible, else by `str`.
+    """Return any value as text: a str unchanged, a list or dict as JSON if possible, all else by `str`.
 
-    An int of more digits than Python writes out (`sys.get_int_max_str_digits`) is written in hexadecimal; what
-    holds one, or is nested too deeply, is named by its type.
+    An int with more digits than Python prints (`sys.get_int_max_str_digits`) is written in hexadecimal. A value that
+    contains one, or is nested too deeply, is named by its type.
     """
     if isinstance(value, str):
         return value

@@ -1,3 +1,3 @@
-"""Doors of a few lines that keep the import paths of rlm-minimal."""
+"""Modules of a few lines that keep the import paths of rlm-minimal."""
 
 from __future__ import annotations

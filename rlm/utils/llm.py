@@ -1,4 +1,4 @@
-"""The well-known import path of the OpenAI clients."""
+"""Import path of the OpenAI clients in rlm-minimal."""
 
 from __future__ import annotations
 

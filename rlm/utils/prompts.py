@@ -1,4 +1,4 @@
-"""The import path and names of rlm-minimal; the words live in `rlm.engine.prompts`."""
+"""Import path and names of rlm-minimal for the prompts of `rlm.engine.prompts`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from rlm.settings import RunSettings
 __all__ = ["DEFAULT_QUERY", "build_system_prompt", "system_prompt"]
 
 DEFAULT_QUERY = DEFAULT_QUESTION
-"""What is asked where a completion is given no query."""
+"""The question of a completion without a query."""
 
 
 def build_system_prompt() -> list[dict[str, str]]:
-    """The messages a run with default settings begins with, as rlm-minimal gives them: one, of the system."""
+    """Return the first messages of a run with default settings, in the form of rlm-minimal: one system message."""
     return [{"role": "system", "content": system_prompt(RunSettings())}]

@@ -146,7 +146,7 @@ def test_every_class_of_an_event_has_a_record():
 
 
 def _is_event(kind: type) -> bool:
-    return issubclass(kind, events._Happening) and kind is not events._Happening
+    return issubclass(kind, events._RunEvent) and kind is not events._RunEvent
 
 
 VALUES = [
