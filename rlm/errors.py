@@ -141,7 +141,7 @@ class JournalLocked(JournalError):
 class JobStopped(RLMError):
     """A job over rows ended before its last row; the answers so far are in its checkpoint.
 
-    `cause` is the error that stopped it, or None if too many rows failed.
+    `cause` is the error that stopped it, or None if no error did, such as after too many failed rows.
     """
 
     def __init__(self, message: str, *, cause: Exception | None = None) -> None:
