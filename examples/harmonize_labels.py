@@ -19,7 +19,7 @@ from pathlib import Path
 import anyio
 from stand_in import compared_with_a_loop, most_frequent, rows_of, stand_in
 
-from rlm.bulk import JobGroup, Report, Row, total
+from rlm.bulk import JobGroup, JobReport, Row, total
 from rlm.bulk.io.formats import create
 from rlm.settings import SchedulerSettings
 
@@ -55,7 +55,7 @@ async def harmonize(jobs: JobGroup, rows: list[Row], usual: dict[tuple[str, str]
     """Decide the words of a label type: all merchants at once, each word with the first that uses it."""
     kind, known = rows[0]["type"], Counter(row["plain"] for row in rows)
     merchant_of = {row["plain"]: row["merchant"] for row in reversed(rows)}
-    reports: list[Report] = []
+    reports: list[JobReport] = []
 
     async def decide(words: list[str]) -> None:
         items = [question(kind, word, known) for word in words]

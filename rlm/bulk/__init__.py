@@ -1,27 +1,28 @@
 """Whole data sets: rows in, packed calls, rows out.
 
-`map_rows` asks the same of every row of a file, a list or a data frame (`rows.py`); `jobs.py` is how. `retry_rows`
-asks the rows that failed again. Jobs of a `JobGroup` share one gate, one budget and one cache (`groups.py`).
+`map_rows` asks the same question about every row of a file, a list or a data frame; `retry_rows` asks the failed rows
+again. Jobs of a `JobGroup` share one concurrency limit, one budget and one cache. `engine.py` runs a job.
 """
 
 from __future__ import annotations
 
-from rlm.bulk.estimate import Count, count_rows, split_rows
+from rlm.bulk.estimate import Count, count_rows
 from rlm.bulk.group import JobGroup, MappedRows
 from rlm.bulk.io.formats import Row
-from rlm.bulk.report import Estimate, Progress, Report, total
+from rlm.bulk.report import JobEstimate, JobProgress, JobReport, total
 from rlm.bulk.rows import amap_rows, aretry_rows, astream_rows, map_rows, retry_rows, stream_rows
+from rlm.bulk.split import split_rows
 from rlm.bulk.streaming import FinishedRow, RowStream
 from rlm.bulk.templates import escape
 
 __all__ = [
     "Count",
-    "Estimate",
     "FinishedRow",
+    "JobEstimate",
     "JobGroup",
+    "JobProgress",
+    "JobReport",
     "MappedRows",
-    "Progress",
-    "Report",
     "Row",
     "RowStream",
     "amap_rows",

@@ -1,9 +1,9 @@
-"""What is asked of rows, and where it goes: plain data."""
+"""Definition of a job over rows: its options as plain data, and the record of them in a journal."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -11,11 +11,12 @@ from typing import Any, Literal, TypeAlias
 from rlm.checks import or_else, whole_number
 from rlm.errors import SettingsError
 from rlm.settings import check_options, documented, option
-from rlm.structured.schema import schema_of
+from rlm.structured.schema import Schema, schema_of
 
-__all__ = ["Job", "PerCall"]
+__all__ = ["Job", "JobRecord", "PerCall"]
 
 PerCall: TypeAlias = "int | Literal['auto']"
+NOT_RECORDED = frozenset({"schema", "overwrite", "resume", "retry"})
 
 
 @documented
@@ -28,10 +29,10 @@ class Job:
         "What to ask of each row, such as 'Label {{text}}'. Without fields, the whole row is asked about. Braces in "
         'quotes stand for themselves: {{"{{"}} is {{.',
     )
-    schema: str | Mapping[str, Any] | None = option(
+    schema: str | Mapping[str, Any] | type | Schema | None = option(
         None,
         "Form of an answer: \"label: 'spam'|'ham', score: float\", or JSON Schema. An object becomes a column per "
-        "property.",
+        "property. Without a schema, answers are text.",
     )
     models: tuple[str, ...] = option(
         ("gpt-5-nano",), "The model; several models give as many opinions on each row."
@@ -74,8 +75,8 @@ class Job:
     skip_when: str | None = option(
         None, "Rows that are not asked, such as \"len(text) < 3 or lang != 'en'\"."
     )
-    output: str | None = option(None, "The table to write: .csv .tsv .jsonl .json .parquet .xlsx")
-    checkpoint: str | None = option(
+    output: str | Path | None = option(None, "The table to write: .csv .tsv .jsonl .json .parquet .xlsx")
+    checkpoint: str | Path | None = option(
         None, "Journal of the answers; without it, the output with .journal added."
     )
     overwrite: bool = option(False, "Replace an output that exists, and forget its job.")
@@ -104,7 +105,7 @@ class Job:
             )
 
     def temperature_of(self, model: str) -> float | None:
-        """The temperature that a model is asked with, or None for its own."""
+        """Return the temperature for a model, or None for its own."""
         if isinstance(self.temperature, Mapping):
             return self.temperature.get(model)
         return None if model == self.escalate_to else self.temperature
@@ -116,7 +117,7 @@ class Job:
 
     @property
     def stages(self) -> tuple[str, ...]:
-        """The model of each stage of a job: that of each opinion, then the one for the rows in doubt."""
+        """The model of each stage of the job: one per opinion, then the one for rows in doubt."""
         return (*self.opinions, *self._escalation)
 
     @property
@@ -125,24 +126,64 @@ class Job:
 
     @property
     def journal(self) -> Path | None:
-        """Where the checkpoint is, or None where nobody named a place."""
+        """Path of the checkpoint, or None for a job with neither a checkpoint nor an output."""
         if self.checkpoint is not None:
             return Path(self.checkpoint)
         return None if self.output is None else Path(f"{self.output}.journal")
 
     @property
     def dead_letters(self) -> Path | None:
-        """Where failed rows go, or None where nothing is written."""
+        """Path of the file with failed rows, or None for a job without an output."""
         return None if self.output is None else Path(f"{self.output}.failed.jsonl")
 
-    def task(self) -> dict[str, Any]:
-        """What makes answers comparable: the same rows under the same task have the same answers."""
-        schema = None if self.schema is None else dict(schema_of(self.schema).json)
-        return {
+    def record(self) -> JobRecord:
+        """Return the description of the job for its journal."""
+        task = {
             "prompt": self.prompt,
-            "schema": schema,
+            "schema": None if self.schema is None else dict(schema_of(self.schema).json),
             "models": list(self.models),
             "samples": self.samples,
             "escalate_to": self.escalate_to,
-            "temperature": self.temperature,
+            "temperature": dict(self.temperature)
+            if isinstance(self.temperature, Mapping)
+            else self.temperature,
         }
+        plain = {
+            part.name: getattr(self, part.name) for part in fields(self) if part.name not in NOT_RECORDED
+        }
+        for name in ("output", "checkpoint"):
+            plain[name] = None if plain[name] is None else str(plain[name])
+        return JobRecord(task, plain | {"temperature": task["temperature"]})
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """Description of a job in its journal.
+
+    Attributes:
+        task: the options that make answers comparable: the same rows with the same task have the same answers.
+        options: all options that a later session needs to run the job again.
+    """
+
+    task: Mapping[str, Any]
+    options: Mapping[str, Any]
+
+    @property
+    def stages(self) -> int:
+        """Number of stages: one per opinion, and one more for rows in doubt."""
+        opinions = len(self.task["models"]) * int(self.task["samples"])
+        return opinions + (self.task.get("escalate_to") is not None)
+
+    def failed_rows_job(self, output: Path, journal: Path) -> Job:
+        """Return the job that asks the failed rows of this one again."""
+        names = {part.name for part in fields(Job)}
+        kept = {name: value for name, value in self.options.items() if name in names}
+        changes = {
+            "models": tuple(kept["models"]),
+            "schema": self.task["schema"],
+            "output": output,
+            "checkpoint": journal,
+            "pilot": 0,
+            "retry": True,
+        }
+        return Job(**{**kept, **changes})

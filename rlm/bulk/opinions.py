@@ -1,4 +1,4 @@
-"""Several answers to one question → one: the majority, and how far they agree; pure."""
+"""Vote of several opinions on one row: the answer of the majority, and how far the opinions agree; no I/O."""
 
 from __future__ import annotations
 
@@ -12,36 +12,36 @@ from rlm.structured.packs import canonical
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Verdict", "verdict_of", "vote"]
+__all__ = ["Consensus", "consensus_of", "vote"]
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
-    """What the opinions on one question come to.
+class Consensus:
+    """Answer of the majority of the opinions on one row.
 
     Attributes:
-        mapped: the answer of the majority, or why there is none.
-        agreement: the share of answers that agree with it, or None where one opinion was asked for or none answered.
+        mapped: the answer, or the first failure if no opinion is an answer.
+        agreement: share of the answers that agree with it, or None for a single opinion or no answer.
     """
 
     mapped: Mapped
     agreement: float | None = None
 
 
-def verdict_of(outcomes: Sequence[Mapped]) -> Verdict:
-    """The verdict of opinions, of which some may have failed, but which are at least one."""
-    answers = [outcome.value for outcome in outcomes if not outcome.failed]
-    if len(outcomes) == 1 or not answers:
-        return Verdict(outcomes[0])
+def consensus_of(opinions: Sequence[Mapped]) -> Consensus:
+    """Return the consensus of at least one opinion, of which some may have failed."""
+    answers = [opinion.value for opinion in opinions if not opinion.failed]
+    if len(opinions) == 1 or not answers:
+        return Consensus(opinions[0])
     value, agreement = vote(answers)
-    return Verdict(Mapped(value), agreement)
+    return Consensus(Mapped(value), agreement)
 
 
 def vote(answers: Sequence[Any]) -> tuple[Any, float]:
-    """The answer of the majority, and the share of answers that agree with it, from 0 to 1.
+    """Return the answer of the majority, and the share of answers that agree with it, from 0 to 1.
 
-    Objects are voted on property by property; the share is then that of the property most in dispute, apart from
-    numbers such as scores, of which the median is taken. Where two answers have as many votes, the earlier wins.
+    Objects are voted on property by property; the share is then that of the most disputed property, except numbers
+    such as scores, of which the median is the answer. Among answers with equally many votes, the earliest wins.
     """
     if not answers:
         raise ValueError("there is nothing to vote on")
@@ -59,12 +59,9 @@ def _vote_on_one(values: Sequence[Any]) -> tuple[Any, float]:
     if _are_numbers(values):
         middle = median(values)
         return middle, sum(value == middle for value in values) / len(values)
-    counts: dict[str, int] = {}
-    for value in values:
-        counts[canonical(value)] = counts.get(canonical(value), 0) + 1
-    winner = max(counts, key=counts.__getitem__)
-    value = next(value for value in values if canonical(value) == winner)
-    return value, counts[winner] / len(values)
+    keys = [canonical(value) for value in values]
+    winner = max(dict.fromkeys(keys), key=keys.count)
+    return values[keys.index(winner)], keys.count(winner) / len(values)
 
 
 def _are_numbers(values: Sequence[Any]) -> bool:

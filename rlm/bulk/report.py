@@ -1,4 +1,4 @@
-"""What a job over rows tells: progress while it runs, an estimate after its pilot, a report at its end.
+"""Progress of a job over rows while it runs, the estimate after its pilot, and its report at the end.
 
 print(total([first.report, second.report]))     # several jobs as one
 """
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from pathlib import Path
 
-__all__ = ["Estimate", "LabelCounts", "Progress", "Report", "total"]
+__all__ = ["JobEstimate", "JobProgress", "JobReport", "LabelCounts", "total"]
 
 MOST_LABELS: Final = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Progress:
-    """Where a job is.
+class JobProgress:
+    """Progress of a running job.
 
     Attributes:
-        rows: rows that need nothing more; where there are several opinions, each row counts once for each.
-        total: rows that there are, or those of the pilot while it is asked; counted likewise.
-        settled: of `rows`, those that were asked in this session.
-        failed: of these, those without an answer.
+        rows: rows that are settled; each counts once for each opinion.
+        total: all rows, or those of the pilot while it runs; counted likewise.
+        settled: rows settled by calls of this session.
+        failed: those of them without an answer.
         seconds: since the job began.
         tokens: input and output of this session.
-        concurrency: calls that may be in flight now.
-        cost_usd: dollars of this session, or None where a price is not known.
-        budget_usd: dollars that it may spend, or None.
-        trouble: why the last call that failed is asked again, until one is answered; else ''.
+        max_concurrent: calls that may be in flight now.
+        cost_usd: dollars of this session, or None if a price is not known.
+        budget_usd: dollars that the job may spend, or None.
+        trouble: why the last failed call is retried, until a call succeeds; else ''.
     """
 
     rows: int
@@ -46,7 +46,7 @@ class Progress:
     failed: int
     seconds: float
     tokens: int
-    concurrency: int
+    max_concurrent: int
     cost_usd: float | None
     budget_usd: float | None
     trouble: str = ""
@@ -63,13 +63,13 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the end at this pace, or None where there is no pace yet."""
+        """Seconds until the end at this pace, or None before the first row is settled."""
         return (self.total - self.rows) / self.rows_per_second if self.settled else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Estimate:
-    """What the whole job will take, judged by its pilot: dollars (None without a price) and seconds from now."""
+class JobEstimate:
+    """Estimate of the whole job from its pilot: dollars (None without a price) and seconds from now."""
 
     pilot_rows: int
     pilot_failed: int
@@ -88,14 +88,14 @@ class Estimate:
 
 
 class LabelCounts:
-    """How often each value came in each new column, for columns with few different ones."""
+    """Counts of the values in each new column with at most `MOST_LABELS` different ones."""
 
     def __init__(self) -> None:
         self._counts: dict[str, dict[str, int]] = {}
         self._left_out: set[str] = set()
 
     def add(self, columns: Mapping[str, Any]) -> None:
-        """Count the answer for one row."""
+        """Count the values of one row."""
         for name, value in columns.items():
             if not isinstance(value, (str, bool, int)) or name in self._left_out:
                 continue
@@ -109,7 +109,7 @@ class LabelCounts:
                 del self._counts[name]
 
     def table(self) -> dict[str, dict[str, int]]:
-        """Column → value → rows, the most frequent first."""
+        """Return column → value → rows, the most frequent value first."""
         return {
             name: dict(sorted(counts.items(), key=lambda pair: -pair[1]))
             for name, counts in self._counts.items()
@@ -117,29 +117,29 @@ class LabelCounts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """How a job ended.
+class JobReport:
+    """Report of a finished job.
 
     Attributes:
         rows: rows of the input.
-        answered: rows with an answer, equal ones and those of rules included.
+        answered: rows with an answer, including equal rows and those answered by a rule.
         by_rule: rows that a rule answered or skipped without a model.
         failed: rows without an answer.
-        failures: how often each kind of failure came.
-        in_doubt: rows that were handed on to a stronger model, which gave no answer: they keep that of the others.
-        unjudged: rows that were handed on because the rule that decides it does not work for their answer.
-        problem: why not, for the first of them, else ''.
-        asked: distinct questions that this session settled.
-        resumed: answers that were there before.
-        stored: replies that came from the cache of finished answers.
-        usage: tokens and calls, those of earlier sessions included.
-        cost_usd: dollars, those of earlier sessions included, or None where a price is not known.
+        failures: kind of failure → rows.
+        in_doubt: rows escalated to a stronger model that gave no answer; they keep the answer of the others.
+        unjudged: rows escalated because `escalate_when` raised on their answer.
+        problem: the error for the first of them, else ''.
+        asked: distinct rows that this session settled.
+        resumed: answers from earlier sessions.
+        stored: replies from the cache.
+        usage: tokens and calls, earlier sessions included.
+        cost_usd: dollars, earlier sessions included, or None if a price is not known.
         seconds: wall time of this session.
         labels: column → value → rows, for columns with at most 50 different values.
-        agreement: mean agreement of several opinions, or None where there was one.
+        agreement: mean agreement of several opinions, or None for a single one.
         output: the file that was written, or None.
-        dead_letters: the file with the failed rows and their reasons, or None where none failed.
-        journal: the file that a further session resumes from, or None.
+        dead_letters: the file with the failed rows and their reasons, or None if no row failed.
+        journal: the file from which a further session resumes, or None.
     """
 
     rows: int
@@ -178,7 +178,7 @@ class Report:
             lines.append(f"still in doubt, with no answer to the escalation: {counted(self.in_doubt, 'row')}")
         if self.unjudged:
             lines.append(
-                f"handed on unjudged: {counted(self.unjudged, 'row')}, the first because {self.problem}"
+                f"escalated without a decision of the rule: {counted(self.unjudged, 'row')}, the first because {self.problem}"
             )
         for name, counts in self.labels.items():
             total = sum(counts.values())
@@ -196,16 +196,16 @@ class Report:
         return "\n".join(lines)
 
 
-def total(reports: Iterable[Report]) -> Report:
-    """Several reports as one.
+def total(reports: Iterable[JobReport]) -> JobReport:
+    """Return the sum of several reports.
 
-    Its `seconds` are those of all jobs together, more than passed where they ran at once. `labels` has the columns
-    that every job with answers has counts for, `agreement` is the mean by row, and files it names none.
+    Its `seconds` are the sum over the jobs, more than the wall time of jobs that ran at once. `labels` has the columns
+    that every job with answers has counts for, `agreement` is the mean by row, and it names no files.
     """
     each = tuple(reports)
     failures = sum((Counter(one.failures) for one in each), Counter[str]())
     costs = [one.cost_usd for one in each]
-    return Report(
+    return JobReport(
         rows=sum(one.rows for one in each),
         answered=sum(one.answered for one in each),
         by_rule=sum(one.by_rule for one in each),
@@ -226,7 +226,7 @@ def total(reports: Iterable[Report]) -> Report:
 
 
 def _labels_of_all(tables: Sequence[Mapping[str, Mapping[str, int]]]) -> dict[str, dict[str, int]]:
-    """The sums of the columns that all have; in those that some lack, they had too many values to be counted."""
+    """Return the sums of the columns that all tables have; a table lacks those with too many values."""
     columns = [name for name in tables[0] if all(name in table for table in tables)] if tables else []
     sums = {name: sum((Counter(table[name]) for table in tables), Counter[str]()) for name in columns}
     return {name: dict(counts.most_common()) for name, counts in sums.items() if len(counts) <= MOST_LABELS}

@@ -1,6 +1,6 @@
-"""Rows told as they finish, in the order in which they do; each exactly once, and in bounded memory.
+"""Streaming of rows in the order in which they finish, each exactly once, in bounded memory.
 
-`Finishing` is the side of the job, which joins rows with their answers; `RowStream` is the side of whoever takes them.
+`RowJoiner` is the side of the job: it joins rows with their results. `RowStream` is the side of the consumer.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from rlm.bulk.io.formats import Row
-    from rlm.bulk.output import Answer
-    from rlm.bulk.report import Report
+    from rlm.bulk.output import RowResult
+    from rlm.bulk.report import JobReport
 
-__all__ = ["ROWS_AHEAD", "FinishedRow", "Finishing", "RowStream", "TellRow"]
+__all__ = ["ROWS_AHEAD", "FinishedRow", "OnRow", "RowJoiner", "RowStream"]
 
 ROWS_AHEAD: Final = 100
-"""Finished rows that wait for whoever takes them, before the job waits, too."""
+"""Finished rows that may wait for the consumer before the job waits, too."""
 ROWS_HELD: Final = 50_000
-"""Rows that are kept until their answer is there; more than these are read again at the end."""
+"""Rows kept in memory until their result is known; further ones are read again at the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRow:
-    """A row and what came of it.
+    """A row with its result.
 
     Attributes:
-        index: its place in the input, from 0.
-        row: its fields and the new columns, which hold None where it failed.
-        kind: the name of the error where it failed, else ''.
+        index: position in the input, from 0.
+        row: its fields and the new columns, which are None if it failed.
+        kind: name of the error if it failed, else ''.
         reason: why it failed, else ''.
     """
 
@@ -44,23 +44,23 @@ class FinishedRow:
 
     @property
     def failed(self) -> bool:
-        """Whether it has no answer."""
+        """True if the row has no answer."""
         return bool(self.kind)
 
 
-TellRow: TypeAlias = Callable[[FinishedRow], Awaitable[None]]
-"""Takes each row when it is finished; while it works, the worker that brought the answer asks nothing."""
+OnRow: TypeAlias = Callable[[FinishedRow], Awaitable[None]]
+"""Function that receives each finished row; until it returns, the worker that got the answer makes no other call."""
 
 
 class RowStream:
-    """The rows of one job as they finish; an async iterator.
+    """Rows of one job as they finish; an async iterator.
 
     Attributes:
-        report: how the job ended, or None while it runs.
+        report: the report of the job, or None while it runs.
     """
 
     def __init__(self) -> None:
-        self.report: Report | None = None
+        self.report: JobReport | None = None
         self._failure: Exception | None = None
         self._send, self._receive = anyio.create_memory_object_stream[FinishedRow](ROWS_AHEAD)
 
@@ -76,64 +76,74 @@ class RowStream:
             raise StopAsyncIteration from None
 
     def close(self) -> None:
-        """Take no more rows."""
+        """Accept no more rows."""
         self._send.close()
         self._receive.close()
 
-    async def run(self, job: Callable[[TellRow], Awaitable[Report]]) -> None:
-        """Do a job that tells its rows; what it fails with is raised after them."""
+    async def run(self, job: Callable[[OnRow], Awaitable[JobReport]]) -> None:
+        """Run a job that passes its rows on; the iterator raises its error after the last row."""
         with self._send:
             try:
                 self.report = await job(self._send.send)
-            except Exception as error:  # noqa: BLE001 - it belongs to whoever takes the rows
+            except Exception as error:  # noqa: BLE001 - raised by __anext__
                 self._failure = error
 
 
-class Finishing:
-    """Joins rows that were read with answers that come later.
+class RowJoiner:
+    """Joins rows with results that come later, and emits each row once.
 
-    A job reads its rows more than once. So a bit for each says whether it was told, and what is held is forgotten
-    with each new reading.
+    A job reads its rows once per stage. So one bit per row records that it was emitted, and each new reading drops
+    the rows that were held.
+
+    Args:
+        on_row: receives the finished rows.
+        result_of: returns the result of a key, or None while it is open.
     """
 
-    def __init__(self, tell: TellRow) -> None:
-        self._tell = tell
-        self._told = bytearray()
+    def __init__(self, on_row: OnRow, result_of: Callable[[int], RowResult | None]) -> None:
+        self._on_row = on_row
+        self._result_of = result_of
+        self._emitted = bytearray()
         self._held: dict[int, list[tuple[int, Row]]] = {}
-        self._holding = 0
+        self._held_rows = 0
 
-    def begin(self) -> None:
-        """The rows are read from the start, once more."""
+    def restart(self) -> None:
+        """Prepare for rows that are read from the start again."""
         self._held.clear()
-        self._holding = 0
+        self._held_rows = 0
 
-    def hold(self, key: int, number: int, row: Row) -> None:
-        """This row, numbered from 1, waits for the answer of this key."""
-        if self._holding < ROWS_HELD and not self._is_told(number):
+    async def add(self, number: int, row: Row, key: int) -> None:
+        """Emit this row, numbered from 1, or hold it until its key is settled."""
+        if (result := self._result_of(key)) is not None:
+            await self.emit(number, row, result)
+        elif self._held_rows < ROWS_HELD and not self._is_emitted(number):
             self._held.setdefault(key, []).append((number, row))
-            self._holding += 1
+            self._held_rows += 1
 
-    def release(self, key: int) -> Iterator[tuple[int, Row]]:
-        """The rows that have waited for this key."""
-        rows = self._held.pop(key, [])
-        self._holding -= len(rows)
-        return iter(rows)
-
-    async def tell(self, number: int, row: Row, answer: Answer) -> None:
-        """Tell a row, unless it was told."""
-        if self._is_told(number):
+    async def settle(self, key: int) -> None:
+        """Emit the rows that wait for this key, if it has a result now."""
+        if key not in self._held or (result := self._result_of(key)) is None:
             return
-        place, bit = divmod(number, 8)
-        if place >= len(self._told):
-            self._told.extend(bytes(place + 1024))
-        self._told[place] |= 1 << bit
-        mapped = answer.mapped
-        await self._tell(FinishedRow(number - 1, {**row, **answer.columns}, mapped.kind, mapped.reason))
+        rows = self._held.pop(key)
+        self._held_rows -= len(rows)
+        for number, row in rows:
+            await self.emit(number, row, result)
 
-    def untold(self, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
-        """Those of all rows that were not told yet, with their numbers."""
-        return ((number, row) for number, row in enumerate(rows, 1) if not self._is_told(number))
+    async def emit(self, number: int, row: Row, result: RowResult) -> None:
+        """Pass a row on, unless that was done before."""
+        if self._is_emitted(number):
+            return
+        byte, bit = divmod(number, 8)
+        if byte >= len(self._emitted):
+            self._emitted.extend(bytes(byte + 1024))
+        self._emitted[byte] |= 1 << bit
+        mapped = result.mapped
+        await self._on_row(FinishedRow(number - 1, {**row, **result.columns}, mapped.kind, mapped.reason))
 
-    def _is_told(self, number: int) -> bool:
-        place, bit = divmod(number, 8)
-        return place < len(self._told) and bool(self._told[place] >> bit & 1)
+    def not_emitted(self, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+        """Yield the rows that were not emitted yet, with their numbers."""
+        return ((number, row) for number, row in enumerate(rows, 1) if not self._is_emitted(number))
+
+    def _is_emitted(self, number: int) -> bool:
+        byte, bit = divmod(number, 8)
+        return byte < len(self._emitted) and bool(self._emitted[byte] >> bit & 1)

@@ -1,4 +1,4 @@
-"""Rows → what is asked about each, or what a rule says of it without a model; no I/O but what a rule does itself."""
+"""Planning of a job: the request about each row, or the answer of a rule. No I/O, except by the rule of the caller."""
 
 from __future__ import annotations
 
@@ -19,47 +19,47 @@ if TYPE_CHECKING:
     from rlm.bulk.io.formats import Row
     from rlm.bulk.job import Job
 
-__all__ = ["Asked", "Decided", "Questions", "Survey", "check_rule"]
+__all__ = ["PlannedRow", "RowPlanner", "SkippedByRule", "Survey", "check_rule"]
 
 ROWS_TRIED: Final = 20
-"""Rows at the start, for one of which at least a rule has to work."""
+"""Rows at the start on which `skip_when` is tried; it must work for at least one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What reading every row told: how many there are, and their fields."""
+    """Number of rows and names of their fields, from reading every row once."""
 
     rows: int
     fields: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """One row that is to be asked about: `key` is the hash of `content`, so that equal rows share an answer."""
+class PlannedRow:
+    """A row for a model: `key` is the hash of `content`, so that equal rows share an answer."""
 
     key: int
     content: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
-    """One row that no model is asked about, with what a rule says of it."""
+class SkippedByRule:
+    """A row that needs no model, with the answer of the rule or why the rule failed."""
 
     mapped: Mapped
 
 
-class Questions:
-    """What a job asks.
+class RowPlanner:
+    """Decides for each row whether a model is asked about it, and with which content.
 
     Args:
         job: the job.
-        rule: answers obvious rows: gives the answer, or None for a row that is to be asked.
+        rule: the caller's function that answers obvious rows; None for a row means: ask a model.
 
     Attributes:
-        task: what is asked of each row, for packing.
+        task: instruction and schema of the packs.
 
     Raises:
-        InputError: the prompt or the expression to skip rows cannot be read.
+        InputError: the prompt or `skip_when` cannot be parsed.
     """
 
     def __init__(self, job: Job, rule: Callable[[Row], Any] | None) -> None:
@@ -74,14 +74,14 @@ class Questions:
         """Read every row once, before anything is spent.
 
         Raises:
-            InputError: there are none, or prompt and rules do not fit them; `name` tells whose they are.
+            InputError: there are no rows, or prompt and rules do not fit them; the message uses `name` for the input.
         """
         fields: dict[str, None] = {}
         count = 0
         problems: list[InputError] = []
         for row in rows:
             if count < ROWS_TRIED and self._skip_when is not None:
-                problems += _tried(self._skip_when, row)
+                problems += _problems_of(self._skip_when, row)
             count += 1
             if row.keys() != fields.keys():
                 fields.update(dict.fromkeys(row))
@@ -93,18 +93,18 @@ class Questions:
             raise problems[0]
         return Survey(count, tuple(fields))
 
-    def about(self, row: Row) -> Asked | Decided:
-        """Whether a row is asked about; the same for the same row, whenever it is read."""
+    def plan(self, row: Row) -> PlannedRow | SkippedByRule:
+        """Return the same plan for the same row, each time it is read."""
         try:
             content = self._template.content(row)
             if self._skip_when is not None and self._skip_when(row):
-                return Decided(Mapped())
-            answer = None if self._rule is None else _told_by(self._rule, row)
+                return SkippedByRule(Mapped())
+            answer = None if self._rule is None else _apply(self._rule, row)
             if answer is not None:
-                return Decided(self._checked(answer))
+                return SkippedByRule(self._checked(answer))
         except InputError as error:
-            return Decided(Mapped(kind=InputError.__name__, reason=str(error)))
-        return Asked(key_of(content), content)
+            return SkippedByRule(Mapped(kind=InputError.__name__, reason=str(error)))
+        return PlannedRow(key_of(content), content)
 
     def _checked(self, answer: Any) -> Mapped:
         problem = self._schema.check(answer) if self._schema is not None else ""
@@ -116,10 +116,10 @@ class Questions:
 
 
 def check_rule(rule: str | None, available: Collection[str], of: str) -> None:
-    """Make sure that what an expression asks for is there.
+    """Require that all fields in an expression are available.
 
     Raises:
-        InputError: a field is not.
+        InputError: a field is not; the message uses `of` for the thing that has the fields.
     """
     for name in () if rule is None else fields_of(rule):
         if name not in available:
@@ -128,8 +128,8 @@ def check_rule(rule: str | None, available: Collection[str], of: str) -> None:
             )
 
 
-def _tried(rule: Rule, row: Row) -> list[InputError]:
-    """What is wrong with a rule for this row, if anything."""
+def _problems_of(rule: Rule, row: Row) -> list[InputError]:
+    """Return the error that a rule raises for this row, if any."""
     try:
         rule(row)
     except InputError as error:
@@ -137,13 +137,13 @@ def _tried(rule: Rule, row: Row) -> list[InputError]:
     return []
 
 
-def _told_by(rule: Callable[[Row], Any], row: Row) -> Any:
-    """What a rule says of a row, which it may do with what it likes.
+def _apply(rule: Callable[[Row], Any], row: Row) -> Any:
+    """Return the answer of the caller's rule for a copy of the row.
 
     Raises:
-        InputError: it fails; a single odd row of a million is then the only one without an answer.
+        InputError: the rule raises; so one odd row of a million fails alone.
     """
     try:
         return rule(dict(row))
-    except (Exception, SystemExit) as error:  # somebody else's function
+    except (Exception, SystemExit) as error:  # the caller's function may raise anything
         raise InputError(f"the rule fails for the row: {type(error).__name__}: {error}") from error

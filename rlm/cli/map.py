@@ -34,7 +34,7 @@ from rlm.display.job_line import JobLine
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rlm.bulk import Estimate, Report
+    from rlm.bulk import JobEstimate, JobReport
 
 __all__ = ["command"]
 
@@ -235,7 +235,7 @@ def _check(job: dict[str, Any], *, cancels: bool) -> None:
         raise click.UsageError("--resume goes on with a job, --overwrite forgets it: give one of them")
 
 
-async def _run(job: dict[str, Any], *, yes: bool, waits: bool, quiet: bool) -> Report:
+async def _run(job: dict[str, Any], *, yes: bool, waits: bool, quiet: bool) -> JobReport:
     from rlm.bulk import amap_rows, aretry_rows
     from rlm.bulk.batch_api.passes import BatchAPI
 
@@ -282,7 +282,7 @@ async def _cancel(job: dict[str, Any]) -> int:
         return await batch_api.cancel(Path(f"{job['output']}.journal"))
 
 
-def _confirm(yes: bool, line: JobLine | None, estimate: Estimate) -> bool:
+def _confirm(yes: bool, line: JobLine | None, estimate: JobEstimate) -> bool:
     """Print the estimate, and return True to go on after the pilot; without a terminal, only `--yes` goes on."""
     if line is not None:
         line.end()

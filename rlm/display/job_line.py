@@ -11,7 +11,7 @@ from rlm.display.text import money, one_line, seconds
 from rlm.wording import counted
 
 if TYPE_CHECKING:
-    from rlm.bulk import Progress
+    from rlm.bulk import JobProgress
 
 __all__ = ["JobLine", "job_in_words"]
 
@@ -30,7 +30,7 @@ class JobLine:
         self._is_terminal = sys.stderr.isatty()
         self._last_line_at = time.monotonic()
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: JobProgress) -> None:
         """Overwrite the line; if stderr is no terminal, write a new one every `NEWS_S` seconds."""
         if self._is_terminal:
             line = job_in_words(progress, shutil.get_terminal_size().columns - 1)
@@ -58,7 +58,7 @@ def _write(text: str) -> None:
     sys.stderr.flush()
 
 
-def job_in_words(progress: Progress, columns: int) -> str:
+def job_in_words(progress: JobProgress, columns: int) -> str:
     """Return the progress as a line of at most `columns` characters; the least important parts are left out first."""
     parts = list(_parts(progress))
     for name in LEFT_OUT_FIRST:
@@ -68,7 +68,7 @@ def job_in_words(progress: Progress, columns: int) -> str:
     return " · ".join(parts)[:columns]
 
 
-def _parts(progress: Progress) -> list[str]:
+def _parts(progress: JobProgress) -> list[str]:
     cap = f" of {money(progress.budget_usd)}" if progress.budget_usd is not None else ""
     left = progress.seconds_left
     parts = [
@@ -77,7 +77,7 @@ def _parts(progress: Progress) -> list[str]:
         f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens else "",
         f"{money(progress.cost_usd)}{cap}" if progress.cost_usd is not None else "",
         f"{progress.failed:,} failed" if progress.failed else "",
-        f"{progress.concurrency:,} at once",
+        f"{progress.max_concurrent:,} at once",
         one_line(progress.trouble, TROUBLE_COLUMNS) if progress.trouble else "",
         f"{seconds(left)} left" if left is not None and progress.rows < progress.total else "",
     ]

@@ -215,7 +215,9 @@ def test_where_a_rule_does_not_work_the_row_is_handed_on_and_the_report_says_why
     cascade = Cascade()
     report = job(cascade, rows_of(8), escalate_when="confidence < 0.7 and label < 1").report
     assert len(cascade.asked["strong"]) == report.unjudged == 2
-    assert "handed on unjudged: 2 rows, the first because the rule 'confidence" in str(report)
+    assert "escalated without a decision of the rule: 2 rows, the first because the rule 'confidence" in str(
+        report
+    )
 
 
 def test_a_column_of_the_job_itself_is_no_name_for_the_answer():

@@ -7,7 +7,8 @@ from labelling import answer
 from openai_server import OpenAIServer
 
 from rlm.bulk import map_rows
-from rlm.bulk.estimate import count_rows, split_rows
+from rlm.bulk.estimate import count_rows
+from rlm.bulk.split import split_rows
 from rlm.errors import InputError, OutputError, SettingsError
 from rlm.metering import tokens
 from rlm.metering.prices import Price

@@ -9,8 +9,9 @@ import pytest
 from labelling import SCHEMA, answer, items_in, label, parity, read_csv, write_csv
 
 from rlm.bulk import map_rows, retry_rows
-from rlm.bulk.checkpoint import Checkpoint, JobRecord
+from rlm.bulk.checkpoint import Checkpoint
 from rlm.bulk.io.formats import ListSource
+from rlm.bulk.job import JobRecord
 from rlm.errors import InputError, JobStopped, JournalError, OutputError, Refused, SettingsError
 from rlm.metering.prices import Price
 from rlm.settings import SchedulerSettings
@@ -350,8 +351,8 @@ def test_long_answers_are_not_all_kept_in_memory(tmp_path):
             checkpoint.record(0, [(key, Mapped(str(key) * 500_000))], None)
         tracemalloc.start()
         try:
-            assert all(checkpoint.outcome(0, key).value[0] == str(key)[0] for key in range(100))
-            assert checkpoint.outcome(0, 99) == checkpoint.outcome(0, 99)
+            assert all(checkpoint.mapped(0, key).value[0] == str(key)[0] for key in range(100))
+            assert checkpoint.mapped(0, 99) == checkpoint.mapped(0, 99)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()

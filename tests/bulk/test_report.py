@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from labelling import answer, parity
 
-from rlm.bulk import Report, map_rows, total
+from rlm.bulk import JobReport, map_rows, total
 from rlm.errors import InputError
 from rlm.testing.scripted import ScriptedClient
 from rlm.values import Usage
@@ -24,7 +24,7 @@ def report(**changes):
         "cost_usd": 0.5,
         "seconds": 1.0,
     }
-    return Report(**{**numbers, **plain, **changes})
+    return JobReport(**{**numbers, **plain, **changes})
 
 
 def test_reports_are_summed():

@@ -28,7 +28,7 @@ import anyio
 import anyio.to_thread
 
 from rlm._async.groups import ungrouped
-from rlm.bulk.checkpoint import Checkpoint, Memory, read_job
+from rlm.bulk.checkpoint import Checkpoint, read_job
 from rlm.clients.chat_format import encode_body, read_reply, request_body
 from rlm.clients.error_mapping import call_error, read_failure
 from rlm.clients.openai_batches import URL, BatchState, OpenAIBatches
@@ -134,7 +134,8 @@ class BatchAPI:
         sink: Sink,
         settings: MapSettings,
         *,
-        memory: Memory,
+        checkpoint: Checkpoint,
+        stage: int,
     ) -> PerCall | None:
         """Ask all packs, and settle what their batches answer; gives the size of packs for what is left, if any.
 
@@ -143,8 +144,17 @@ class BatchAPI:
             LimitReached: the tree may spend no more; what was sent is collected first.
             JobStopped: all is submitted and `wait` is False, or batches come to nothing again and again.
         """
-        course = self._courses.setdefault(memory.checkpoint, {}).setdefault(memory.stage, _Course())
-        one = _Pass(self, tree, course=course, task=task, sink=sink, settings=settings, memory=memory)
+        course = self._courses.setdefault(checkpoint, {}).setdefault(stage, _Course())
+        one = _Pass(
+            self,
+            tree,
+            course=course,
+            task=task,
+            sink=sink,
+            settings=settings,
+            checkpoint=checkpoint,
+            stage=stage,
+        )
         await one.run(packs)
         if not one.released:
             return None
@@ -170,18 +180,17 @@ class BatchAPI:
         cancelled = 0
         with Checkpoint(journal, record, resume=True) as checkpoint:
             for stage in range(record.stages):
-                memory = checkpoint.memory(stage)
-                for tag, number, _ in memory.batches():
-                    cancelled += await self._cancel_one(memory, tag, number)
+                for tag, number, _ in checkpoint.batches(stage):
+                    cancelled += await self._cancel_one(checkpoint, tag, number)
         return cancelled
 
-    async def _cancel_one(self, memory: Memory, tag: str, number: str | None) -> bool:
+    async def _cancel_one(self, checkpoint: Checkpoint, tag: str, number: str | None) -> bool:
         try:
             state = await (self.batches.retrieve(number) if number else self.batches.find(tag))
         except BadRequest as error:
             if error.status != NOT_FOUND:
                 raise
-            memory.collected(tag)
+            checkpoint.batch_collected(tag)
             return True
         if state is None or state.ended:
             return False
@@ -290,7 +299,8 @@ class _Pass:
         task: Task,
         sink: Sink,
         settings: MapSettings,
-        memory: Memory,
+        checkpoint: Checkpoint,
+        stage: int,
     ) -> None:
         self.released: list[int] = []
         self.settled = 0
@@ -301,7 +311,8 @@ class _Pass:
         self._task = task
         self._sink = sink
         self._settings = settings
-        self._memory = memory
+        self._checkpoint = checkpoint
+        self._stage = stage
         self._file: _File
         self._running: dict[str, _Batch] = {}
         self._unsettled: dict[int, _Request] = {}
@@ -346,7 +357,7 @@ class _Pass:
         return reservation or Reservation(request.call, Amount())
 
     def _come_back(self) -> JobStopped:
-        number = self._memory.checkpoint.uncollected
+        number = self._checkpoint.uncollected
         batches = "1 batch is" if number == 1 else f"{number} batches are"
         return JobStopped(
             f"{batches} submitted and not finished: resume the job later to collect the answers"
@@ -427,9 +438,9 @@ class _Pass:
             return
         self._file = _new_file(file.path.parent)
         await self._api.enqueued.take(self._settings.model, file.tag, file.tokens)
-        self._memory.begun(file.tag, [request.keys for request in file.requests])
+        self._checkpoint.add_batch(self._stage, file.tag, [request.keys for request in file.requests])
         state = await self._start(file)
-        self._memory.started(file.tag, state.id)
+        self._checkpoint.batch_submitted(file.tag, state.id)
         self._running[file.tag] = _Batch(file.tag, state, file.requests)
         file.path.unlink()
         self._tell_change()
@@ -450,10 +461,10 @@ class _Pass:
 
     async def _take_up_earlier_batches(self) -> None:
         """Wait for the batches of earlier sessions before any row is read: what they answer is not asked again."""
-        for tag, number, packs in self._memory.batches():
+        for tag, number, packs in self._checkpoint.batches(self._stage):
             state = await self._look_at_earlier(tag, number)
             if state is None:  # the session ended between the journal and the provider
-                self._memory.collected(tag)
+                self._checkpoint.batch_collected(tag)
                 continue
             self._running[tag] = _Batch(tag, state, [self._earlier_request(keys) for keys in packs])
         while self._running:
@@ -534,7 +545,7 @@ class _Pass:
         if state.code == TOO_MANY_TOKENS:
             self.last_problem = state.problem
             await anyio.sleep(self._api.longest_poll_s)
-        self._memory.collected(batch.tag)
+        self._checkpoint.batch_collected(batch.tag)
         self._forget(batch.tag)
         self._tell_change()
         if self._stopped_by is not None:
@@ -553,7 +564,7 @@ class _Pass:
             self.last_problem = str(error)  # files do not stay forever: what was in it has to be asked again
 
     async def _take_line(self, request: _Request, line: Mapping[str, Any]) -> None:
-        if any(self._memory.is_settled(key) for key in request.keys):
+        if any(self._checkpoint.is_settled(self._stage, key) for key in request.keys):
             return  # collected before, by a session that ended in the middle of this batch
         try:
             reply = self._read(request, line)
@@ -624,7 +635,7 @@ class _Pass:
         for request in batch.requests:
             self._unbilled(request)
             self._release(request.keys)
-        self._memory.collected(batch.tag)
+        self._checkpoint.batch_collected(batch.tag)
         self._forget(batch.tag)
 
     def _forget(self, tag: str) -> None:
@@ -633,7 +644,7 @@ class _Pass:
 
     def _release(self, keys: Sequence[int]) -> None:
         self.released += keys
-        self._memory.release(keys)
+        self._checkpoint.release(self._stage, keys)
 
     def _tell_change(self) -> None:
         self._changed.set()
