@@ -1,60 +1,61 @@
-"""How many of the prompts that cells gave to sub-models failed, over a whole tree of runs, and why.
+"""Count of the prompts from cells that failed, over a whole tree of runs.
 
-A cell that skips a slot that failed gives an answer that looks like any other: the user is told.
+A cell that skips failed slots gives an answer that looks complete, so the run warns the user.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rlm.wording import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-__all__ = ["Outcomes"]
+__all__ = ["PromptFailures"]
+
+Slots = TypeVar("Slots", bound="Sequence[Mapping[str, Any]]")
 
 SHOWN_CHARS: Final = 200
-"""How much of an error is told."""
+"""Length to which the first error is cut in the summary."""
 
 
-class Outcomes:
-    """Counts prompts, items of a map and child runs, each once, however often it was asked."""
+class PromptFailures:
+    """Counts prompts, items of a map and child runs, each once, and those that failed by the kind of error."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.prompts = 0
         self.failures: Counter[str] = Counter()
         self.first_error = ""
 
-    def note_answer(self) -> None:
-        """A host call for one answer has it."""
-        self.asked += 1
+    def count_answer(self) -> None:
+        """Count one prompt that was answered."""
+        self.prompts += 1
 
-    def note_slots(self, slots: Sequence[Mapping[str, Any]]) -> None:
-        """A host call for many answers was served; a slot that failed has the `kind` of its error."""
-        self.asked += len(slots)
+    def count_slots(self, slots: Slots) -> Slots:
+        """Count the results of a host call for many answers, and return them; a failed slot has a `kind`."""
+        self.prompts += len(slots)
         for slot in slots:
             if "kind" in slot:
-                self._note_error(slot["kind"], slot["error"])
+                self._add(slot["kind"], slot["error"])
+        return slots
 
-    def note_failure(self, error: Exception) -> None:
-        """A host call for one answer failed."""
-        self.asked += 1
-        self._note_error(type(error).__name__, str(error))
+    def count_failure(self, error: Exception) -> None:
+        """Count one prompt that failed."""
+        self.prompts += 1
+        self._add(type(error).__name__, str(error))
 
-    def in_words(self) -> str:
-        """`3 of 40 prompts to sub-models failed: RateLimited (2), Refused (1); the first: …`, or '' where none did."""
+    def summary(self) -> str:
+        """Return `3 of 40 prompts to sub-models failed: RateLimited (2), Refused (1); the first: …`, or ""."""
         if not self.failures:
             return ""
-        why = ", ".join(f"{kind} ({number:,})" for kind, number in self.failures.most_common())
+        kinds = ", ".join(f"{kind} ({number:,})" for kind, number in self.failures.most_common())
         error = " ".join(self.first_error.split())
         clipped = error if len(error) <= SHOWN_CHARS else f"{error[: SHOWN_CHARS - 1]}…"
         first = f"; the first: {clipped}" if clipped else ""
-        return (
-            f"{self.failures.total():,} of {counted(self.asked, 'prompt')} to sub-models failed: {why}{first}"
-        )
+        return f"{self.failures.total():,} of {counted(self.prompts, 'prompt')} to sub-models failed: {kinds}{first}"
 
-    def _note_error(self, kind: str, error: str) -> None:
+    def _add(self, kind: str, error: str) -> None:
         self.failures[kind] += 1
         self.first_error = self.first_error or error

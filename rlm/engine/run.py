@@ -21,7 +21,7 @@ from rlm._async.groups import ungrouped
 from rlm.engine import prompts
 from rlm.engine.conversation import AskRoot, Conclusion, Conversation, RunCell, Step
 from rlm.engine.host_calls import NO_DEADLINE, Deadline, HostCalls
-from rlm.engine.prompt_failures import Outcomes
+from rlm.engine.prompt_failures import PromptFailures
 from rlm.errors import (
     BudgetExceeded,
     ContextError,
@@ -85,7 +85,7 @@ class Run:
     depth: int = 0
     deadline: Deadline = NO_DEADLINE
     warnings: list[str] = field(default_factory=list)
-    outcomes: Outcomes = field(default_factory=Outcomes)
+    failures: PromptFailures = field(default_factory=PromptFailures)
     child_places: dict[int, anyio.CapacityLimiter] = field(default_factory=dict)
 
     async def complete(self, question: str, context: Any) -> Answer:
@@ -153,7 +153,7 @@ class Run:
         except BaseException as error:
             self._tell_failure(error)
             raise
-        if not self.depth and (failed := self.outcomes.in_words()):
+        if not self.depth and (failed := self.failures.summary()):
             self.emit(Warned(**self._here(), message=failed))
         answer = self._answer(conclusion, time.monotonic() - started)
         self.emit(AnswerGiven(**self._here(), answer=answer))
@@ -232,7 +232,7 @@ class Run:
             self.depth,
             self._start_child,
             self.deadline,
-            outcomes=self.outcomes,
+            failures=self.failures,
         )
 
     async def _start_child(self, question: str, context: Any, model: str | None) -> Answer:
