@@ -38,7 +38,7 @@ from rlm.metering.prices import Price, missing_price, price
 from rlm.metering.tokens import Counter
 from rlm.offline.client import OfflineClient
 from rlm.sandbox.session import open_session
-from rlm.scheduler.budget import Budget, Ledger
+from rlm.scheduler.ledger import Ledger
 from rlm.scheduler.scheduler import Scheduler
 from rlm.session import RLMSession, require_query
 from rlm.values import Usage
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from rlm.sandbox.session import Session
     from rlm.sandbox.shared_contexts import ContextRef
     from rlm.scheduler.batch import Kept
+    from rlm.scheduler.budget import Budget
     from rlm.settings import SandboxSettings, SchedulerSettings
     from rlm.values import Answer, Call, Reply
 

@@ -34,7 +34,6 @@ PHRASES = {
 NAME_PARTS = {
     "tell", "tells", "told", "telling", "shelf", "shelve", "shelved", "purse", "knock", "plant", "whoever", "nobody",
     "somebody", "errand", "ancestor", "leash", "room", "rooms", "house", "door", "verdict", "truthful", "heir",
-    "concurrency",
 }  # fmt: skip
 NAMES_THAT_STAY = {
     "alias_of_max_concurrency",

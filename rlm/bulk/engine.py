@@ -374,7 +374,7 @@ class _RunningJob:
             pilot_usd=cost_usd,
             rows_left=left,
             usd=None if cost_usd is None else cost_usd * factor,
-            seconds=counts.latency_s * factor / self._width(),
+            seconds=counts.latency_s * factor / self._current_limit(),
         )
         asked_at = anyio.current_time()
         goes_on = await anyio.to_thread.run_sync(self._confirm, estimate, abandon_on_cancel=True)
@@ -384,12 +384,12 @@ class _RunningJob:
 
     def _most_concurrent(self) -> int:
         """Return how many calls may ever be in flight at once."""
-        widest, wanted = self._tree.widest, self._job.max_concurrent
-        return widest if wanted == "auto" else min(wanted, widest)
+        highest, wanted = self._tree.max_in_flight, self._job.max_concurrent
+        return highest if wanted == "auto" else min(wanted, highest)
 
-    def _width(self) -> int:
+    def _current_limit(self) -> int:
         """Return how many calls may be in flight now."""
-        return min(self._most_concurrent(), *(self._tree.width(model) for model in set(self._stages)))
+        return min(self._most_concurrent(), *(self._tree.in_flight_limit(model) for model in set(self._stages)))
 
     def _result_of_key(self, key: int) -> RowResult | None:
         return self.resolver.of_models(key, self.checkpoint.mapped)

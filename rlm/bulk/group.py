@@ -41,7 +41,8 @@ from rlm.clients.openai import AsyncOpenAIClient
 from rlm.errors import InputError, JobStopped, SettingsError
 from rlm.metering.prices import Price, load_price_list
 from rlm.metering.prices import price as price_of
-from rlm.scheduler.budget import Budget, Ledger
+from rlm.scheduler.budget import Budget
+from rlm.scheduler.ledger import Ledger
 from rlm.scheduler.scheduler import Scheduler
 from rlm.settings import SchedulerSettings
 

@@ -1,4 +1,4 @@
-"""How much a call may use at most, learned from what its endpoint counts."""
+"""Upper bounds of what a call may use, corrected by what its endpoint counts."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ from rlm.values import Usage
 if TYPE_CHECKING:
     from rlm.values import Call
 
-__all__ = ["CountTokens", "Measure", "Observe", "bound", "estimate_tokens", "utf8_size"]
+__all__ = ["CountTokens", "Observe", "WorstCase", "bound", "estimate_tokens", "utf8_size"]
 
 CountTokens: TypeAlias = Callable[["Call"], int]
-"""Tokens of a call's prompt; better too many than too few, because budgets are kept by it."""
+"""Function of a call → tokens of its prompt; rather too many than too few, because budgets rest on it."""
 
 Observe: TypeAlias = Callable[["Call", Usage], None]
-"""Is told what each call was counted as by its endpoint, so that whoever counts can learn."""
-
+"""Function that gets each call with the usage its endpoint reported, to calibrate counting."""
 
 MARGIN = 4 / 3
 BYTES_PER_MESSAGE = 16
 
 
-class Measure:
-    """The worst case of a call: its prompt as counted, and its output at the cap.
+class WorstCase:
+    """Computes the worst case of calls: the prompt as counted, and the output at its cap.
 
-    A count that turns out too low for a model is raised from then on by the largest factor seen, so that an
-    estimate becomes a bound.
+    If a count turns out too low for a model, later counts are raised by the largest factor seen, so that an estimate
+    becomes a bound.
     """
 
     def __init__(self, count_tokens: CountTokens) -> None:
@@ -36,20 +35,20 @@ class Measure:
         self._factors: dict[str, float] = {}
 
     def worst_case(self, call: Call) -> Usage:
-        """The most that one request of this call can use."""
+        """Return the most that one request of this call can use."""
         counted = self._count_tokens(call)
         raised = int(counted * self._factors.get(call.model, 1.0) + 0.999_999)
         return Usage(calls=1, input_tokens=raised, output_tokens=call.max_output_tokens or 0)
 
-    def learn(self, model: str, worst: Usage, used: Usage) -> None:
-        """Compare what was expected with what the endpoint counted."""
+    def correct(self, model: str, worst: Usage, used: Usage) -> None:
+        """Compare the worst case with what the endpoint counted."""
         if worst.input_tokens and used.input_tokens > worst.input_tokens:
             factor = self._factors.get(model, 1.0)
             self._factors[model] = factor * used.input_tokens / worst.input_tokens
 
 
 def bound(count_tokens: CountTokens) -> CountTokens:
-    """A count that errs upwards: a third more, but never more than a token for each byte.
+    """Return a count that errs upwards: a third more, but at most one token per byte.
 
     The estimate of `rlm.metering.tokens` was at most 26 % off on real texts, in many languages and code; a tokeniser that
     works on bytes cannot need more tokens than there are bytes.
@@ -63,10 +62,10 @@ def bound(count_tokens: CountTokens) -> CountTokens:
 
 
 def estimate_tokens(call: Call) -> int:
-    """About how many tokens a call's prompt has: one for three bytes, which is more than most texts need."""
+    """Estimate the tokens of a call's prompt: one per three bytes, which is more than most texts need."""
     return sum(utf8_size(message.content) // 3 + 8 for message in call.messages)
 
 
 def utf8_size(text: str) -> int:
-    """Bytes of a text in UTF-8, lone surrogates included."""
+    """Return the bytes of a text in UTF-8, lone surrogates included."""
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

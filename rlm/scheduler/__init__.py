@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rlm.scheduler.budget import Budget, Ledger
+from rlm.scheduler.budget import Budget
+from rlm.scheduler.ledger import Ledger
 from rlm.scheduler.scheduler import Scheduler, Tree
 
 __all__ = ["Budget", "Ledger", "Scheduler", "Tree"]

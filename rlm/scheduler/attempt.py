@@ -1,4 +1,4 @@
-"""One attempt at one call, through all the layers below the retries."""
+"""One attempt of one call, through all the layers below the retries."""
 
 from __future__ import annotations
 
@@ -21,12 +21,13 @@ from rlm.errors import (
     ServerError,
     SettingsError,
 )
-from rlm.metering.bounds import CountTokens, Measure, Observe
-from rlm.scheduler.budget import Amount, Budget, Ledger, Reservation, Spent, surely_unbilled
-from rlm.scheduler.circuit_breaker import Breaker
-from rlm.scheduler.concurrency import Gate, Outcome
-from rlm.scheduler.rate_limiter import Rates, Taken
-from rlm.scheduler.reply_check import examined
+from rlm.metering.bounds import CountTokens, Observe, WorstCase
+from rlm.scheduler.budget import Amount, Budget
+from rlm.scheduler.circuit_breaker import CircuitBreaker
+from rlm.scheduler.concurrency import ConcurrencyLimit, Signal
+from rlm.scheduler.ledger import Ledger, Reservation, Spent, certainly_unbilled
+from rlm.scheduler.rate_limiter import RateLimiter, SentAmounts
+from rlm.scheduler.reply_check import check_reply
 from rlm.values import Call, Reply, Usage
 
 if TYPE_CHECKING:
@@ -38,13 +39,13 @@ if TYPE_CHECKING:
 __all__ = ["Endpoint", "PriceOf"]
 
 PriceOf: TypeAlias = Callable[[str, Usage], float | None]
-"""Dollars that a usage costs with a model, or None where the model has no known price."""
+"""Function of a model and a usage → dollars, or None if the model has no known price."""
 
 OVERLOADED_STATUS = frozenset({503, 529})
 
 
 class Endpoint:
-    """A client's endpoint and all that was learned of it: what it can take, what it allows, whether it lives.
+    """A client's endpoint and its observed state: concurrency limit, rate limits, circuit breaker, token bounds.
 
     Attributes:
         client: makes the requests.
@@ -65,10 +66,10 @@ class Endpoint:
         self._price = price
         self._count_tokens = count_tokens
         self._observe = observe
-        self._measure = Measure(bound_tokens)
-        self._breaker = Breaker(settings)
-        self._gate = Gate(settings.max_concurrent)
-        self._rates = Rates(
+        self._bounds = WorstCase(bound_tokens)
+        self._breaker = CircuitBreaker(settings)
+        self._concurrency = ConcurrencyLimit(settings.max_concurrent)
+        self._rates = RateLimiter(
             requests_per_minute=settings.requests_per_minute, tokens_per_minute=settings.tokens_per_minute
         )
 
@@ -78,17 +79,17 @@ class Endpoint:
         *,
         ledger: Ledger,
         group: Hashable,
-        bill: Spent,
+        spent: Spent,
         on_text: Callable[[str], None] | None = None,
     ) -> Reply:
-        """Make one request when it may be made, and settle what it cost.
+        """Send one request as soon as all limits allow it, and settle its cost.
 
         Args:
-            call: what to ask.
+            call: the call to make.
             ledger: where the cost is reserved and settled.
-            group: the calls this one belongs to, to be fair between groups.
-            bill: sums up what the attempts of this call cost.
-            on_text: is given the answer piece by piece as it is written, where the client can.
+            group: the calls that this one belongs to; limits are fair between groups.
+            spent: sums up what the attempts of this call cost.
+            on_text: called with each part of the answer as it is written, if the client can stream.
 
         Raises:
             CallError: the attempt failed.
@@ -96,38 +97,38 @@ class Endpoint:
             SettingsError: there is a budget in dollars and the model has no known price.
         """
         async with self._breaker.admit(call.model):
-            attempt = await self._admitted(call, ledger, group, bill)
+            attempt = await self._admit(call, ledger, group, spent)
             started = anyio.current_time()
-            outcome: Outcome = "other"
+            signal: Signal = "other"
             try:
-                reply = examined(call, await self._request(call, on_text), self._count_tokens)
-                outcome = "answered"
+                reply = check_reply(call, await self._request(call, on_text), self._count_tokens)
+                signal = "answered"
             except BaseException as error:
-                outcome = "overloaded" if _means_overload(error) else "other"
+                signal = "overloaded" if _means_overload(error) else "other"
                 self._settle_failed(attempt, error, anyio.current_time() - started)
                 raise
             finally:
-                self._gate.release(call.model, outcome)
+                self._concurrency.release(call.model, signal)
             seconds = anyio.current_time() - started
-            self._settle(attempt, reply.usage, seconds, said_usd=reply.cost_usd)
+            self._settle(attempt, reply.usage, seconds, reported_usd=reply.cost_usd)
         self._learn(attempt, reply)
         return replace(reply, latency_s=seconds)
 
     @property
-    def widest(self) -> int:
-        """How many requests, for one model, may ever be in flight."""
-        return self._gate.widest
+    def max_in_flight(self) -> int:
+        """Highest number of requests for one model that may ever be in flight."""
+        return self._concurrency.max_limit
 
-    def width(self, model: str) -> int:
-        """How many requests for this model may be in flight now."""
-        return self._gate.width(model)
+    def in_flight_limit(self, model: str) -> int:
+        """Return how many requests for this model may be in flight now."""
+        return self._concurrency.limit(model)
 
     def ever_answered(self, model: str) -> bool:
-        """Whether this model was ever heard of."""
+        """Return True if this model has answered at least once."""
         return self._breaker.ever_answered(model)
 
     def require_price(self, model: str, budget: Budget) -> None:
-        """Make sure that a budget in dollars can be kept with this model.
+        """Require that a budget in dollars can be kept with this model.
 
         Raises:
             SettingsError: the model has no known price.
@@ -140,17 +141,17 @@ class Endpoint:
                 "not known: give its price, or a budget in tokens or calls"
             )
 
-    async def _admitted(self, call: Call, ledger: Ledger, group: Hashable, bill: Spent) -> _Attempt:
+    async def _admit(self, call: Call, ledger: Ledger, group: Hashable, spent: Spent) -> _Attempt:
         worst = self._worst_case(call, ledger.budget)
         reservation = await ledger.reserve(call, self._amount_of(call, worst, ledger.budget))
         try:
             async with self._rates.turn(call.model, group, worst.total_tokens):
-                await self._gate.acquire(call.model, group)
-                taken = self._rates.take(call.model, worst.total_tokens)
+                await self._concurrency.acquire(call.model, group)
+                sent = self._rates.record(call.model, worst.total_tokens)
         except BaseException:
             ledger.settle(reservation, None, None)
             raise
-        return _Attempt(call, worst, ledger, bill, reservation, taken)
+        return _Attempt(call, worst, ledger, spent, reservation, sent)
 
     async def _request(self, call: Call, on_text: Callable[[str], None] | None) -> Reply:
         with (
@@ -159,45 +160,45 @@ class Endpoint:
             sdk_errors_as_call_errors(call),
         ):
             if on_text is not None and isinstance(self.client, StreamingClient):
-                return await _read_out(self.client, call, on_text)
+                return await _read_stream(self.client, call, on_text)
             return await self.client.complete(call)
         raise CallTimedOut(
             f"{call.model} gave no complete answer within {self._timeout_s:g} s", model=call.model
         )
 
     def _worst_case(self, call: Call, budget: Budget) -> Usage:
-        """The most that one request can use; its tokens are counted only where someone needs to know."""
+        """Return the most that one request can use; tokens are counted only if a limit needs them."""
         if budget.dollars is None and budget.tokens is None and not self._rates.counts_tokens(call.model):
             return Usage(calls=1)
-        return self._measure.worst_case(call)
+        return self._bounds.worst_case(call)
 
     def _amount_of(self, call: Call, worst: Usage, budget: Budget) -> Amount:
         self.require_price(call.model, budget)
         return Amount.of(worst, None if budget.dollars is None else self._price(call.model, worst))
 
     def _settle(
-        self, attempt: _Attempt, usage: Usage, seconds: float, *, said_usd: float | None = None
+        self, attempt: _Attempt, usage: Usage, seconds: float, *, reported_usd: float | None = None
     ) -> None:
-        cost_usd = self._price(attempt.call.model, usage) if said_usd is None else said_usd
+        cost_usd = self._price(attempt.call.model, usage) if reported_usd is None else reported_usd
         attempt.ledger.settle(attempt.reservation, usage, cost_usd, seconds)
-        attempt.bill.add(usage, cost_usd, seconds)
+        attempt.spent.add(usage, cost_usd, seconds)
 
     def _settle_failed(self, attempt: _Attempt, error: BaseException, seconds: float) -> None:
         if isinstance(error, CallError) and error.usage is not None:
             self._settle(attempt, error.usage, seconds)
-        elif surely_unbilled(error):
+        elif certainly_unbilled(error):
             attempt.ledger.settle(attempt.reservation, None, None)
-            self._rates.correct(attempt.call.model, attempt.taken, 0)
+            self._rates.correct(attempt.call.model, attempt.sent, 0)
         else:
             attempt.ledger.settle_unknown(attempt.reservation)
 
     def _learn(self, attempt: _Attempt, reply: Reply) -> None:
         model = attempt.call.model
         self._observe(attempt.call, reply.usage)
-        self._measure.learn(model, attempt.worst, reply.usage)
-        self._rates.correct(model, attempt.taken, reply.usage.total_tokens)
+        self._bounds.correct(model, attempt.worst, reply.usage)
+        self._rates.correct(model, attempt.sent, reply.usage.total_tokens)
         if reply.rate_limits is not None:
-            self._rates.learn(model, reply.rate_limits)
+            self._rates.update(model, reply.rate_limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,14 +206,14 @@ class _Attempt:
     call: Call
     worst: Usage
     ledger: Ledger
-    bill: Spent
+    spent: Spent
     reservation: Reservation
-    taken: Taken
+    sent: SentAmounts
 
 
 @contextmanager
 def _own_cancellations_as_errors(call: Call) -> Iterator[None]:
-    """A client that cancels itself, as by awaiting a task that somebody cancelled, fails; nobody cancelled us."""
+    """Turn a cancellation inside the client, which nothing outside requested, into an error of the call."""
     try:
         yield
     except anyio.get_cancelled_exc_class() as error:
@@ -223,14 +224,14 @@ def _own_cancellations_as_errors(call: Call) -> Iterator[None]:
         ) from error
 
 
-async def _read_out(client: StreamingClient, call: Call, on_text: Callable[[str], None]) -> Reply:
-    """The reply of a stream, its text told on the way."""
+async def _read_stream(client: StreamingClient, call: Call, on_text: Callable[[str], None]) -> Reply:
+    """Return the reply of a stream; call `on_text` with each part of its text."""
     stream = client.stream(call)
     try:
-        async for piece in stream:
-            if isinstance(piece, Reply):
-                return piece
-            on_text(piece)
+        async for part in stream:
+            if isinstance(part, Reply):
+                return part
+            on_text(part)
     finally:
         if isinstance(stream, AsyncGenerator):
             with anyio.CancelScope(shield=True):

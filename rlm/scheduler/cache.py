@@ -1,8 +1,8 @@
-"""Finished answers on disk: the same question is not paid for twice.
+"""Answers on disk: the same call is not paid for twice.
 
-One SQLite file in WAL mode, which several processes may use at once. All of its work is done in one worker thread
-at a time, and what many tasks want meanwhile is done together in one transaction, so that the event loop never waits
-for a disk. A cache that fails (a full disk, a broken file) is switched off and says so; it never fails a call.
+One SQLite file in WAL mode, which several processes may use at once. One worker thread at a time does its work, and
+the requests of many tasks are committed together (group commit), so that the event loop never waits for a disk. A
+cache that fails (a full disk, a broken file) is switched off with a warning; it never fails a call.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ CREATE TRIGGER IF NOT EXISTS grow AFTER INSERT ON replies BEGIN UPDATE size SET 
 CREATE TRIGGER IF NOT EXISTS shrink AFTER DELETE ON replies BEGIN UPDATE size SET bytes = bytes - old.bytes; END;
 """
 
-Job: TypeAlias = Callable[[sqlite3.Connection], Reply | None]
+Operation: TypeAlias = Callable[[sqlite3.Connection], Reply | None]
 
 
 def cache_path(settings: SchedulerSettings) -> Path:
-    """The file that the cache of these settings lives in."""
+    """Return the file of the cache with these settings."""
     if settings.cache_folder is not None:
         return Path(settings.cache_folder) / f"replies-{FORMAT}.sqlite3"
     from platformdirs import user_cache_path
@@ -56,9 +56,9 @@ def cache_path(settings: SchedulerSettings) -> Path:
 
 
 def key_of(call: Call, *, endpoint: str, occurrence: int = 0) -> bytes:
-    """What identifies an answer: the endpoint and all that reaches the model, hashed.
+    """Return a hash of the endpoint and everything that reaches the model; equal calls have equal keys.
 
-    `occurrence` tells the samples of one prompt apart: the second sample is never served the first one's answer.
+    `occurrence` distinguishes the samples of one prompt: the second sample never gets the answer of the first.
     """
     content = [
         FORMAT,
@@ -75,10 +75,10 @@ def key_of(call: Call, *, endpoint: str, occurrence: int = 0) -> bytes:
 
 
 class Cache:
-    """Answers by content. Use it on one event loop; the file may be shared by many processes.
+    """Cache of answers by call. Use it on one event loop; the file may be shared by many processes.
 
     Attributes:
-        problem: why the cache was switched off, or ''.
+        problem: the reason why the cache was switched off, or "".
     """
 
     def __init__(
@@ -97,12 +97,12 @@ class Cache:
         self._sampled = sampled
         self._max_bytes = max_bytes
         self._connection: sqlite3.Connection | None = None
-        self._pending: list[_Errand] = []
+        self._pending: list[_Request] = []
         self._semaphore = FairSemaphore(1)
         self._threads: anyio.CapacityLimiter | None = None
 
     async def get(self, call: Call, *, occurrence: int = 0) -> Reply | None:
-        """The stored answer to a call, marked and free, or None."""
+        """Return the stored answer to a call, marked as stored and free, or None."""
         key = self._key(call, occurrence)
         if key is None:
             return None
@@ -113,7 +113,7 @@ class Cache:
         return await self._do(read)
 
     async def put(self, call: Call, reply: Reply, *, occurrence: int = 0) -> None:
-        """Keep an answer, if it is a whole one."""
+        """Store an answer, unless it is cut or filtered."""
         if self._mode != "on" or reply.finish_reason not in {"stop", "unknown"}:
             return
         key = self._key(call, occurrence)
@@ -134,30 +134,30 @@ class Cache:
                 await anyio.to_thread.run_sync(connection.close)
 
     def _key(self, call: Call, occurrence: int) -> bytes | None:
-        """What the answer is stored under, or None for a call that is not."""
+        """Return the key of a call, or None for a call whose answer is not stored."""
         if self.problem or (call.temperature and not self._sampled):
             return None
         try:
             return key_of(call, endpoint=self._endpoint, occurrence=occurrence)
-        except (TypeError, ValueError):  # something in `extra` that JSON cannot say
+        except (TypeError, ValueError):  # `extra` holds a value that JSON cannot represent
             return None
 
-    async def _do(self, job: Job) -> Reply | None:
-        errand = _Errand(job)
-        self._pending.append(errand)
+    async def _do(self, operation: Operation) -> Reply | None:
+        request = _Request(operation)
+        self._pending.append(request)
         await self._semaphore.acquire(None)
         try:
-            # Whoever comes to the head of the line takes along what all the others wait for.
-            if not errand.done:
-                errands, self._pending = self._pending, []
-                # A thread of its own: the cache must not wait for what else is done in threads.
+            # Group commit: the task that holds the semaphore performs the pending requests of all.
+            if not request.done:
+                requests, self._pending = self._pending, []
+                # A thread of its own: the cache must not wait for other work done in threads.
                 self._threads = self._threads or anyio.CapacityLimiter(1)
-                await anyio.to_thread.run_sync(self._perform, errands, limiter=self._threads)
+                await anyio.to_thread.run_sync(self._perform, requests, limiter=self._threads)
         finally:
             self._semaphore.release()
-        return errand.result
+        return request.result
 
-    def _perform(self, errands: list[_Errand]) -> None:
+    def _perform(self, requests: list[_Request]) -> None:
         try:
             if self.problem:
                 return
@@ -167,18 +167,18 @@ class Cache:
                 self._connection = _open(self._path)
             with self._connection:
                 self._connection.execute("BEGIN IMMEDIATE" if self._mode == "on" else "BEGIN")
-                for errand in errands:
-                    errand.result = errand.job(self._connection)
+                for request in requests:
+                    request.result = request.operation(self._connection)
         except (sqlite3.Error, OSError) as error:
             self.problem = f"the cache at {self._path} is switched off: {error}"
         finally:
-            for errand in errands:
-                errand.done = True
+            for request in requests:
+                request.done = True
 
 
 @dataclass(slots=True)
-class _Errand:
-    job: Job
+class _Request:
+    operation: Operation
     result: Reply | None = None
     done: bool = False
 
@@ -235,7 +235,7 @@ def _evict(connection: sqlite3.Connection, max_bytes: int) -> None:
 
 
 def _encoded(reply: Reply) -> str:
-    # ASCII, because SQLite's text is UTF-8 and a model's answer may hold a lone surrogate.
+    # ASCII, because SQLite stores UTF-8 and a model's answer may contain a lone surrogate.
     return json.dumps(
         {
             "text": reply.text,
@@ -260,4 +260,4 @@ def _decoded(text: str) -> Reply | None:
             stored=True,
         )
     except (ValueError, TypeError, KeyError):
-        return None  # a row that something else wrote: asked again, and written over
+        return None  # written by something else: the call is made, and the row replaced

@@ -11,14 +11,14 @@ from rlm.events import CallFailed, CallFinished, CallRetried, CallStarted, CallW
 
 if TYPE_CHECKING:
     from rlm.errors import CallError
-    from rlm.scheduler.budget import Spent
+    from rlm.scheduler.ledger import Spent
     from rlm.values import Call, Reply
 
 __all__ = ["CallEvents"]
 
 
 class CallEvents:
-    """Tells a listener what becomes of one call: that it started, and how it ended, once each."""
+    """Emits the events of one call: started, retried, and finished or failed."""
 
     def __init__(self, emit: Emit, call: Call, *, number: int) -> None:
         self._emit = emit
@@ -26,7 +26,7 @@ class CallEvents:
         self._number = number
 
     def started(self) -> None:
-        """The call was taken on."""
+        """Emit `CallStarted`."""
         call = self._call
         self._emit(
             CallStarted(
@@ -42,7 +42,7 @@ class CallEvents:
         )
 
     def wrote(self, text: str) -> None:
-        """A piece of the answer was written."""
+        """Emit `CallWrote` for a part of the answer."""
         self._emit(
             CallWrote(
                 run_id=self._call.run_id,
@@ -54,7 +54,7 @@ class CallEvents:
         )
 
     def retried(self, error: CallError, *, attempt: int, wait_s: float) -> None:
-        """An attempt failed and the next one follows."""
+        """Emit `CallRetried`: an attempt failed and another one follows."""
         self._emit(
             CallRetried(
                 run_id=self._call.run_id,
@@ -68,7 +68,7 @@ class CallEvents:
         )
 
     def finished(self, reply: Reply) -> None:
-        """The call was answered; its warnings are told, too."""
+        """Emit `CallFinished`, and `Warned` for each warning of the reply."""
         self._emit(
             CallFinished(
                 run_id=self._call.run_id,
@@ -81,8 +81,8 @@ class CallEvents:
         for warning in reply.warnings:
             self.warned(warning)
 
-    def failed(self, error: BaseException, bill: Spent) -> None:
-        """The call got no answer, for whatever reason; `bill` is what its attempts cost."""
+    def failed(self, error: BaseException, spent: Spent) -> None:
+        """Emit `CallFailed`; `spent` is what the attempts of the call cost."""
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         self._emit(
             CallFailed(
@@ -92,11 +92,11 @@ class CallEvents:
                 call=self._number,
                 kind="Cancelled" if cancelled else type(error).__name__,
                 error="the run was stopped" if cancelled else str(error),
-                usage=bill.usage,
-                cost_usd=bill.cost_usd,
+                usage=spent.usage,
+                cost_usd=spent.cost_usd,
             )
         )
 
     def warned(self, message: str) -> None:
-        """Something the user should know."""
+        """Emit `Warned`."""
         self._emit(Warned(run_id=self._call.run_id, depth=self._call.depth, at=time.time(), message=message))

@@ -1,4 +1,4 @@
-"""A circuit breaker per model: an endpoint that is down is not asked by everyone at once, nor for ever."""
+"""A circuit breaker per model: an endpoint that is down is not sent every call, nor forever."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from rlm.settings import SchedulerSettings
 
-__all__ = ["Breaker", "Circuit"]
+__all__ = ["Circuit", "CircuitBreaker"]
 
 PERMANENT_FAILURES = 3
 FIRST_PROBE_S = 1.0
@@ -31,13 +31,13 @@ FIRST_PROBE_S = 1.0
 State: TypeAlias = Literal["closed", "waiting", "open"]
 
 
-class Breaker:
+class CircuitBreaker:
     """Lets requests through while their model answers.
 
-    After some failures in a row the other calls wait while one at a time asks: an outage of seconds costs no
-    answer. When the endpoint has not recovered within its patience, they all fail at once with the true cause,
-    and so does every later call, except for one probe now and then. Where waiting cannot help, as with a key
-    that is refused, or where the endpoint never answered at all, there is no patience.
+    After some failures in a row, one call at a time probes the endpoint while the others wait: an outage of seconds costs
+    no answer. If the endpoint has not recovered within `breaker_patience_s`, all waiting calls fail with the
+    original error, and so does every later call, except for a probe every `breaker_pause_s`. If waiting cannot
+    help, as with a refused key, or if the endpoint has never answered, the calls fail at once.
     """
 
     def __init__(self, settings: SchedulerSettings) -> None:
@@ -46,15 +46,15 @@ class Breaker:
         self._changed: dict[str, anyio.Event] = {}
 
     def ever_answered(self, model: str) -> bool:
-        """Whether this model's endpoint was ever heard of."""
+        """Return True if this model has answered at least once."""
         return self._circuit(model).ever_answered
 
     @asynccontextmanager
     async def admit(self, model: str) -> AsyncIterator[None]:
-        """Wait until the model may be asked, ask it inside, and learn from how that ends.
+        """Wait until the model may be asked; send the request inside, and its end updates the circuit.
 
         Raises:
-            CircuitOpen: the model failed too often and too long; `.cause` is how.
+            CircuitOpen: the model failed too often for too long; `.cause` is its last error.
         """
         circuit = self._circuit(model)
         probing = await self._wait(model, circuit)
@@ -96,8 +96,8 @@ class Circuit:
     """The state of one model's circuit: closed, waiting for it to recover, or open; no clock, no I/O.
 
     Attributes:
-        state: where it stands.
-        ever_answered: whether the endpoint was ever heard of.
+        state: closed (calls pass), waiting (one probe at a time), or open (calls fail).
+        ever_answered: True once the endpoint has answered.
     """
 
     def __init__(self, model: str, settings: SchedulerSettings) -> None:
@@ -114,10 +114,10 @@ class Circuit:
         self._probe_pause = FIRST_PROBE_S
 
     def wait(self, now: float) -> float:
-        """Seconds until a call may ask what to do again: 0 for go ahead.
+        """Return the seconds after which to call this again; 0 means that the request may be sent.
 
         Raises:
-            CircuitOpen: it must not be made.
+            CircuitOpen: the request must not be sent.
         """
         if self.state == "closed":
             return 0.0
@@ -127,20 +127,20 @@ class Circuit:
             return math.inf if self._probing else self._probe_at - now
         assert self._cause is not None, "a circuit opens because of something"  # noqa: S101 - tells mypy
         raise CircuitOpen(
-            f"{self._model} was not asked, because it failed {self._failures} times in a row: {self._cause}",
+            f"{self._model} was not called, because it failed {self._failures} times in a row: {self._cause}",
             cause=self._cause,
             model=self._model,
         )
 
     def start(self) -> bool:
-        """A call goes ahead; True where it is the probe of a model that failed."""
+        """Record that a request is sent; return True if it is the probe of a model that failed."""
         if self.state == "closed":
             return False
         self._probing = True
         return True
 
     def answered(self) -> None:
-        """The endpoint is alive."""
+        """Record an answer: the endpoint works."""
         self.ever_answered = True
         self.state = "closed"
         self._failures = self._permanent = 0
@@ -148,20 +148,20 @@ class Circuit:
         self._probe_pause = FIRST_PROBE_S
 
     def failed(self, error: CallError, *, probing: bool, now: float) -> None:
-        """A request failed."""
+        """Record a failed request."""
         if isinstance(error, RateLimited):
-            self._refused_for_now()
+            self._rate_limited()
         elif _is_permanent(error) or isinstance(error, TransientError):
             self._count(error, probing=probing, now=now)
         else:
-            self.answered()  # it was refused for what it asked, by an endpoint that works
+            self.answered()  # the endpoint works: it refused the content of the request
 
     def unknown(self, *, probing: bool) -> None:
-        """A request ended in a way that says nothing of the endpoint."""
+        """Record a request whose end says nothing about the endpoint."""
         if probing:
             self._probing = False
 
-    def _refused_for_now(self) -> None:
+    def _rate_limited(self) -> None:
         self.ever_answered = True
         if self.state != "closed":
             self.answered()

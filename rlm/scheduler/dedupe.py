@@ -1,4 +1,4 @@
-"""Equal prompts of one batch are asked once."""
+"""Find equal calls of one batch, which are sent once."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ __all__ = ["first_of_each", "occurrences"]
 
 
 def first_of_each(calls: Sequence[Call]) -> list[int]:
-    """For each call, the index of the first one that asks the same: `[0, 1, 0]` where the third equals the first.
+    """Return, for each call, the index of the first equal one: `[0, 1, 0]` if the third equals the first.
 
-    A batch that is one prompt repeated is sampling: there each call stands for itself.
+    A batch that repeats one prompt is sampling: each of its calls is its own first.
     """
     first: dict[Hashable, int] = {}
-    indices = [first.setdefault(_question(call), index) for index, call in enumerate(calls)]
+    indices = [first.setdefault(_identity(call), index) for index, call in enumerate(calls)]
     return list(range(len(calls))) if len(first) == 1 else indices
 
 
 def occurrences(calls: Sequence[Call]) -> list[int]:
-    """For each call, how many before it ask the same: `[0, 0, 1]` where the third equals the first."""
+    """Return, for each call, how many equal calls precede it: `[0, 0, 1]` if the third equals the first."""
     seen: dict[Hashable, int] = {}
     numbers = []
     for call in calls:
-        question = _question(call)
-        numbers.append(seen.get(question, 0))
-        seen[question] = numbers[-1] + 1
+        identity = _identity(call)
+        numbers.append(seen.get(identity, 0))
+        seen[identity] = numbers[-1] + 1
     return numbers
 
 
-def _question(call: Call) -> Hashable:
+def _identity(call: Call) -> Hashable:
     return (
         call.model,
         call.messages,

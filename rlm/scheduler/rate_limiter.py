@@ -1,4 +1,4 @@
-"""Requests and tokens per minute: a call waits for its turn instead of being refused."""
+"""Limits of requests and tokens per minute: a call waits instead of being refused."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ if TYPE_CHECKING:
 
     from rlm.values import RateLimits
 
-__all__ = ["Rates", "Taken", "Window"]
+__all__ = ["RateLimiter", "SentAmounts", "Window"]
 
 MINUTE = 60.0
-ROUNDING = 1e-6  # seconds; without it a clock that rounds down would make a call wait for nothing, for ever
+ROUNDING = 1e-6  # seconds; without it, a clock that rounds down would make a call wait forever
 
 
-class Rates:
-    """Keeps each model below its requests and tokens per minute, as set by the user or told by its endpoint.
+class RateLimiter:
+    """Keeps each model below its requests and tokens per minute, as set by the user or reported by its endpoint.
 
-    In no 60 seconds do more requests go out than allowed. A minute's worth may go out at once, so that a small
-    job is not slowed down by a limit it never comes near. A model without a known limit costs nothing here.
+    In no 60 seconds are more requests sent than allowed. A minute's amount may be sent at once, so that a small job
+    is not slowed down by a limit that it never reaches. A model without a known limit costs nothing here.
     """
 
     def __init__(
@@ -37,14 +37,14 @@ class Rates:
         self._paces: dict[str, _Pace] = {}
 
     def counts_tokens(self, model: str) -> bool:
-        """Whether the size of a call matters for this model, so that it has to be counted."""
+        """Return True if the tokens of calls to this model are limited, so that they have to be counted."""
         return self._pace(model).tokens.is_limited
 
     @asynccontextmanager
     async def turn(self, model: str, group: Hashable, tokens: int) -> AsyncIterator[None]:
-        """Wait until a call of this size may go out, round robin between groups.
+        """Wait until a call of this size may be sent, round robin between groups.
 
-        `take` it inside the context: a permission must not grow old while its call waits for something else.
+        Call `record` inside the context: the permission must not get old while its call waits for something else.
         """
         pace = self._pace(model)
         if not pace.is_limited:
@@ -60,22 +60,26 @@ class Rates:
         finally:
             pace.semaphore.release()
 
-    def take(self, model: str, tokens: int) -> Taken:
-        """Note that a call goes out now; `correct` its tokens when they are known."""
+    def record(self, model: str, tokens: int) -> SentAmounts:
+        """Record that a call is sent now; `correct` its tokens when they are known."""
         pace, now = self._pace(model), anyio.current_time()
-        return Taken(pace.requests.take(1, now), pace.tokens.take(tokens, now))
+        return SentAmounts(pace.requests.record(1, now), pace.tokens.record(tokens, now))
 
-    def correct(self, model: str, taken: Taken, tokens: int) -> None:
-        """Replace the estimate of a call that went out by what it used."""
+    def correct(self, model: str, sent: SentAmounts, tokens: int) -> None:
+        """Replace the estimate of a call that was sent by its actual tokens."""
         pace = self._pace(model)
-        pace.tokens.correct(taken.tokens, tokens)
+        pace.tokens.correct(sent.tokens, tokens)
         pace.changed.set()
 
-    def learn(self, model: str, told: RateLimits) -> None:
-        """Take in what an endpoint says of its limits; a limit the user set stays where it is lower."""
+    def update(self, model: str, reported: RateLimits) -> None:
+        """Adopt the limits that an endpoint reports; a lower limit set by the user stays."""
         pace, now = self._pace(model), anyio.current_time()
-        pace.requests.learn(told.requests_per_minute, told.requests_remaining, told.requests_reset_s, now)
-        pace.tokens.learn(told.tokens_per_minute, told.tokens_remaining, told.tokens_reset_s, now)
+        pace.requests.update(
+            reported.requests_per_minute, reported.requests_remaining, reported.requests_reset_s, now
+        )
+        pace.tokens.update(
+            reported.tokens_per_minute, reported.tokens_remaining, reported.tokens_reset_s, now
+        )
         pace.changed.set()
 
     def _pace(self, model: str) -> _Pace:
@@ -87,10 +91,10 @@ class Rates:
 
 
 class Window:
-    """How much went out in the last minute, and how long the next amount has to wait; no clock, no I/O.
+    """Amounts sent in the last minute, and the delay of the next amount; no clock, no I/O.
 
     Attributes:
-        limit: how much may go out in any minute, or None.
+        limit: the sum that may be sent in any minute, or None.
     """
 
     def __init__(self, limit: float | None) -> None:
@@ -103,15 +107,15 @@ class Window:
 
     @property
     def is_limited(self) -> bool:
-        """Whether there is anything to wait for."""
+        """True if an amount may have to wait."""
         return self.limit is not None or self._remaining is not None
 
     def delay(self, amount: float, now: float) -> float:
-        """Seconds until this amount may go out: 0 for at once."""
+        """Return the seconds until this amount may be sent: 0 for at once."""
         return max(self._delay_by_own_count(amount, now), self._delay_by_remaining(amount, now))
 
-    def take(self, amount: float, now: float) -> _Sent | None:
-        """Note that this amount goes out now."""
+    def record(self, amount: float, now: float) -> _Sent | None:
+        """Record that this amount is sent now."""
         if not self.is_limited:
             return None
         if self._remaining is not None:
@@ -122,13 +126,13 @@ class Window:
         return sent
 
     def correct(self, sent: _Sent | None, amount: float) -> None:
-        """Replace an estimated amount by the true one."""
+        """Replace an estimated amount by the actual one."""
         if sent is not None and sent.counted:
             self._sum += amount - sent.amount
             sent.amount = amount
 
-    def learn(self, limit: float | None, remaining: float | None, reset_s: float | None, now: float) -> None:
-        """Take in what the endpoint reports: its limit, what remains of it, and when it is whole again."""
+    def update(self, limit: float | None, remaining: float | None, reset_s: float | None, now: float) -> None:
+        """Adopt what the endpoint reports: its limit, what remains of it, and the seconds until it is reset."""
         if limit is not None and limit > 0:
             self.limit = min(limit, self._set_by_user) if self._set_by_user is not None else limit
         if remaining is not None and reset_s is not None:
@@ -138,7 +142,7 @@ class Window:
     def _delay_by_own_count(self, amount: float, now: float) -> float:
         self._forget_before(now - MINUTE + ROUNDING)
         if self.limit is None or not self._sent:
-            return 0.0  # what is larger than a whole minute's worth goes out alone, rather than never
+            return 0.0  # more than a whole minute's amount is sent alone, rather than never
         excess = self._sum + amount - self.limit
         free_at = now
         for sent in self._sent:
@@ -173,8 +177,8 @@ class _Sent:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
-    """What one call took from the windows of its model."""
+class SentAmounts:
+    """What one call added to the windows of its model."""
 
     requests: _Sent | None
     tokens: _Sent | None

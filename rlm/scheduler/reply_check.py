@@ -1,4 +1,7 @@
-"""Replies that are not what they seem: an error or a warning instead of a confident wrong answer."""
+"""Check replies: one that is cut, filtered, empty or based on a cut prompt becomes an error or a warning.
+
+This is the only judge of replies; clients report facts (`finish_reason`, usage, text) and decide nothing.
+"""
 
 from __future__ import annotations
 
@@ -13,29 +16,29 @@ from rlm.values import Call, Message, Reply
 if TYPE_CHECKING:
     from rlm.metering.bounds import CountTokens
 
-__all__ = ["examined"]
+__all__ = ["check_reply"]
 
 FEWEST_BYTES = 4_000
 MOST_BYTES_PER_TOKEN = 8
-MONOTONOUS = 8
+MONOTONOUS = 8  # bytes of text per compressed byte
 SAMPLE_BYTES = 1 << 16
 
 
-def examined(call: Call, reply: Reply, count_tokens: CountTokens) -> Reply:
-    """The reply with its usage made whole and its warnings added.
+def check_reply(call: Call, reply: Reply, count_tokens: CountTokens) -> Reply:
+    """Return the reply with missing usage estimated and warnings added.
 
     Raises:
-        PromptTruncated: the endpoint counted far fewer prompt tokens than were sent, and did not say so.
+        PromptTruncated: the endpoint counted far fewer prompt tokens than were sent, without an error.
         OutputTruncated: the output cap left nothing of the answer, or broke the JSON that was asked for.
         Refused: the provider's filter left nothing of the answer.
-        BadReply: nothing came, and nothing was used.
+        BadReply: the reply is empty and used no tokens.
     """
     reply = _with_usage(call, reply, count_tokens)
     reply = _with_whole_prompt(call, reply)
     if not reply.text.strip():
-        return _examined_empty(call, reply)
+        return _check_empty(call, reply)
     if reply.finish_reason == "length":
-        return _examined_cut(call, reply)
+        return _check_cut(call, reply)
     if reply.finish_reason == "filter":
         return _warned(reply, f"the provider's filter cut an answer of {call.model} short")
     return reply
@@ -43,7 +46,7 @@ def examined(call: Call, reply: Reply, count_tokens: CountTokens) -> Reply:
 
 def _with_usage(call: Call, reply: Reply, count_tokens: CountTokens) -> Reply:
     usage = reply.usage
-    if reply.cost_usd == 0.0:  # a client that asks for nothing has nothing to hide: rules, a script
+    if reply.cost_usd == 0.0:  # free clients (rules, a script) use no tokens
         return reply
     no_input = usage.input_tokens <= 0
     no_output = usage.output_tokens <= 0 and bool(reply.text)
@@ -68,7 +71,7 @@ def _with_whole_prompt(call: Call, reply: Reply) -> Reply:
     if _is_monotonous(call):
         return _warned(reply, f"{found}: it may have cut it")
     raise PromptTruncated(
-        f"{found}, which is about {sent // 4:,} tokens: the endpoint cuts long prompts without saying so. Give it a "
+        f"{found}, which is about {sent // 4:,} tokens: the endpoint cuts long prompts without an error. Give it a "
         "larger context window (Ollama: OLLAMA_CONTEXT_LENGTH or num_ctx) or send shorter prompts",
         model=call.model,
         usage=reply.usage,
@@ -76,13 +79,13 @@ def _with_whole_prompt(call: Call, reply: Reply) -> Reply:
 
 
 def _is_monotonous(call: Call) -> bool:
-    """Whether the text is of the kind, such as rows of spaces, that packs many bytes into a token."""
+    """Return True for text such as rows of spaces, of which one token holds many bytes."""
     longest = max((message.content for message in call.messages), key=len)
     sample = longest[:SAMPLE_BYTES].encode("utf-8", "surrogatepass")
     return len(sample) > MONOTONOUS * len(zlib.compress(sample, 1))
 
 
-def _examined_empty(call: Call, reply: Reply) -> Reply:
+def _check_empty(call: Call, reply: Reply) -> Reply:
     if reply.finish_reason == "length":
         raise OutputTruncated(
             f"{call.model} reached its output cap{_cap(call)} before it wrote any of its answer "
@@ -100,11 +103,11 @@ def _examined_empty(call: Call, reply: Reply) -> Reply:
     return _warned(reply, f"{call.model} gave an empty answer")
 
 
-def _examined_cut(call: Call, reply: Reply) -> Reply:
+def _check_cut(call: Call, reply: Reply) -> Reply:
     message = f"an answer of {call.model} was cut at its output cap{_cap(call)}"
     if call.schema is not None:
         raise OutputTruncated(
-            f"{message}, so its JSON is not whole: raise max_output_tokens",
+            f"{message}, so its JSON is incomplete: raise max_output_tokens",
             text=reply.text,
             model=call.model,
             usage=reply.usage,

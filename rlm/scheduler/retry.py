@@ -1,4 +1,4 @@
-"""Whether a failed call is asked again, and after how long."""
+"""Decide whether a failed call is retried, and after how many seconds."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
     from rlm.settings import SchedulerSettings
 
-__all__ = ["Retries"]
+__all__ = ["RetryPolicy"]
 
 ATTEMPTS_WITHOUT_CONNECTION = 3
 
 
-class Retries:
-    """The retries of one tree of runs; no clock, no I/O.
+class RetryPolicy:
+    """Retry policy of one tree of runs; no clock, no I/O.
 
-    Exponential backoff with full jitter (Brooker, "Exponential Backoff And Jitter", 2015). Only a
-    `TransientError` is asked again. A rate limit is no failure of the endpoint: it is waited out as
-    long as there is patience. All other retries come out of one purse for the tree, refilled by answers, so that an outage is not
-    multiplied by the attempts of every call in it.
+    Exponential backoff with full jitter (Brooker, "Exponential Backoff And Jitter", 2015). Only a `TransientError` is
+    retried. Rate limits do not count as failures; they are retried until `retry_patience_s`. All other retries
+    come out of one retry budget for the tree, refilled by answers, so that an outage is not multiplied by the attempts
+    of every call in the tree.
     """
 
     def __init__(
@@ -31,51 +31,46 @@ class Retries:
     ) -> None:
         self._settings = settings
         self._jitter = jitter
-        self._purse = settings.retry_budget
-
-    @property
-    def left(self) -> int:
-        """How many retries the tree has in hand."""
-        return self._purse
+        self._budget = settings.retry_budget
 
     def wait_before_next(
         self, error: CallError, *, failures: int, waited_s: float, ever_answered: bool
     ) -> float | None:
-        """Seconds to wait before the call is asked again, or None where it is not.
+        """Return the seconds to wait before the retry, or None to give up.
 
         Args:
-            error: how the last attempt failed.
-            failures: attempts of the call so far, all failed.
-            waited_s: seconds the call has waited so far to be asked again.
-            ever_answered: whether the endpoint was ever heard of; a wrong address is not worth many tries.
+            error: error of the last attempt.
+            failures: failed attempts of the call so far.
+            waited_s: seconds the call has spent waiting for retries so far.
+            ever_answered: whether the endpoint has ever answered; a wrong address is not worth many attempts.
         """
-        if not isinstance(error, TransientError) or not self._may_ask_again(error, failures, ever_answered):
+        if not isinstance(error, TransientError) or not self._may_retry(error, failures, ever_answered):
             return None
         wait_s = self._backoff(error, failures)
         if waited_s + wait_s > self._settings.retry_patience_s:
             return None
         if not isinstance(error, RateLimited):
-            self._purse -= 1
+            self._budget -= 1
         return wait_s
 
     def answered(self) -> None:
-        """An answer came: the endpoint is worth one more retry."""
-        self._purse = min(self._purse + 1, 2 * self._settings.retry_budget)
+        """Record an answer: it adds one retry to the budget."""
+        self._budget = min(self._budget + 1, 2 * self._settings.retry_budget)
 
-    def _may_ask_again(self, error: TransientError, failures: int, ever_answered: bool) -> bool:
+    def _may_retry(self, error: TransientError, failures: int, ever_answered: bool) -> bool:
         if isinstance(error, RateLimited):
             return True
         if isinstance(error, ConnectionFailed) and not error.sent and not ever_answered:
             attempts = min(ATTEMPTS_WITHOUT_CONNECTION, self._settings.max_attempts)
         else:
             attempts = self._settings.max_attempts
-        return failures < attempts and self._purse > 0
+        return failures < attempts and self._budget > 0
 
     def _backoff(self, error: TransientError, failures: int) -> float:
         settings = self._settings
-        # 2 ** 30 is past any backoff, and keeps a call that is rate limited for ever from overflowing a float.
+        # 2 ** 30 is past any backoff, and keeps a call that is rate limited forever from overflowing a float.
         longest = min(settings.first_backoff_s * 2 ** min(failures - 1, 30), settings.longest_backoff_s)
         if error.retry_after is None:
             return self._jitter(0.0, longest)
-        # A little later than asked for, so that all who were told the same moment do not come back in it.
+        # A little later than requested, so that calls that were given the same time do not all return at once.
         return max(error.retry_after, 0.0) + self._jitter(0.0, settings.first_backoff_s)

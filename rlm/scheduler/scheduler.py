@@ -1,26 +1,26 @@
-"""The one way to the models: every call of every run goes through here.
+"""The only way to the models: every call of every run goes through here.
 
-    Tree.complete_all(calls)     a fixed number of workers; equal prompts are asked once        batch.py, inflight.py
+    Tree.complete_all(calls)      a fixed number of workers; equal calls are sent once            batch.py, dedupe.py
        │
-    Tree.complete(call)          a number, CallStarted … CallFinished or CallFailed, the budget's wall time
+    Tree.complete(call)           CallStarted … CallFinished or CallFailed, the time of the budget   call_events.py
        │
-       ├─ cache                  a stored answer ends it here, and costs nothing                cache.py
+       ├─ cache                   a stored answer ends it here, and costs nothing                 cache.py
        │
-       └─ retry                  again after a while, or not; sleeps holding nothing            retry.py
+       └─ retry                   again after a while, or not; sleeps without holding a permit    retry.py
            │
-           └─ one attempt                                                                      endpoint.py
-              ├─ breaker         wait, or fail at once, while the endpoint is down              breaker.py
-              ├─ budget          set the worst case aside, or wait, or end the run              budget.py, measure.py
-              ├─ rates           wait for a turn per minute                                     rates.py
-              ├─ concurrency     wait for a permit; only requests hold one                      concurrency.py
-              ├─ client          one request, under a timeout
-              └─ truthful        what came is an answer, a warning or an error                  truthful.py
+           └─ one attempt                                                                         attempt.py
+              ├─ circuit breaker  wait, or fail at once, while the endpoint is down               circuit_breaker.py
+              ├─ budget           reserve the worst case, or wait, or end the run                 budget.py, ledger.py
+              ├─ rate limiter     wait until another request is allowed this minute               rate_limiter.py
+              ├─ concurrency      wait for a permit; only requests hold one                       concurrency.py
+              ├─ client           one request, under a timeout
+              └─ reply check      the reply is an answer, a warning or an error                   reply_check.py
 
-On the way back each layer learns from the outcome: the gate its width, the rates their limits, the ledger the true
-cost, the breaker whether the endpoint lives, the cache the answer.
+On the way back each layer is updated: the concurrency limit, the rate limits, the ledger with the actual cost, the
+circuit breaker, the cache with the answer.
 
-A `Scheduler` belongs to one client and one event loop and is shared by all the trees of its owner: what an endpoint
-can take does not depend on who asks. A `Tree` has the ledger, the retries and the events of one run and its children.
+A `Scheduler` belongs to one client and one event loop and is shared by all trees of its owner, since the limits of an
+endpoint do not depend on the caller. A `Tree` has the ledger, the retry policy and the events of one run and its child runs.
 """
 
 from __future__ import annotations
@@ -41,36 +41,37 @@ from rlm.events import BatchFinished, BatchStarted, Emit, ignore
 from rlm.metering.bounds import CountTokens, Observe, estimate_tokens
 from rlm.scheduler.attempt import Endpoint, PriceOf
 from rlm.scheduler.batch import Kept, run_batch
-from rlm.scheduler.budget import Budget, Ledger, Spent
 from rlm.scheduler.cache import Cache, cache_path
 from rlm.scheduler.call_events import CallEvents
 from rlm.scheduler.dedupe import first_of_each, occurrences
-from rlm.scheduler.retry import Retries
+from rlm.scheduler.ledger import Ledger, Spent
+from rlm.scheduler.retry import RetryPolicy
 from rlm.settings import SchedulerSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rlm.clients.base import Client
+    from rlm.scheduler.budget import Budget
     from rlm.values import Call, Reply
 
-__all__ = ["Batch", "Scheduler", "Tree"]
+__all__ = ["RunningBatch", "Scheduler", "Tree"]
 
 
 class Scheduler:
-    """What the trees of one owner share: the client, the cache, and what was learned of the endpoint.
+    """State that the trees of one owner share: the client, the cache, and the observed limits of the endpoint.
 
     Args:
-        client: makes the requests; closed with the scheduler where it has `aclose`.
-        settings: how calls are made.
+        client: sends the requests; closed with the scheduler if it has `aclose`.
+        settings: how calls are sent.
         price: dollars of a usage; a budget in dollars needs it.
-        count_tokens: tokens of a prompt, where an endpoint reports none.
-        bound_tokens: tokens that a prompt does not exceed, for budgets and for tokens per minute; by default the
-            count itself.
-        observe: is told the usage of each call that was answered, so that `count_tokens` can learn from it.
+        count_tokens: tokens of a prompt, for endpoints that report none.
+        bound_tokens: upper bound of the tokens of a prompt, for budgets and tokens per minute; by default
+            `count_tokens`.
+        observe: called with each answered call and its usage, so that `count_tokens` can be calibrated.
 
     Raises:
-        SettingsError: the client is none, such as a name or a class.
+        SettingsError: `client` is not a client, but a name or a class.
     """
 
     def __init__(
@@ -104,15 +105,15 @@ class Scheduler:
         stream: bool = False,
         within: Ledger | None = None,
     ) -> Tree:
-        """The calls of one run and its children, with a ledger of their own.
+        """Make the tree of one run and its child runs, with its own ledger.
 
         Args:
-            run_id: the run that calls without one belong to.
+            run_id: the run of calls that name none.
             budget: what the tree may spend.
-            emit: is told what happens.
-            models: models the tree will use, where they are known.
-            stream: tell the root models' replies as they are written (`CallWrote`), where the client can.
-            within: a ledger that several trees spend from.
+            emit: called with each event.
+            models: models the tree will use, as far as they are known.
+            stream: emit the root models' replies as they are written (`CallWrote`), if the client can stream.
+            within: the ledger in which that of the tree is nested.
 
         Raises:
             SettingsError: there is a budget in dollars and one of the models has no known price.
@@ -132,10 +133,10 @@ class Scheduler:
 
 
 class Tree:
-    """The calls of one run and its children; itself a `Client`. Made by `Scheduler.tree`.
+    """The calls of one run and its child runs; itself a `Client`. Made by `Scheduler.tree`.
 
     Attributes:
-        run_id: the run that calls without one belong to.
+        run_id: the run of calls that name none.
         ledger: what the tree has spent.
     """
 
@@ -147,30 +148,30 @@ class Tree:
         self._scheduler = scheduler
         self._emit = emit
         self._stream = stream
-        self._retries = Retries(scheduler.settings)
+        self._retries = RetryPolicy(scheduler.settings)
         self._call_numbers = count(1)
         self._batch_numbers = count(1)
-        self._cache_problem_told = False
+        self._cache_problem_reported = False
 
     @property
-    def widest(self) -> int:
-        """How many calls of one model may ever be in flight at once, over all trees of the scheduler."""
-        return self._scheduler.endpoint.widest
+    def max_in_flight(self) -> int:
+        """Highest number of calls to one model that may ever be in flight, over all trees of the scheduler."""
+        return self._scheduler.endpoint.max_in_flight
 
-    def width(self, model: str) -> int:
-        """How many calls of this model may be in flight now, over all trees of the scheduler."""
-        return self._scheduler.endpoint.width(model)
+    def in_flight_limit(self, model: str) -> int:
+        """Return how many calls to this model may be in flight now, over all trees of the scheduler."""
+        return self._scheduler.endpoint.in_flight_limit(model)
 
     async def complete(self, call: Call, *, permit: Permit | None = None) -> Reply:
-        """Ask once and get the answer.
+        """Make one call and return its reply.
 
         Args:
-            call: what to ask.
+            call: the call to make.
             permit: held by the caller; it is released while the call waits for a retry.
 
         Raises:
             CallError: the call failed for good.
-            LimitReached: the tree may not spend what the call could cost, or its time is up.
+            LimitReached: the tree may not spend what the call could cost, or its time is over.
             SettingsError: there is a budget in dollars and the model has no known price.
         """
         return await self._complete(call, 0, permit or Permit(FairSemaphore(1)))
@@ -178,16 +179,16 @@ class Tree:
     async def complete_all(
         self, calls: Sequence[Call], *, max_concurrent: int, dedupe: bool = True, kept: Kept | None = None
     ) -> list[Reply | CallError]:
-        """Ask many at once, `max_concurrent` at a time; the answers come in the order of the calls.
+        """Make many calls, `max_concurrent` at a time; return their replies in the order of the calls.
 
-        A call that failed for good leaves its `CallError` in its place and hurts no other. With `dedupe`, equal
-        calls are asked once and the copies of the reply cost nothing; a batch that is one prompt repeated is
-        sampling, where each is asked. Also where this raises or is cancelled, `kept` then has the outcomes there are,
-        by the index of their call.
+        A call that failed for good leaves its `CallError` in its slot and affects no other. With `dedupe`, equal
+        calls are sent once and the copies of the reply cost nothing; a batch that repeats one prompt is sampling, so
+        each call is sent. If this raises or is cancelled, `kept` has the results so far, by the index of
+        their call.
 
         Raises:
-            LimitReached: the tree may not spend what the next call could cost. Where the limit is money, tokens
-                or calls, the calls in flight are finished first.
+            LimitReached: the tree may not spend what the next call could cost. If the limit is money, tokens or
+                calls, the calls in flight are finished first.
             SettingsError: `max_concurrent` is below 1, or a budget in dollars meets a model without a price.
         """
         if max_concurrent < 1:
@@ -195,7 +196,7 @@ class Tree:
         if not calls:
             return []
         first = first_of_each(calls) if dedupe else range(len(calls))
-        slots = Counter(first)  # how many share the answer of each call that is made
+        slots = Counter(first)  # number of slots that share the reply of each call that is made
         samples = occurrences(calls) if self._scheduler.cache is not None else None
 
         async def ask(index: int, permit: Permit) -> Reply:
@@ -218,17 +219,17 @@ class Tree:
     @contextmanager
     def batch(
         self, size: int, *, distinct: int, max_concurrent: int, run_id: str = "", depth: int = 0
-    ) -> Iterator[Batch]:
-        """Tell of calls that belong together: that they begin, and when they have ended how many slots failed.
+    ) -> Iterator[RunningBatch]:
+        """Emit the start and the end of calls that belong together, with the number of failed slots.
 
         Args:
-            size: calls that were asked for.
-            distinct: calls of them that are made; each should have the batch's number.
-            max_concurrent: how many at once.
+            size: number of requested calls.
+            distinct: number of calls that are made; each should carry the batch's number.
+            max_concurrent: calls in flight at once.
             run_id: the run they belong to; by default the tree's own.
-            depth: its depth.
+            depth: depth of that run.
         """
-        batch = Batch(next(self._batch_numbers))
+        batch = RunningBatch(next(self._batch_numbers))
         run_id = run_id or self.run_id
         self._emit(
             BatchStarted(
@@ -253,19 +254,19 @@ class Tree:
     async def _complete(self, call: Call, occurrence: int, permit: Permit) -> Reply:
         await checkpoint()  # a client that never waits, such as a scripted one, must not starve the loop
         call = self._prepared(call)
-        told = CallEvents(self._emit, call, number=next(self._call_numbers))
-        told.started()
-        bill = Spent()
+        events = CallEvents(self._emit, call, number=next(self._call_numbers))
+        events.started()
+        spent = Spent()
         try:
-            reply = await self._within_time(_Question(call, occurrence, permit, told, bill))
+            reply = await self._within_time(_PendingCall(call, occurrence, permit, events, spent))
         except BaseException as error:
-            told.failed(error, bill)
+            events.failed(error, spent)
             raise
-        told.finished(reply)
+        events.finished(reply)
         return reply
 
     def _prepared(self, call: Call) -> Call:
-        """The call as it is sent: of a run, and with an output cap where a worst case has to be known."""
+        """Return the call as it is sent: with a run, and with an output cap if its worst case has to be known."""
         if not call.run_id:
             call = replace(call, run_id=self.run_id)
         budget = self.ledger.budget
@@ -273,44 +274,44 @@ class Tree:
             call = replace(call, max_output_tokens=self._scheduler.settings.default_max_output_tokens)
         return call
 
-    async def _within_time(self, question: _Question) -> Reply:
+    async def _within_time(self, pending: _PendingCall) -> Reply:
         seconds = self.ledger.budget.seconds
         if seconds is None:
-            return await self._cached(question)
+            return await self._cached(pending)
         now = anyio.current_time()
         deadline = self.ledger.deadline(now)
         if now < deadline:
             with anyio.CancelScope(deadline=deadline):
-                return await self._cached(question)
+                return await self._cached(pending)
         raise DeadlineExceeded(
             f"the run's {seconds:g} seconds are over", name="seconds", limit=seconds, spent=seconds
         )
 
-    async def _cached(self, question: _Question) -> Reply:
-        cache, call = self._scheduler.cache, question.call
+    async def _cached(self, pending: _PendingCall) -> Reply:
+        cache, call = self._scheduler.cache, pending.call
         if cache is None:
-            return await self._retried(question)
-        stored = await cache.get(call, occurrence=question.occurrence)
+            return await self._retried(pending)
+        stored = await cache.get(call, occurrence=pending.occurrence)
         if stored is not None:
             self.ledger.note_stored(call)
             return stored
-        reply = await self._retried(question)
-        await cache.put(call, reply, occurrence=question.occurrence)
-        if cache.problem and not self._cache_problem_told:
-            self._cache_problem_told = True
-            question.told.warned(cache.problem)
+        reply = await self._retried(pending)
+        await cache.put(call, reply, occurrence=pending.occurrence)
+        if cache.problem and not self._cache_problem_reported:
+            self._cache_problem_reported = True
+            pending.events.warned(cache.problem)
         return reply
 
-    async def _retried(self, question: _Question) -> Reply:
-        call, endpoint, bill = question.call, self._scheduler.endpoint, question.bill
-        on_text = question.told.wrote if self._stream and call.role == "root" else None
+    async def _retried(self, pending: _PendingCall) -> Reply:
+        call, endpoint, spent = pending.call, self._scheduler.endpoint, pending.spent
+        on_text = pending.events.wrote if self._stream and call.role == "root" else None
         failures = 0
         waited_s = 0.0
         while True:
-            await question.permit.acquire("again")  # not behind all the calls that were not asked yet
+            await pending.permit.acquire("again")  # ahead of all the calls that were not sent yet
             try:
                 reply = await endpoint.ask(
-                    call, ledger=self.ledger, group=(self, call.batch), bill=bill, on_text=on_text
+                    call, ledger=self.ledger, group=(self, call.batch), spent=spent, on_text=on_text
                 )
             except CallError as error:
                 failures += 1
@@ -322,32 +323,32 @@ class Tree:
                 )
                 if wait_s is None:
                     raise
-                question.told.retried(error, attempt=failures, wait_s=wait_s)
+                pending.events.retried(error, attempt=failures, wait_s=wait_s)
             else:
                 self._retries.answered()
-                return replace(reply, attempts=failures + 1, usage=bill.usage, cost_usd=bill.cost_usd)
+                return replace(reply, attempts=failures + 1, usage=spent.usage, cost_usd=spent.cost_usd)
             waited_s += wait_s
-            question.permit.release()
+            pending.permit.release()
             await anyio.sleep(wait_s)
 
 
 @dataclass(slots=True)
-class Batch:
-    """Calls that belong together: their number within the tree, and how many of their slots hold an error."""
+class RunningBatch:
+    """Calls that belong together: the number of the batch within the tree, and how many slots hold an error."""
 
     number: int
     failed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
-    """A call on its way: which sample of its prompt it is, its place in its batch, who hears of it, its cost."""
+class _PendingCall:
+    """A call in progress: which sample of its prompt it is, its permit in the batch, its events, its cost."""
 
     call: Call
     occurrence: int
     permit: Permit
-    told: CallEvents
-    bill: Spent
+    events: CallEvents
+    spent: Spent
 
 
 def _make_cache(client: Client, settings: SchedulerSettings) -> Cache | None:

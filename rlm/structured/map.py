@@ -462,7 +462,7 @@ class _Mapping:
 
     def _permits(self) -> int:
         """How many calls are made or wait for the gate: enough to find it full, so that it may widen."""
-        return min(self._settings.max_concurrent, 2 * self._tree.width(self._settings.model))
+        return min(self._settings.max_concurrent, 2 * self._tree.in_flight_limit(self._settings.model))
 
     def _wake(self, packs: int) -> None:
         """There is something to do for so many."""

@@ -20,7 +20,7 @@ from rlm.errors import (
     SettingsError,
 )
 from rlm.scheduler import Budget, Ledger, Scheduler
-from rlm.scheduler.budget import surely_unbilled
+from rlm.scheduler.ledger import certainly_unbilled
 from rlm.settings import SchedulerSettings
 from rlm.values import Usage
 
@@ -304,12 +304,12 @@ def test_the_summary_adds_up_per_model_and_per_depth_and_is_plain_json(virtual_t
     assert total.by_model["n"].usage.calls == 4
 
 
-def test_only_a_request_that_was_refused_is_surely_unbilled():
-    assert surely_unbilled(RateLimited(""))
-    assert surely_unbilled(ServerError("", status=500))
-    assert surely_unbilled(ConnectionFailed("", sent=False))
-    assert not surely_unbilled(ServerError("", status=504))
-    assert not surely_unbilled(ConnectionFailed(""))
-    assert not surely_unbilled(BadReply(""))
-    assert not surely_unbilled(CallError(""))
-    assert not surely_unbilled(KeyboardInterrupt())
+def test_only_a_request_that_was_refused_is_certainly_unbilled():
+    assert certainly_unbilled(RateLimited(""))
+    assert certainly_unbilled(ServerError("", status=500))
+    assert certainly_unbilled(ConnectionFailed("", sent=False))
+    assert not certainly_unbilled(ServerError("", status=504))
+    assert not certainly_unbilled(ConnectionFailed(""))
+    assert not certainly_unbilled(BadReply(""))
+    assert not certainly_unbilled(CallError(""))
+    assert not certainly_unbilled(KeyboardInterrupt())

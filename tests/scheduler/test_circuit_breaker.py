@@ -50,7 +50,7 @@ def test_a_circuit_opens_when_its_patience_is_over_and_probes_now_and_then():
     circuit.start()
     failing(circuit, 1, now=61, probing=True)
     with pytest.raises(
-        CircuitOpen, match="m was not asked, because it failed 4 times in a row: down"
+        CircuitOpen, match="m was not called, because it failed 4 times in a row: down"
     ) as caught:
         circuit.wait(62)
     assert isinstance(caught.value.cause, ServerError)

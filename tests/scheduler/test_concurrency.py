@@ -7,7 +7,7 @@ import pytest
 from fake_provider import FakeProvider, broken, call, too_many
 
 from rlm.scheduler import Scheduler
-from rlm.scheduler.concurrency import AdaptiveWidth, Gate
+from rlm.scheduler.concurrency import AdaptiveLimit, ConcurrencyLimit
 from rlm.settings import SchedulerSettings
 
 
@@ -18,7 +18,7 @@ def _observe(width, answered=0, refused=0):
 
 
 def test_an_adaptive_width_doubles_per_round_until_a_window_has_many_refusals():
-    width = AdaptiveWidth(first=8)
+    width = AdaptiveLimit(first=8)
     assert _observe(width, answered=8) == 16
     assert _observe(width, answered=16) == 32
     assert _observe(width, answered=20, refused=12) == 40  # a capacity of 40 was met, and the start is over
@@ -26,7 +26,7 @@ def test_an_adaptive_width_doubles_per_round_until_a_window_has_many_refusals():
 
 
 def test_a_careful_width_narrows_by_half_the_share_of_refusals_and_widens_by_one():
-    width = AdaptiveWidth(first=8)
+    width = AdaptiveLimit(first=8)
     _observe(width, refused=8)
     for _ in range(30):
         _observe(width, answered=width.limit)
@@ -37,7 +37,7 @@ def test_a_careful_width_narrows_by_half_the_share_of_refusals_and_widens_by_one
 
 
 def test_refusals_that_come_whatever_the_width_do_not_narrow_it():
-    width = AdaptiveWidth(first=8)
+    width = AdaptiveLimit(first=8)
     _observe(width, refused=8)
     for _ in range(200):
         _observe(width, answered=9, refused=1)
@@ -45,7 +45,7 @@ def test_refusals_that_come_whatever_the_width_do_not_narrow_it():
 
 
 def test_an_adaptive_width_does_not_grow_on_calls_that_did_not_need_it():
-    width = AdaptiveWidth(first=4)
+    width = AdaptiveLimit(first=4)
     for _ in range(100):
         width.observe("answered", was_full=False)
     assert width.limit == 4
@@ -53,7 +53,7 @@ def test_an_adaptive_width_does_not_grow_on_calls_that_did_not_need_it():
 
 def test_a_width_stays_between_one_and_the_widest_whatever_happens():
     draw = random.Random(3)
-    width = AdaptiveWidth(first=4, widest=50)
+    width = AdaptiveLimit(first=4, highest=50)
     for step in range(5000):
         trouble = 1.0 if step % 1000 < 100 else 0.02
         width.observe("overloaded" if draw.random() < trouble else "answered", was_full=True)
@@ -61,7 +61,7 @@ def test_a_width_stays_between_one_and_the_widest_whatever_happens():
 
 
 def test_failures_that_are_no_overload_leave_the_width_alone():
-    width = AdaptiveWidth(first=4)
+    width = AdaptiveLimit(first=4)
     for _ in range(100):
         width.observe("other", was_full=True)
     assert width.limit == 4
@@ -69,28 +69,28 @@ def test_failures_that_are_no_overload_leave_the_width_alone():
 
 def test_a_fixed_gate_counts_all_models_together_and_never_adapts(virtual_time):
     async def main():
-        gate = Gate(2)
+        gate = ConcurrencyLimit(2)
         await gate.acquire("a", None)
         await gate.acquire("b", None)
         with anyio.move_on_after(1) as waited:
             await gate.acquire("c", None)
         gate.release("a", "overloaded")
         gate.release("b", "overloaded")
-        return waited.cancelled_caught, gate.width("a")
+        return waited.cancelled_caught, gate.limit("a")
 
     assert anyio.run(main, **virtual_time) == (True, 2)
 
 
 def test_models_have_widths_of_their_own(virtual_time):
     async def main():
-        gate = Gate("auto")
-        for _ in range(gate.width("slow")):
+        gate = ConcurrencyLimit("auto")
+        for _ in range(gate.limit("slow")):
             await gate.acquire("slow", None)
         with anyio.fail_after(1):
             await gate.acquire("fast", None)
-        for _ in range(gate.width("slow")):
+        for _ in range(gate.limit("slow")):
             gate.release("slow", "overloaded")
-        return gate.width("slow"), gate.width("fast")
+        return gate.limit("slow"), gate.limit("fast")
 
     slow, fast = anyio.run(main, **virtual_time)
     assert slow < fast

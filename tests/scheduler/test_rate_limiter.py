@@ -24,7 +24,7 @@ def test_no_minute_ever_holds_more_than_the_limit(limit, steps):
         delay = window.delay(amount, now)
         now += delay
         assert window.delay(amount, now) == pytest.approx(0, abs=1e-5)
-        window.take(amount, now)
+        window.record(amount, now)
         sent.append((now, amount))
     for end, _ in sent:
         inside = [amount for at, amount in sent if end - MINUTE + 1e-3 < at <= end]
@@ -33,7 +33,7 @@ def test_no_minute_ever_holds_more_than_the_limit(limit, steps):
 
 def test_a_corrected_amount_makes_room_at_once():
     window = Window(100)
-    taken = window.take(100, 0.0)
+    taken = window.record(100, 0.0)
     assert window.delay(50, 1.0) == 59
     window.correct(taken, 10)
     assert window.delay(50, 1.0) == 0
@@ -41,10 +41,10 @@ def test_a_corrected_amount_makes_room_at_once():
 
 def test_an_amount_that_is_corrected_after_its_minute_changes_nothing():
     window = Window(100)
-    taken = window.take(50, 0.0)
+    taken = window.record(50, 0.0)
     assert window.delay(100, 61.0) == 0
     window.correct(taken, 5000)
-    window.take(60, 61.0)
+    window.record(60, 61.0)
     assert window.delay(40, 61.0) == 0
     assert window.delay(41, 61.0) == MINUTE
 
@@ -71,19 +71,19 @@ def test_a_refused_request_takes_no_tokens_from_the_minute(virtual_time):
 
 def test_what_remains_by_the_endpoints_own_account_is_respected_until_it_is_full_again():
     window = Window(None)
-    window.learn(None, 2, 30, 0.0)
+    window.update(None, 2, 30, 0.0)
     for _ in range(2):
         assert window.delay(1, 0.0) == 0
-        window.take(1, 0.0)
+        window.record(1, 0.0)
     assert window.delay(1, 10.0) == 20
     assert window.delay(1, 31.0) == 0
 
 
 def test_the_lower_of_what_the_user_set_and_what_the_endpoint_says_holds():
     window = Window(10)
-    window.learn(500, None, None, 0.0)
+    window.update(500, None, None, 0.0)
     assert window.limit == 10
-    window.learn(5, None, None, 0.0)
+    window.update(5, None, None, 0.0)
     assert window.limit == 5
 
 

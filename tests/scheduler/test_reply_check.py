@@ -9,7 +9,7 @@ from fake_provider import FakeProvider, call
 from rlm.errors import BadReply, OutputTruncated, PromptTruncated, Refused
 from rlm.events import Warned
 from rlm.scheduler import Scheduler
-from rlm.scheduler.reply_check import examined
+from rlm.scheduler.reply_check import check_reply
 from rlm.values import Reply, Usage
 
 ENGLISH = "".join(topics.topics.values())[:100_000]
@@ -23,7 +23,7 @@ def reply(text="an answer", **changes):
 
 
 def look(reply, prompt="hello", count=lambda _: 42, **changes):
-    return examined(call(prompt, **changes), reply, count)
+    return check_reply(call(prompt, **changes), reply, count)
 
 
 def test_an_honest_reply_is_left_as_it_is():

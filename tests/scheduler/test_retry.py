@@ -21,7 +21,7 @@ from rlm.errors import (
 )
 from rlm.events import CallRetried
 from rlm.scheduler import Scheduler
-from rlm.scheduler.retry import Retries
+from rlm.scheduler.retry import RetryPolicy
 from rlm.settings import SchedulerSettings
 from rlm.values import Usage
 
@@ -31,7 +31,7 @@ def longest(_low, high):
 
 
 def wait(error, retries=None, *, failures=1, waited_s=0.0, ever_answered=True, **settings):
-    retries = retries or Retries(SchedulerSettings(**settings), jitter=longest)
+    retries = retries or RetryPolicy(SchedulerSettings(**settings), jitter=longest)
     return retries.wait_before_next(error, failures=failures, waited_s=waited_s, ever_answered=ever_answered)
 
 
@@ -66,12 +66,12 @@ def test_the_longest_wait_doubles_up_to_its_limit_and_the_jitter_goes_down_to_no
     settings = {"first_backoff_s": 1, "longest_backoff_s": 8, "max_attempts": 50}
     waits = [wait(ServerError(""), failures=n, **settings) for n in range(1, 7)]
     assert waits == [1, 2, 4, 8, 8, 8]
-    none = Retries(SchedulerSettings(), jitter=lambda low, _high: low)
+    none = RetryPolicy(SchedulerSettings(), jitter=lambda low, _high: low)
     assert wait(ServerError(""), none, failures=3) == 0
 
 
 def test_retry_after_is_never_undercut_and_a_negative_one_is_none():
-    none = Retries(SchedulerSettings(), jitter=lambda low, _high: low)
+    none = RetryPolicy(SchedulerSettings(), jitter=lambda low, _high: low)
     assert wait(RateLimited("", retry_after=7), none) == 7
     assert wait(ServerError("", retry_after=-3), none) == 0
     assert 7 < wait(RateLimited("", retry_after=7)) < 8
@@ -96,8 +96,8 @@ def test_an_address_where_nothing_ever_answered_is_not_tried_long():
     assert wait(nobody, failures=3, ever_answered=True) is not None
 
 
-def test_the_purse_of_a_tree_empties_on_failures_and_fills_on_answers():
-    retries = Retries(SchedulerSettings(retry_budget=3), jitter=longest)
+def test_the_retry_budget_of_a_tree_shrinks_with_failures_and_grows_with_answers():
+    retries = RetryPolicy(SchedulerSettings(retry_budget=3), jitter=longest)
     assert [wait(ServerError(""), retries) is not None for _ in range(5)] == [True, True, True, False, False]
     assert wait(RateLimited(""), retries) is not None
     retries.answered()
@@ -105,7 +105,8 @@ def test_the_purse_of_a_tree_empties_on_failures_and_fills_on_answers():
     assert wait(ServerError(""), retries) is None
     for _ in range(100):
         retries.answered()
-    assert retries.left == 6
+    granted = [wait(ServerError(""), retries) is not None for _ in range(7)]
+    assert granted == [True] * 6 + [False]
 
 
 def fails_first(*errors):

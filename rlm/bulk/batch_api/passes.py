@@ -47,7 +47,8 @@ from rlm.errors import (
 from rlm.metering.bounds import estimate_tokens
 from rlm.metering.prices import BATCH_FACTOR, Price
 from rlm.metering.prices import price as price_of
-from rlm.scheduler.budget import Amount, Reservation, surely_unbilled
+from rlm.scheduler.budget import Amount
+from rlm.scheduler.ledger import Reservation, certainly_unbilled
 from rlm.structured.map import Item, Mapped, MapSettings, PlainModels, Settled, pack_call
 from rlm.structured.packs import Outcome, Task, Valid
 from rlm.values import Call, Reply, Usage
@@ -454,7 +455,7 @@ class _Pass:
             self._api.enqueued.give_back(file.tag)
             if isinstance(error, CallError):
                 for request in file.requests:
-                    request.sent = not surely_unbilled(error)
+                    request.sent = not certainly_unbilled(error)
             raise
 
     # Collecting ------------------------------------------------------------------------------------------------
