@@ -139,7 +139,7 @@ class _RunningJob:
         self._counts = SessionCounts()
         self._progress = ProgressReporter(self._counts, controls.on_progress)
         self._tree = make_tree(emit=self._progress.listen)
-        self._progress.ledger, self._progress.width = self._tree.ledger, self._width
+        self._progress.ledger, self._progress.width = self._tree.ledger, self._current_limit
         self._writer: BackgroundWriter
         self._keys: dict[int, int] = {}
         self._started_at = time.monotonic()
@@ -389,7 +389,9 @@ class _RunningJob:
 
     def _current_limit(self) -> int:
         """Return how many calls may be in flight now."""
-        return min(self._most_concurrent(), *(self._tree.in_flight_limit(model) for model in set(self._stages)))
+        return min(
+            self._most_concurrent(), *(self._tree.in_flight_limit(model) for model in set(self._stages))
+        )
 
     def _result_of_key(self, key: int) -> RowResult | None:
         return self.resolver.of_models(key, self.checkpoint.mapped)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rlm.events import Event
-    from rlm.scheduler.budget import Ledger
+    from rlm.scheduler.ledger import Ledger
     from rlm.structured.map import Mapped
     from rlm.values import Reply
 
