@@ -1,4 +1,4 @@
-"""What usage costs, in dollars; the only room that knows the price library.
+"""What usage costs, in dollars; the only module that knows the price library.
 
 Prices come from genai-prices, which holds them offline and is imported when the first price is needed, in a fraction
 of a second. It knows tiers that depend on the length of a prompt: price each call, never a sum of calls.
@@ -17,7 +17,7 @@ from rlm.values import Usage
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-__all__ = ["BATCH_FACTOR", "Price", "context_window", "load_price_list", "missing_price", "price"]
+__all__ = ["BATCH_FACTOR", "Price", "load_price_list", "missing_price", "price"]
 
 BATCH_FACTOR = 0.5
 """What calls through a provider's Batch API cost, relative to others: OpenAI, Anthropic, Google and Mistral agree."""
@@ -77,13 +77,6 @@ def price(
     return None if calculated is None else float(calculated.total_price) * factor
 
 
-def context_window(model: str, *, endpoint: str | None = None) -> int | None:
-    """How many tokens the model takes, or None where the price list does not say."""
-    calculated = _calculated(model, Usage(), endpoint)
-    window = None if calculated is None else calculated.model.context_window
-    return window if isinstance(window, int) else None
-
-
 def load_price_list() -> None:
     """Import the price list, which takes about half a second, so that the first price does not have to wait."""
     import genai_prices  # noqa: F401
@@ -131,7 +124,7 @@ def _references(model: str, endpoint: str | None) -> Iterator[dict[str, str]]:
     """Ways to ask for a model, from the surest to the least sure; none of them guesses a provider."""
     model = model.strip().removeprefix("models/")
     if _OLLAMA_TAG.search(model):
-        return  # `deepseek-r1:8b` runs on somebody's own machine, though the list knows a `deepseek-r1`
+        return  # `deepseek-r1:8b` runs on the user's machine, although the list has a `deepseek-r1`
     names = dict.fromkeys((model, _DATE.sub("", model)))
     for name in names:
         provider, _, rest = name.partition("/")

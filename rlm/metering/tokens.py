@@ -16,24 +16,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tempfile
-import unicodedata
-from bisect import bisect_left, bisect_right
 from functools import cache, lru_cache
 from importlib import import_module
-from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from rlm.errors import SettingsError
-
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
     from rlm.values import Call, Usage
 
-__all__ = ["Counter", "Encoder", "count", "encoder_for", "estimate", "is_exact", "split", "truncate"]
+__all__ = ["Counter", "Encoder", "encoder_for", "estimate", "is_exact"]
 
 
 @runtime_checkable
@@ -43,62 +37,6 @@ class Encoder(Protocol):
     def count(self, text: str) -> int:
         """How many tokens the text has."""
         ...
-
-
-def count(text: str, model: str | None = None, *, encoder: Encoder | None = None) -> int:
-    """How many tokens a text has for a model, or for current OpenAI models where none is named.
-
-    100 MB take a few seconds at most: what only tiktoken could count exactly is sampled when it is that long.
-    """
-    return (encoder or encoder_for(model)).count(text)
-
-
-def truncate(text: str, max_tokens: int, model: str | None = None, *, encoder: Encoder | None = None) -> str:
-    """The beginning of a text, at most `max_tokens` long; a text that fits comes back as it is.
-
-    Raises:
-        SettingsError: `max_tokens` is negative.
-    """
-    if max_tokens < 0:
-        raise SettingsError(f"max_tokens={max_tokens}: must be 0 or more")
-    ruler = _Ruler(text, encoder or encoder_for(model))
-    return text[: _whole_characters(text, 0, ruler.end_of_fit(0, max_tokens, enough=max_tokens))]
-
-
-def split(
-    text_or_documents: str | Sequence[str],
-    max_tokens: int,
-    *,
-    overlap: int = 0,
-    separator: str = "\n\n",
-    model: str | None = None,
-    encoder: Encoder | None = None,
-) -> list[str]:
-    r"""Cut a text into parts of at most `max_tokens`, on natural borders.
-
-    A cut falls between paragraphs, else lines, else sentences, else words, else characters: the first of these that
-    lies in the second half of the part. Documents are joined by the separator, packed as many into a part as fit,
-    and only cut where one alone does not fit.
-
-    Without overlap nothing is lost: `"".join(parts) == text`, or `separator.join(documents)`. With overlap, each
-    part but the first begins with up to `overlap` tokens of what came before it. A single character that has more
-    tokens than `max_tokens` is a part of its own.
-
-    Raises:
-        SettingsError: `max_tokens` is below 1, or `overlap` is not between 0 and `max_tokens`.
-    """
-    if max_tokens < 1:
-        raise SettingsError(f"max_tokens={max_tokens}: must be 1 or more")
-    if not 0 <= overlap < max_tokens:
-        raise SettingsError(f"overlap={overlap}: must be 0 or more and below max_tokens={max_tokens}")
-    if isinstance(text_or_documents, str):
-        text, document_ends = text_or_documents, []
-    else:
-        text = separator.join(text_or_documents)
-        ends = accumulate(len(document) + len(separator) for document in text_or_documents)
-        document_ends = [min(end, len(text)) for end in ends]
-    ruler = _Ruler(text, encoder or encoder_for(model))
-    return [text[start:end] for start, end in _spans(ruler, max_tokens, overlap, document_ends)]
 
 
 def estimate(text: str) -> int:
@@ -178,130 +116,6 @@ _SHORTEST_REPORT = 100
 _DISBELIEF = 4
 _PRIOR_TOKENS = 200.0
 _MEMORY_TOKENS = 1_000_000.0
-
-
-# --- Splitting ----------------------------------------------------------------------------------------------------
-
-
-class _Ruler:
-    """Measures stretches of one text; it remembers how many characters made a token, to guess the next well."""
-
-    def __init__(self, text: str, encoder: Encoder) -> None:
-        self.text = text
-        self.encoder = encoder
-        self.characters_per_token = 4.0
-
-    def tokens(self, start: int, end: int) -> int:
-        return self.encoder.count(self.text[start:end])
-
-    def end_of_fit(self, start: int, max_tokens: int, *, enough: int) -> int:
-        """The end of a stretch from `start` that has at most `max_tokens`, and `enough` if the text goes that far."""
-        fits, too_far = start, len(self.text) + 1
-        # A few tokens say little of the density: begin beyond them, and come back with a better guess.
-        slack = _SLACK if max_tokens < _FEW_TOKENS else 0
-        end = start + round(max_tokens * self.characters_per_token) + slack
-        for attempt in range(64):
-            end = min(max(end, fits + 1), too_far - 1)
-            if end <= fits:
-                break
-            tokens = self.tokens(start, end)
-            if tokens:
-                self.characters_per_token = (end - start) / tokens
-            if tokens > max_tokens:
-                too_far = end
-            else:
-                fits = end
-                if tokens >= enough and max_tokens >= _FEW_TOKENS:
-                    break  # of a few tokens, the last may be but the beginning of a word
-            # Where the density is uneven, halving gets there when guessing does not.
-            guess = start + int((max_tokens + enough) / 2 * self.characters_per_token)
-            end = guess if attempt < _GUESSES and fits < guess < too_far else (fits + too_far) // 2
-        return fits
-
-
-_GUESSES = 6
-_FEW_TOKENS = 64
-_SLACK = 16
-
-
-def _spans(
-    ruler: _Ruler, max_tokens: int, overlap: int, document_ends: list[int]
-) -> Iterator[tuple[int, int]]:
-    """Start and end of each part; `done` is how far the parts reach, and `start` lies before it by the overlap."""
-    text = ruler.text
-    start = done = 0
-    while done < len(text):
-        end = ruler.end_of_fit(start, max_tokens, enough=max_tokens - max_tokens // 32)
-        if end <= done and start < done:
-            start = done  # the overlap leaves no room for anything new
-            continue
-        end = _end_of_document(ruler, start, max(end, done + 1), max_tokens, document_ends)
-        if end < len(text):
-            end = _natural_border(text, done, end, document_ends)
-            while (
-                end > done + 1 and ruler.tokens(start, end) > max_tokens
-            ):  # fewer words may have more tokens
-                end = _natural_border(text, done, end - 1, document_ends)
-        yield start, end
-        done = end
-        start = _start_of_overlap(ruler, start, end, overlap) if overlap else end
-
-
-def _end_of_document(ruler: _Ruler, start: int, end: int, max_tokens: int, document_ends: list[int]) -> int:
-    """The end of the document that `end` lies in, where that is near and fits: a fit is not always a full one."""
-    index = bisect_left(document_ends, end)
-    if index < len(document_ends):
-        whole = document_ends[index]
-        if whole - end <= (end - start) // 8 + 16 and ruler.tokens(start, whole) <= max_tokens:
-            return whole
-    return end
-
-
-def _start_of_overlap(ruler: _Ruler, earliest: int, end: int, overlap: int) -> int:
-    start = max(earliest, end - round(overlap * ruler.characters_per_token))
-    while start < end and (tokens := ruler.tokens(start, end)) > overlap:
-        start = end - min(int((end - start) * overlap / tokens), end - start - 1)
-    word = _BEFORE_WORD.search(ruler.text, start, end)
-    return word.end() if word and word.end() < end and start > 0 else start
-
-
-_BEFORE_WORD = re.compile(r"\s+")
-_SENTENCE = re.compile(r"""[.!?…]+["'”’)\]]*\s+|[。！？]+[」』”’)]*""")  # noqa: RUF001 - full-width signs are meant
-_WORD = re.compile(r"\s+")
-_NEARBY = 4_000
-
-
-def _natural_border(text: str, start: int, end: int, document_ends: list[int]) -> int:
-    """The best place to cut in the second half of `text[start:end]`, or the last border of a document in all of it."""
-    index = bisect_right(document_ends, end)
-    if index and document_ends[index - 1] > start:
-        return document_ends[index - 1]
-    middle = (start + end) // 2
-    for blank_line in ("\n\n", "\r\n\r\n", "\n"):
-        found = text.rfind(blank_line, max(start, middle - len(blank_line)), end)
-        if found >= 0:
-            return found + len(blank_line)
-    nearby = max(middle, end - _NEARBY)
-    for pattern in (_SENTENCE, _WORD):
-        ends = [match.end() for match in pattern.finditer(text, nearby, end)]
-        if ends and not (text[end - 1 : end + 1] == "\r\n" and ends[-1] == end):
-            return ends[-1]
-    return _whole_characters(text, start, end)
-
-
-def _whole_characters(text: str, start: int, end: int) -> int:
-    """`end`, or a little before it, where it would part CR from LF or a letter from its marks."""
-    moved = end
-    while start < moved < len(text) and end - moved < _LONGEST_CLUSTER:
-        joined = unicodedata.combining(text[moved]) or text[moved] in _JOINERS or text[moved - 1] == "\u200d"
-        if not joined and text[moved - 1 : moved + 1] != "\r\n":
-            return moved
-        moved -= 1
-    return end
-
-
-_LONGEST_CLUSTER = 16
-_JOINERS = "\u200d\ufe0e\ufe0f"
 
 
 # --- The estimate -------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""How far the estimate of tokens is from the truth, on real texts, and how fast counting and splitting are.
+"""How far the estimate of tokens is from the truth, on real texts, and how fast counting is.
 
     pip install toktok-rs
     python tests/benchmarks/tokens.py
@@ -24,7 +24,7 @@ from pydoc_data.topics import topics
 
 import toktok
 
-from rlm.metering.tokens import Counter, Encoder, encoder_for, estimate, split, truncate
+from rlm.metering.tokens import Counter, Encoder, encoder_for, estimate
 
 VOCABULARIES = {"o200k_base": "gpt-5", "cl100k_base": "gpt-4"}
 LARGEST = 300_000
@@ -133,13 +133,11 @@ def show_speed(text: str) -> None:
     large = text * (100_000_000 // len(text) + 1)
     print(f"\n{len(large):,} characters; CPU seconds")
     for name, encoder in (
-        ("estimate", encoder_for("a model of nobody's")),
+        ("estimate", encoder_for("a model with no public vocabulary")),
         ("toktok-rs", encoder_for("gpt-5")),
     ):
         print(
             f"{name:10} count {cpu_seconds(encoder.count, large):5.2f}"
-            f"   split into parts of 100,000 tokens {cpu_seconds(split, large, 100_000, encoder=encoder):5.2f}"
-            f"   truncate to 100,000 {cpu_seconds(truncate, large, 100_000, encoder=encoder):5.2f}"
             f"   count 10,000 characters {1_000 * small_count(encoder, text):.3f} ms"
         )
 

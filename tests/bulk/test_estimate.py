@@ -48,7 +48,7 @@ def test_a_count_is_of_the_calls_that_a_job_makes(rows):
 
 def test_a_prompt_is_counted_as_it_is_sent(rows):
     def count_prompt(body):
-        return sum(tokens.count(message["content"], "m") for message in body["messages"])
+        return sum(tokens.encoder_for("m").count(message["content"]) for message in body["messages"])
 
     with OpenAIServer(lambda _request: '{"label": "odd"}') as server:
         one = [{"text": "number 1"}]

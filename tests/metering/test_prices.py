@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm.errors import SettingsError
-from rlm.metering.prices import BATCH_FACTOR, Price, context_window, price
+from rlm.metering.prices import BATCH_FACTOR, Price, price
 from rlm.values import Usage
 
 MILLION = Usage(calls=1, input_tokens=1_000_000, output_tokens=1_000_000)
@@ -67,9 +67,8 @@ def test_a_vendors_model_is_found_under_the_name_that_routers_give_it():
 @pytest.mark.parametrize(
     "name", ["", "/", "no-such-model", "gpt-5-of-my-own", "offline", "llama3.2", "deepseek-r1:8b", "qwen3:0.6b", "\ud800"]
 )  # fmt: skip
-def test_an_unknown_model_has_no_price_and_no_window_rather_than_a_guess(name):
+def test_an_unknown_model_has_no_price_rather_than_a_guess(name):
     assert price(name, MILLION) is None
-    assert context_window(name) is None
 
 
 def test_a_model_that_the_list_names_without_a_price_is_not_free():
@@ -102,10 +101,6 @@ def test_more_cached_tokens_than_input_tokens_is_taken_as_all_cached():
     odd = Usage(calls=1, input_tokens=10, cached_tokens=40)
     assert price("gpt-5", odd) == price("gpt-5", Usage(calls=1, input_tokens=10, cached_tokens=10))
     assert Price(input=1.0, cached=0.0, output=0.0).of(odd) == 0.0
-
-
-def test_the_context_window_is_told_where_the_list_knows_it():
-    assert context_window("openai/gpt-5") == 400_000
 
 
 tokens = st.integers(0, 10**9)
