@@ -120,7 +120,7 @@ class CellRun:
     async def _take(self, kind: int, number: int, payload: bytes | bytearray, tasks: TaskGroup) -> None:
         if kind == frames.OUTPUT and number in self._output:
             self._output[number].take(payload)
-        elif kind == frames.PLACES and self._told is None and self._guest.shared_memory is not None:
+        elif kind == frames.LOCATIONS and self._told is None and self._guest.shared_memory is not None:
             self._told = number, await off_the_loop(places_of, payload)
         elif kind == frames.CALL and number not in self._calls:
             places = self._places_of(number)
@@ -171,8 +171,8 @@ class CellRun:
             HostCallRefused: there is none of this number, or what the cell says of it is in no form of ours.
         """
         for child in children_of(call):
-            if "shelved" in child:
-                child["context"] = self._piece(child.pop("shelved"), number, places)
+            if "shared" in child:
+                child["context"] = self._piece(child.pop("shared"), number, places)
 
     def _piece(self, named: Any, number: int, places: list[tuple[int, int]]) -> ContextRef:
         shelf = self._guest.shared_memory
@@ -180,12 +180,12 @@ class CellRun:
             case (int(index), drawn) if shelf is not None and 0 <= index < len(places):
                 offset, length = places[index]
                 try:
-                    sketch = Sketch.read(drawn)
+                    sketch = Sketch.from_tuple(drawn)
                 except ValueError as error:
                     raise HostCallRefused(str(error)) from None
                 return ContextRef(shelf, offset, length, sketch, functools.partial(self._reserve, number))
             case _:
-                raise HostCallRefused("there is no such context on the shelf")
+                raise HostCallRefused("there is no such shared context")
 
     def _reserve(self, number: int, count: int) -> None:
         """Count what of a piece comes into our memory as if it had come with the call."""

@@ -72,16 +72,16 @@ class Guest:
         self.has_parent_memory = False
         self._sending = anyio.Lock()
         self._messages: deque[tuple[int, int, bytes | bytearray]] = deque()
-        self._assembler = frames.Assembler(
+        self._assembler = frames.MessageReader(
             {
                 frames.READY: SMALL_BYTES,
                 frames.LOADED: SMALL_BYTES,
                 frames.OUTPUT: frames.FRAME_BYTES,
                 frames.CALL: CALL_BYTES,
-                frames.PLACES: PLACES_BYTES,
+                frames.LOCATIONS: PLACES_BYTES,
                 frames.DONE: 2 * answer_bytes + 8 * SMALL_BYTES,
                 frames.ENDED: SMALL_BYTES,
-                frames.TOLD: answer_bytes + 8 * SMALL_BYTES,
+                frames.INSPECTED: answer_bytes + 8 * SMALL_BYTES,
             }
         )
 
@@ -94,13 +94,15 @@ class Guest:
             belongings, code = await anyio.to_thread.run_sync(_prepare, launcher)
         except OSError as error:
             raise GuestStartFailed(f"nothing could be prepared for a guest: {error}") from error
-        inherited = {"shelf": -1, "piece": -1}
+        inherited = {"shared_memory": -1, "parent_memory": -1}
         try:
             with contextlib.ExitStack() as while_starting:
                 if belongings.shared_memory is not None:
-                    inherited["shelf"] = belongings.shared_memory.writing
+                    inherited["shared_memory"] = belongings.shared_memory.writing
                     if parent_context is not None:
-                        inherited["piece"] = while_starting.enter_context(parent_context.memory.opened())
+                        inherited["parent_memory"] = while_starting.enter_context(
+                            parent_context.memory.opened()
+                        )
                 with anyio.CancelScope(shield=True):  # soon over; half started, it would be nobody's to end
                     process = await anyio.open_process(
                         launcher.command(),
@@ -119,7 +121,7 @@ class Guest:
                 raise GuestStartFailed(f"the {launcher.name} launcher did not start: {error}") from error
             raise
         guest = cls(process, belongings, settings.answer_bytes)
-        guest.has_parent_memory = inherited["piece"] >= 0
+        guest.has_parent_memory = inherited["parent_memory"] >= 0
         if belongings.shared_memory is not None:
             belongings.shared_memory.hand_over()
         try:

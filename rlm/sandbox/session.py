@@ -187,7 +187,7 @@ class Session:
         async with self._turn:
             for plain in (False, True):
                 with contextlib.suppress(ContextError):  # the cells may have changed how their process tells
-                    told = await self._ask({"what": "variables", "plain": plain, "name": ""})
+                    told = await self._ask({"what": "variables", "safe": plain, "name": ""})
                     if isinstance(told, list):
                         return tuple(filter(None, map(variable_of, told)))
             return ()
@@ -200,7 +200,7 @@ class Session:
             ContextError: its type cannot cross.
         """
         async with self._turn:
-            told = await self._ask({"what": "fetch", "plain": True, "name": name})
+            told = await self._ask({"what": "fetch", "safe": True, "name": name})
         match told:
             case ("value", value):
                 return value
@@ -283,7 +283,7 @@ class Session:
             "length": parent_context.length,
             "max_values": MOST_CONTEXT_VALUES,
         }
-        request = frames.message_frames(frames.PICK, 0, values.encode(place))
+        request = frames.message_frames(frames.LOAD_SHARED, 0, values.encode(place))
         problem = decoded(await self._exchange(guest, request, frames.LOADED))
         if problem is not None:
             raise ContextError(f"the context cannot be read: {problem}")
@@ -316,7 +316,9 @@ class Session:
         # Shielded, because half a conversation would cost all variables; and soon over.
         with anyio.move_on_after(ASK_SECONDS, shield=True):
             payload = await self._exchange(
-                self._guest, frames.message_frames(frames.ASK, 0, values.encode(question)), frames.TOLD
+                self._guest,
+                frames.message_frames(frames.INSPECT, 0, values.encode(question)),
+                frames.INSPECTED,
             )
         if payload is None:
             raise GuestDied(f"the guest did not answer within {ASK_SECONDS:g} seconds and was ended")

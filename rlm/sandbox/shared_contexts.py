@@ -2,7 +2,7 @@
 
 The host makes the shelf of a guest and gives it along when the guest starts; itself it keeps only a descriptor to
 read with, which a child's guest inherits in its turn. So a piece of a context goes from guest to guest, and here
-there is a `ContextRef` in its place. `guest/shelf.py` is the other side.
+there is a `ContextRef` in its place. `guest/shared_memory.py` is the other side.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import anyio.to_thread
 
 from rlm.errors import HostCallRefused
 from rlm.sandbox.guest import values
-from rlm.sandbox.guest.shelf import read_value
+from rlm.sandbox.guest.shared_memory import read_context
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def make_shared_contexts() -> SharedContexts | None:
         return None
     writing = -1
     try:
-        writing = _not_a_standard_one(os.memfd_create("rlm-shelf", os.MFD_CLOEXEC))
+        writing = _not_a_standard_one(os.memfd_create("rlm-shared-contexts", os.MFD_CLOEXEC))
         return SharedContexts(writing, os.open(f"/proc/self/fd/{writing}", os.O_RDONLY | os.O_CLOEXEC))
     except OSError:
         if writing >= 0:
@@ -116,7 +116,7 @@ class ContextRef:
 
     def _read(self, descriptor: int) -> Any:
         try:
-            return read_value(descriptor, self.offset, self.length, MOST_CONTEXT_VALUES)
+            return read_context(descriptor, self.offset, self.length, MOST_CONTEXT_VALUES)
         except (values.WireError, OSError) as error:
             raise HostCallRefused(f"the context cannot be read: {error}") from None
 

@@ -209,7 +209,7 @@ messages = st.tuples(
 @settings(max_examples=300, deadline=None)
 def test_any_stream_gives_messages_or_a_wire_error_and_holds_no_more_than_it_was_fed(pieces, size):
     stream = b"".join(pieces)
-    assembler = frames.Assembler(LIMITS)
+    assembler = frames.MessageReader(LIMITS)
     given_out = 0
     try:
         for start in range(0, len(stream), size):
@@ -225,7 +225,7 @@ def test_any_stream_gives_messages_or_a_wire_error_and_holds_no_more_than_it_was
 @settings(max_examples=200, deadline=None)
 def test_messages_arrive_whole_however_the_stream_is_cut(sent, size):
     stream = b"".join(frames.frame(kind, number, payload) for kind, number, payload in sent)
-    assembler = frames.Assembler(LIMITS)
+    assembler = frames.MessageReader(LIMITS)
     came = [
         message
         for start in range(0, len(stream), size)
@@ -249,11 +249,11 @@ def test_messages_arrive_whole_however_the_stream_is_cut(sent, size):
 )
 def test_what_breaks_the_frames_is_refused(stream, reason):
     with pytest.raises(values.WireError, match=reason):
-        frames.Assembler(LIMITS).feed(stream)
+        frames.MessageReader(LIMITS).feed(stream)
 
 
 def test_the_last_word_drops_a_message_under_way_and_output_passes_between():
-    assembler = frames.Assembler(LIMITS)
+    assembler = frames.MessageReader(LIMITS)
     stream = (
         frames.frame(frames.CALL, 1, b"half", more=True)
         + frames.frame(frames.OUTPUT, 1, b"out")

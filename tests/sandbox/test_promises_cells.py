@@ -21,7 +21,7 @@ SPEAK = r"""
 import os, struct, time
 links = {n: os.readlink(f"/proc/self/fd/{n}") for n in range(250, 400) if os.path.exists(f"/proc/self/fd/{n}")}
 channel = [n for n, link in links.items() if "socket" in link][0]
-leash = [n for n, link in links.items() if "pipe" in link][0]
+death_pipe = [n for n, link in links.items() if "pipe" in link][0]
 def F(kind, more, number, payload=b""):
     os.write(channel, struct.pack(">BBII", kind, more, number, len(payload)) + payload)
 P = b"t\0\0\0\2s\0\0\0\1xd\0\0\0\0"
@@ -232,8 +232,8 @@ async def test_frames_out_of_order_cost_the_cell_alone(session, speech):
     await goes_on(session)
 
 
-async def test_a_cell_cannot_keep_the_channel_or_the_leash_of_its_ancestor(session):
-    await session.run(SPEAK + "kept = [os.dup(channel), os.dup(leash)]", serve=slow)
+async def test_a_cell_cannot_keep_the_channel_or_the_death_pipe_of_its_checkpoint(session):
+    await session.run(SPEAK + "kept = [os.dup(channel), os.dup(death_pipe)]", serve=slow)
     result = await session.run("[os.path.exists(f'/proc/self/fd/{n}') for n in kept]", serve=slow)
     assert result.stdout == "[False, False]\n", result
     await session.run("import os; os._exit(3)", serve=slow)

@@ -157,7 +157,7 @@ def tried(attempt):
 @pytest.mark.parametrize("version", [2, None])
 def test_no_file_outside_is_truncated_whatever_landlock_knows(version, tmp_path, monkeypatch):
     if version is not None:
-        monkeypatch.setattr(landlock, "landlock_version", lambda: version)
+        monkeypatch.setattr(landlock, "kernel_version", lambda: version)
     scratch, outside, readable = tmp_path / "scratch", tmp_path / "outside", tmp_path / "readable"
     for folder in (scratch, outside, readable):
         folder.mkdir()
@@ -183,8 +183,8 @@ def test_no_file_outside_is_truncated_whatever_landlock_knows(version, tmp_path,
 
 
 def test_a_probe_that_could_truncate_does_not_claim_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(landlock, "landlock_version", lambda: 2)
-    monkeypatch.setattr(landlock, "landlock_truncates", lambda: True)
+    monkeypatch.setattr(landlock, "kernel_version", lambda: 2)
+    monkeypatch.setattr(landlock, "handles_truncation", lambda: True)
     if not os.access(os.__file__, os.W_OK):
         pytest.skip("this user could not truncate the library anyway")
     before = Path(os.__file__).stat()

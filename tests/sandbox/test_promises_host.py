@@ -102,7 +102,7 @@ async def test_more_bytes_of_calls_than_the_host_keeps_cost_the_cell(session):
     assert (await session.run("print('still here')", serve=nothing)).stdout == "still here\n"
 
 
-@pytest.mark.parametrize("lie", ["describe = lambda *a, **k: 5", "Repl.tell = lambda s, q: [b'zz']"])
+@pytest.mark.parametrize("lie", ["describe = lambda *a, **k: 5", "Repl.inspect = lambda s, q: [b'zz']"])
 async def test_a_guest_that_lies_about_its_variables_only_hides_them(session, lie):
     await session.run(f"import sys; sys.modules['guest.repl'].{lie}", serve=nothing)
     assert await session.variables() == ()

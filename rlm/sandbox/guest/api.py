@@ -1,4 +1,8 @@
-"""The functions with which a cell calls models and starts child runs."""
+"""The functions with which a cell calls models and starts child runs.
+
+Each checks its arguments, so that a mistake raises in the cell with the name of the argument; the host, which trusts no
+guest, checks them again. To add one: write it next to the others, and add it to `functions`.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +19,12 @@ __all__ = ["namespace"]
 
 
 def namespace(call: Callable[..., Any]) -> dict[str, Any]:
-    """The functions of a cell that ask the host, by name. `call` is `Channel.call` of whatever process runs."""
+    """Return the functions by name; `call` makes a host call on the channel of the running process."""
 
     def llm_query(prompt: str, model: str | None = None, schema: Any = None) -> Any:
-        """Ask the sub-model one question; its answer as a str, or as data of the schema's form.
+        """Ask the sub-model one question; return its answer as a str, or with `schema` as data of that form.
 
-        Raises LLMError when it failed for good.
+        Raises LLMError when the call failed for good.
         """
         _require_text("llm_query", "prompt", prompt)
         _require_model("llm_query", model)
@@ -28,7 +32,7 @@ def namespace(call: Callable[..., Any]) -> dict[str, Any]:
         return call("llm_query", {"prompt": prompt, "model": model, "schema": schema})
 
     def llm_batch(prompts: Iterable[str], max_concurrent: int = 10, model: str | None = None) -> list[str]:
-        """Ask many questions at once; the answers in the same order. A slot that failed is false."""
+        """Ask many questions at once; return the answers in the same order. A slot whose call failed is false."""
         asked = _texts("llm_batch", prompts)
         _require_count("llm_batch", max_concurrent)
         _require_model("llm_batch", model)
@@ -46,7 +50,7 @@ def namespace(call: Callable[..., Any]) -> dict[str, Any]:
         *,
         model: str | None = None,
     ) -> list[Any]:
-        """Ask the same of many items, several in one call; the values in the same order. A slot that failed is false."""
+        """Ask the same of many items, several in one call; return values in the same order. A failed slot is false."""
         asked = _iterable("llm_map", "items", items)
         _require_text("llm_map", "instruction", instruction)
         _require_schema("llm_map", schema)
@@ -61,14 +65,14 @@ def namespace(call: Callable[..., Any]) -> dict[str, Any]:
         return _slots("llm_map", slots, "value")
 
     def rlm_query(question: str, context: Any = None, model: str | None = None) -> Any:
-        """Have a child run answer a question about its own context."""
+        """Have a child run answer a question about its own context; return its answer."""
         _require_text("rlm_query", "question", question)
         _require_model("rlm_query", model)
         arguments = {"question": question, "context": context, "model": model}
         return call("rlm_query", arguments, [arguments])
 
     def rlm_batch(items: Iterable[Any], max_concurrent: int = 10) -> list[Any]:
-        """Have child runs answer many (question, context) pairs at once; a slot that failed is false."""
+        """Have child runs answer many (question, context) pairs at once. A slot whose run failed is false."""
         asked = [_question(index, item) for index, item in enumerate(_iterable("rlm_batch", "items", items))]
         _require_count("rlm_batch", max_concurrent)
         if not asked:
@@ -148,7 +152,7 @@ def _question(index: int, item: Any) -> dict[str, Any]:
 
 
 def _slots(function: str, slots: list[dict[str, Any]], key: str) -> list[Any]:
-    """The values of a batch; what failed becomes a `FailedCall`, and one line on stderr says how many and why."""
+    """Return the values of a batch, with a `FailedCall` for each failure; print one line with their reasons to stderr."""
     results: list[Any] = [
         slot[key] if key in slot else FailedCall(slot["kind"], slot["error"]) for slot in slots
     ]

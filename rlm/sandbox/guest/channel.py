@@ -1,4 +1,4 @@
-"""The worker's end of the socket pair to its supervisor, shared by the threads of a cell."""
+"""The worker's end of the socket pair to the supervisor, and the host calls that the threads of a cell make on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import select
 import signal
 import threading
 
-from . import frames, shelf, values
+from . import frames, shared_memory, values
 from . import sketch as sketches
 from .failures import LLMError
 
@@ -22,47 +22,52 @@ if TYPE_CHECKING:
 __all__ = ["Channel"]
 
 
+# Bound at import: a cell may replace the functions of these modules, and calls must go on working.
 _read = os.read
 _write = os.write
 _getpid = os.getpid
 _poll = select.poll
 _mask = signal.pthread_sigmask
+
 TIMERS = (signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF)
-SHELVED_BYTES = 1 << 16
-SHELVED_TYPES = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
+SHARED_BYTES = 1 << 16
+SHARED_TYPES = (str, bytes, bytearray, list, tuple, dict, set, frozenset)
 
 
 class _Waiter:
     """One thread that waits for the reply of one call."""
 
-    __slots__ = ("cell", "leads", "reply", "signal")
+    __slots__ = ("cell", "is_reader", "reply", "signal")
 
     def __init__(self, cell: object | None) -> None:
         self.cell = cell
         self.reply: Any = None
-        self.leads = False
+        self.is_reader = False
         self.signal = threading.Lock()
         self.signal.acquire()
 
 
 class Channel:
-    """One process's end of the wire.
+    """The socket to the supervisor, on which many threads of a cell may call at once.
 
-    Among the threads that wait, one reads for all; when it has its own reply it wakes the next one to go on
-    reading. After `close_to_cells` only the harness may speak or read, and in a forked child nobody: a thread that a
-    cell left waiting for a reply waits for ever, so that it does not eat what is meant for the harness.
+    One of the waiting threads reads for all. When it has its own reply, it wakes another one to be the reader.
+    After `close_to_cells` only the worker's own code may write or read. A thread that a cell left waiting for a reply
+    then waits for ever: reading on, it would take messages that are for the worker. A forked child of a cell may not
+    call at all, since two processes would mix their frames on one socket.
 
-    Of contexts that are large, `shelf_bytes` may be on the shelf at once; without a shelf they go with their call.
+    Args:
+        descriptor: the socket.
+        shared_bytes: bytes of large contexts that may be in shared memory at once; 0 sends each with its call.
     """
 
-    def __init__(self, incoming: int, outgoing: int, shelf_bytes: int = 0) -> None:
-        self.incoming = incoming
-        self.outgoing = outgoing
+    def __init__(self, descriptor: int, shared_bytes: int = 0) -> None:
+        self.descriptor = descriptor
         self._owner = _getpid()
-        self._frames = frames.Frames()
+        self._frames = frames.FrameReader()
         self._arrived: list[frames.Frame] = []
-        self._under_way: tuple[int, int] | None = None
+        self._unfinished: tuple[int, int] | None = None
         self._payload = bytearray()
+        # A thread takes them in this order: _writing or _reading first, _calls last.
         self._writing = threading.Lock()
         self._reading = threading.Lock()
         self._calls = threading.Lock()
@@ -70,31 +75,31 @@ class Channel:
         self._has_reader = False
         self._number = 0
         self._cell: object | None = None
-        self._shelf_bytes = shelf_bytes
-        self._on_shelf: dict[int, int] = {}
+        self._shared_limit = shared_bytes
+        self._shared: dict[int, int] = {}
 
     def open_to_cells(self) -> None:
-        """A cell runs: its threads may call."""
-        self._on_shelf = {}
+        """Let the threads of the cell that begins call."""
+        self._shared = {}
         self._cell = object()
 
     def close_to_cells(self) -> None:
-        """The cell has ended: what it left running may neither call nor read any more."""
+        """Stop the calls of a cell that has ended, also those of threads that it left running."""
         with self._writing, self._reading, self._calls:
             self._cell = None
             self._waiting = {}
             self._has_reader = False
 
     def call(self, name: str, arguments: Arguments, children: Iterable[Arguments] = ()) -> Any:
-        """Ask the host and wait for its reply; only this thread waits.
+        """Send a host call and return the value of its reply; only this thread waits.
 
         Args:
-            name: of the call.
-            arguments: what goes with it.
-            children: the dicts among them whose `context` is a child run's; a large one goes onto the shelf.
+            name: of the function.
+            arguments: of the function, by name.
+            children: those dicts in `arguments` whose `context` is a child run's; large ones go to shared memory.
 
         Raises:
-            LLMError: the host said no, or nobody may call now, or there is no room for a context.
+            LLMError: the host refused, the cell has ended, or the contexts take too much shared memory.
             TypeError: an argument cannot cross.
         """
         if _getpid() != self._owner:
@@ -106,10 +111,10 @@ class Channel:
             self._waiting[number] = waiter
         try:
             try:
-                self._shelve(number, name, children, waiter.cell)
+                self._share_contexts(number, name, children, waiter.cell)
                 self._send_call(number, _encoded_call(name, arguments), waiter.cell)
             except BaseException:
-                self._unshelve(number, waiter.cell)
+                self._unshare(number, waiter.cell)
                 raise
             ok, *rest = self._wait(waiter)
         finally:
@@ -121,150 +126,157 @@ class Channel:
     def _send_call(self, number: int, parts: values.Parts, cell: object | None) -> None:
         with self._writing:
             self._require(cell)
-            self._put(frames.CALL, number, parts)
+            self._write_message(frames.CALL, number, parts)
 
     def _require(self, cell: object | None) -> None:
         if cell is None or self._cell is not cell:
             raise LLMError("the cell has ended: what it left running cannot call")
 
-    def _shelve(self, number: int, name: str, children: Iterable[Arguments], cell: object | None) -> None:
-        """Put the large contexts of a call onto the shelf, each once; their number and a sketch take their place."""
-        shelved: dict[int, tuple[int, Any]] = {}  # by identity: all of them are there while this goes on
-        for child in children if self._shelf_bytes else ():
+    def _share_contexts(
+        self, number: int, name: str, children: Iterable[Arguments], cell: object | None
+    ) -> None:
+        """Send the large contexts of a call to shared memory, each once; an index and a sketch replace each."""
+        shared: dict[int, tuple[int, Any]] = {}  # by id(): `children` keeps every context alive meanwhile
+        for child in children if self._shared_limit else ():
             context = child["context"]
-            if id(context) not in shelved:
-                parts = _large(context)
+            if id(context) not in shared:
+                parts = _encoded_if_large(context)
                 if parts is None:
                     continue
-                self._put_piece(number, name, parts, cell)
-                shelved[id(context)] = len(shelved), sketches.sketch(context, values.plain)
-            index, drawn = shelved[id(context)]
+                self._share(number, name, parts, cell)
+                shared[id(context)] = len(shared), sketches.sketch(context, values.received_form)
+            index, sketch = shared[id(context)]
             del child["context"]
-            child["shelved"] = index, drawn.plain()
+            child["shared"] = index, sketch.to_tuple()
 
-    def _put_piece(self, number: int, name: str, parts: values.Parts, cell: object | None) -> None:
-        with self._writing, timers_wait():
+    def _share(self, number: int, name: str, parts: values.Parts, cell: object | None) -> None:
+        with self._writing, timers_blocked():
             self._require(cell)
-            self._take_room(number, name, shelf.piece_bytes(self._shelf_bytes))
+            self._count_shared(number, name, shared_memory.overhead_bytes(self._shared_limit))
             begun = False
             try:
-                for data in frames.message_frames(frames.SHELVE, number, parts):
-                    self._take_room(number, name, len(data) - frames.HEADER.size)
+                for data in frames.message_frames(frames.SHARE, number, parts):
+                    self._count_shared(number, name, len(data) - frames.HEADER.size)
                     self._write(data)
                     begun = True
             except BaseException:
                 if begun:
-                    self._put(frames.SHELVE, number, [])  # the end of it: what follows must be understood
+                    # End the message: a frame of another kind within it would count as a broken protocol.
+                    self._write_message(frames.SHARE, number, [])
                 raise
 
-    def _take_room(self, number: int, name: str, count: int) -> None:
+    def _count_shared(self, number: int, name: str, count: int) -> None:
         with self._calls:
-            if sum(self._on_shelf.values()) + count > self._shelf_bytes:
+            if sum(self._shared.values()) + count > self._shared_limit:
                 raise LLMError(
-                    f"{name}: the contexts of the child runs under way would take more than {self._shelf_bytes:,} "
-                    "bytes: pass smaller pieces, or fewer at once"
+                    f"{name}: the contexts of the running child runs would take more than {self._shared_limit:,} "
+                    "bytes: pass smaller ones, or fewer at once"
                 )
-            self._on_shelf[number] = self._on_shelf.get(number, 0) + count
+            self._shared[number] = self._shared.get(number, 0) + count
 
-    def _unshelve(self, number: int, cell: object | None) -> None:
-        """The call was not made, so nobody will give its pieces back."""
+    def _unshare(self, number: int, cell: object | None) -> None:
+        """Release the contexts of a call that was not made: no reply will release them."""
         with self._calls:
-            there = self._on_shelf.pop(number, 0)
-        if there:
+            counted = self._shared.pop(number, 0)
+        if counted:
             with self._writing:
                 if self._cell is cell:
-                    self._put(frames.UNSHELVE, number, [])
+                    self._write_message(frames.UNSHARE, number, [])
 
     def send(self, kind: int, number: int = 0, parts: values.Parts | None = None) -> None:
-        """Send one message whole."""
+        """Send one whole message."""
         with self._writing:
-            self._put(kind, number, [] if parts is None else parts)
+            self._write_message(kind, number, [] if parts is None else parts)
 
-    def _put(self, kind: int, number: int, parts: values.Parts) -> None:
-        with timers_wait():
+    def _write_message(self, kind: int, number: int, parts: values.Parts) -> None:
+        with timers_blocked():
             for data in frames.message_frames(kind, number, parts):
                 self._write(data)
 
     def _write(self, data: bytes) -> None:
         view = memoryview(data)
         while view:
-            view = view[_write(self.outgoing, view) :]
+            view = view[_write(self.descriptor, view) :]
 
-    def take_in(self, data: bytes) -> None:
-        """Take bytes that were read off the channel; none are its end."""
+    def feed(self, data: bytes) -> None:
+        """Add bytes that were read from the socket; exit at its end, which means that the supervisor has ended."""
         if not data:
-            os._exit(0)  # whoever started this process is gone
+            os._exit(0)
         self._arrived += self._frames.feed(data)
 
-    def message(self) -> tuple[int, int, bytes] | None:
-        """The next message of what was taken in, if it is whole; one that another cuts short was given up."""
+    def next_message(self) -> tuple[int, int, bytes] | None:
+        """Return the next whole message of those fed; drop one that a frame of another message interrupts."""
         while self._arrived:
             kind, more, number, piece = self._arrived.pop(0)
-            if self._under_way != (kind, number):
+            if self._unfinished != (kind, number):
                 self._payload = bytearray()
             self._payload += piece
-            self._under_way = (kind, number) if more else None
+            self._unfinished = (kind, number) if more else None
             if not more:
                 payload, self._payload = bytes(self._payload), bytearray()
                 return kind, number, payload
         return None
 
-    def _receive_in_cell(self, cell: object | None) -> tuple[int, int, bytes]:
-        """The next message, for the reader among a cell's threads; it never returns once that cell has ended."""
-        while True:
-            with self._reading, timers_wait():
-                if self._cell is not cell:
-                    break
-                message = self.message()
-                if message is not None:
-                    return message
-                if _is_ready(self.incoming, 0):
-                    self.take_in(_read(self.incoming, frames.FRAME_BYTES))
-                    continue
-            _is_ready(self.incoming, None)  # waits, and takes nothing: meanwhile the cell may end
-        return wait_for_ever()
-
     def _wait(self, waiter: _Waiter) -> Any:
         with self._calls:
             if not self._has_reader:
-                self._has_reader = waiter.leads = True
-        if not waiter.leads:
-            waiter.signal.acquire()
+                self._has_reader = waiter.is_reader = True
+        if not waiter.is_reader:
+            waiter.signal.acquire()  # released with the reply, or to make this thread the reader
         while waiter.reply is None:
-            self._read_one(waiter.cell)
+            self._deliver_one(waiter.cell)
         return waiter.reply
 
-    def _read_one(self, cell: object | None) -> None:
-        """As the reader, hand one reply to whoever waits for it."""
+    def _deliver_one(self, cell: object | None) -> None:
+        """Read one reply and hand it to the thread that waits for it."""
         kind, number, payload = self._receive_in_cell(cell)
         if kind != frames.REPLY:
             return
         reply = values.decode(payload)
         with self._calls:
-            self._on_shelf.pop(number, None)
+            self._shared.pop(number, None)
             target = self._waiting.pop(number, None)
             if target is not None:
                 target.reply = reply
-                if not target.leads:  # the reader is this very thread, and waits for nobody
+                if not target.is_reader:  # the reader is this thread, which waits for no signal
                     target.signal.release()
 
+    def _receive_in_cell(self, cell: object | None) -> tuple[int, int, bytes]:
+        """Return the next message; never return once the cell has ended.
+
+        `poll` without the lock only waits. The read happens with the lock, after a look whether the cell is still the
+        one that runs: `close_to_cells` takes the lock too, so no byte for the worker's own code is lost to a thread.
+        """
+        while True:
+            with self._reading, timers_blocked():
+                if self._cell is not cell:
+                    break
+                message = self.next_message()
+                if message is not None:
+                    return message
+                if _is_readable(self.descriptor, 0):
+                    self.feed(_read(self.descriptor, frames.FRAME_BYTES))
+                    continue
+            _is_readable(self.descriptor, None)
+        return wait_for_ever()
+
     def _leave(self, number: int, waiter: _Waiter) -> None:
-        """This thread has its reply, or gave up; where it was the reader, the next one becomes it."""
+        """Stop waiting; if this thread was the reader, make the thread that has waited longest the reader."""
         with self._calls:
             self._waiting.pop(number, None)
-            if not waiter.leads:
+            if not waiter.is_reader:
                 return
-            heir = next(iter(self._waiting.values()), None)
-            if heir is None:
+            next_reader = next(iter(self._waiting.values()), None)
+            if next_reader is None:
                 self._has_reader = False
             else:
-                heir.leads = True
-                heir.signal.release()
+                next_reader.is_reader = True
+                next_reader.signal.release()
 
 
 @contextlib.contextmanager
-def timers_wait() -> Iterator[None]:
-    """Meanwhile no timer goes off in this thread: its handler may raise, and half a message would end the cell."""
+def timers_blocked() -> Iterator[None]:
+    """Block the signals of timers in this thread: a handler of the cell may raise, and leave half a message."""
     before = _mask(signal.SIG_BLOCK, ())
     try:
         _mask(signal.SIG_BLOCK, TIMERS)
@@ -274,14 +286,13 @@ def timers_wait() -> Iterator[None]:
 
 
 def wait_for_ever() -> NoReturn:
-    """Park a thread whose cell has ended; it goes with its process."""
+    """Park a thread whose cell has ended; it ends with its process."""
     lock = threading.Lock()
     while True:
         lock.acquire()
 
 
-def _is_ready(descriptor: int, milliseconds: int | None) -> bool:
-    """Whether there is something to read, waited for so long."""
+def _is_readable(descriptor: int, milliseconds: int | None) -> bool:
     poller = _poll()
     poller.register(descriptor, select.POLLIN)
     return bool(poller.poll(milliseconds))
@@ -295,12 +306,12 @@ def _encoded_call(name: str, arguments: Arguments) -> values.Parts:
         raise TypeError(f"{name}: {where}: {problem.reason}") from None
 
 
-def _large(context: Any) -> values.Parts | None:
-    """The encoded form of a context that is worth a place on the shelf; else None, and it goes with the call."""
-    if not isinstance(context, SHELVED_TYPES):
+def _encoded_if_large(context: Any) -> values.Parts | None:
+    """Return the encoded context if it is large enough for shared memory; else None, and it goes with its call."""
+    if not isinstance(context, SHARED_TYPES):
         return None
     try:
         parts = values.encode(context)
     except values.Uncrossable:
-        return None  # the call says so, and where
-    return parts if values.size_of(parts) >= SHELVED_BYTES else None
+        return None  # encoding the call fails next, with the place of the value
+    return parts if values.encoded_size(parts) >= SHARED_BYTES else None

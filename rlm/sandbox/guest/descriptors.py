@@ -1,76 +1,82 @@
-"""File descriptors of the processes that run cells."""
+"""File descriptors of the processes that run cells: received, moved out of the way, closed with all their copies."""
 
 from __future__ import annotations
 
 import _socket as socket  # the part in C: the rest would be a tenth of a guest's start
 import array
 import contextlib
+import fcntl
 import os
 import resource
 import select
 
 from . import frames
-from .limits import OPEN_FILES
+from .limits import MAX_OPEN_FILES
 
-__all__ = ["adopt", "close_all_of", "receive_with_descriptors"]
+__all__ = ["adopt", "close_with_copies", "receive_with_descriptors"]
+
+LOWEST_OWN = (
+    MAX_OPEN_FILES + 8
+)  # above the soft limit of a cell: it can neither get these numbers nor run out of them
+MAX_DESCRIPTORS = 1024
+DESCRIPTORS_OF_FORK = 4
 
 
-FLOOR = OPEN_FILES + 8
-MOST_DESCRIPTORS = 1024
+def adopt(descriptors: list[int]) -> tuple[int, int]:
+    """Make the descriptors of FORK this process's own: stdout and stderr as 1 and 2, the others out of a cell's way.
 
-
-def adopt(descriptors: list[int]) -> tuple[int, int, int]:
-    """Take over a channel, an output and a leash: 1 and 2 are the cell's, the others are out of its way."""
-    channel, stdout, stderr, leash = descriptors
+    Returns:
+        The channel and the death pipe.
+    """
+    channel, stdout, stderr, death_pipe = descriptors
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     os.close(stdout)
     os.close(stderr)
-    channel = raise_descriptor(channel)
-    return channel, channel, raise_descriptor(leash)
+    return _move_up(channel), _move_up(death_pipe)
 
 
-def raise_descriptor(descriptor: int) -> int:
-    """Move a descriptor out of the way of those a cell opens."""
-    import fcntl
-
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, FLOOR)
+def _move_up(descriptor: int) -> int:
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, LOWEST_OWN)
     os.close(descriptor)
     return moved
 
 
-def close_all_of(*descriptors: int) -> None:
-    """Close descriptors together with every copy that a cell made of them."""
-    marks = {mark(descriptor) for descriptor in descriptors}
-    for descriptor in open_descriptors():
+def close_with_copies(*descriptors: int) -> None:
+    """Close descriptors together with every copy that a cell made of them.
+
+    A copy of the parent's channel would let the next cell write to the supervisor in the parent's name.
+    """
+    identities = {_identity(descriptor) for descriptor in descriptors}
+    for descriptor in _open_descriptors():
         with contextlib.suppress(OSError):
-            if mark(descriptor) in marks:
+            if _identity(descriptor) in identities:
                 os.close(descriptor)
 
 
-def open_descriptors() -> list[int]:
-    """The numbers in use. A cell may not list its own folder in /proc, so the kernel is asked about every number."""
+def _open_descriptors() -> list[int]:
+    """Return the numbers in use; `poll` says which are not. Landlock refuses /proc/self/fd to a worker."""
     poller = select.poll()
-    most = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], MOST_DESCRIPTORS)
-    for descriptor in range(most):
+    limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], MAX_DESCRIPTORS)
+    for descriptor in range(limit):
         poller.register(descriptor, 0)
     unused = {descriptor for descriptor, event in poller.poll(0) if event & select.POLLNVAL}
-    return [descriptor for descriptor in range(most) if descriptor not in unused]
+    return [descriptor for descriptor in range(limit) if descriptor not in unused]
 
 
-def mark(descriptor: int) -> tuple[int, int]:
-    """What the copies of one descriptor have in common."""
+def _identity(descriptor: int) -> tuple[int, int]:
+    """Return what all copies of a descriptor have in common."""
     found = os.fstat(descriptor)
     return found.st_dev, found.st_ino
 
 
 def receive_with_descriptors(descriptor: int) -> tuple[bytes, list[int]]:
-    """Read what has arrived, nothing only at the end of the stream, with the descriptors that came along."""
+    """Read bytes and the descriptors sent with them; no bytes only at the end of the stream."""
     descriptors = array.array("i")
     channel = socket.socket(fileno=descriptor)
     try:
-        room = socket.CMSG_LEN(4 * descriptors.itemsize)
-        data, ancillary, _, _ = channel.recvmsg(frames.FRAME_BYTES, room)
+        space = socket.CMSG_LEN(DESCRIPTORS_OF_FORK * descriptors.itemsize)
+        data, ancillary, _, _ = channel.recvmsg(frames.FRAME_BYTES, space)
     finally:
         channel.detach()
     for level, kind, piece in ancillary:

@@ -1,4 +1,4 @@
-"""What a cell shows: its streams, the echo of a trailing expression, previews of values."""
+"""Output of a cell: its streams, the echo of a trailing expression, previews of variables."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = [
     "Shown",
     "describe",
     "flush",
+    "is_echoed",
+    "of_length",
     "preview",
     "show",
-    "shows_its_value",
-    "sized",
     "streams_of_process",
 ]
 
@@ -29,62 +29,65 @@ ECHO_CHARS = 200_000
 
 
 class NoInput(io.TextIOBase):
-    """The stdin of a cell: nobody is there."""
+    """The stdin of a cell, which is always at its end."""
 
     def readline(self, size: int = -1, /) -> str:  # type: ignore[override]  # noqa: ARG002
-        """Refuse, with what to do instead."""
+        """Raise `EOFError` with what to do instead: `input()` reads lines."""
         raise EOFError("a cell cannot read input: nobody is there to type; the data is in `context`")
 
     def read(self, size: int | None = -1, /) -> str:  # noqa: ARG002
-        """Nothing, as at the end of a file."""
+        """Return no text, as at the end of a file."""
         return ""
 
     def readable(self) -> bool:
-        """It can be asked."""
+        """Return True."""
         return True
 
 
 class Shown(str):  # noqa: SLOT000 - there is one at a time
-    """A text that a trailing expression shows as it is, without quotes."""
+    """A text that is echoed without quotes."""
 
     def __repr__(self) -> str:
         return str.__str__(self)
 
 
 def streams_of_process() -> tuple[io.TextIOBase, io.TextIOBase]:
-    """New text files on descriptors 1 and 2."""
-    one, two = (text_stream(io.FileIO(descriptor, "w", closefd=False)) for descriptor in (1, 2))
-    return one, two
-
-
-def text_stream(raw: io.RawIOBase) -> io.TextIOWrapper:
-    """A text file, sent on at each line; a lone surrogate is shown by its number."""
-    return io.TextIOWrapper(io.BufferedWriter(raw), "utf-8", "backslashreplace", line_buffering=True)
+    """Return new text files on descriptors 1 and 2: a cell may have closed or replaced the old ones."""
+    stdout, stderr = (
+        io.TextIOWrapper(
+            io.BufferedWriter(io.FileIO(descriptor, "w", closefd=False)),
+            "utf-8",
+            "backslashreplace",  # a lone surrogate has no UTF-8
+            line_buffering=True,
+        )
+        for descriptor in (1, 2)
+    )
+    return stdout, stderr
 
 
 def flush(stream: Any) -> None:
-    """Push out what is waiting, where that can be done."""
+    """Write the buffered output, if the stream still can."""
     with contextlib.suppress(Exception):  # a cell may have closed it, or put anything in its place
         stream.flush()
 
 
 def show(value: Any) -> None:
-    """Echo the value of a trailing expression, as the REPL does; of a very long text, its head and tail."""
+    """Print the value of a trailing expression, as the REPL does; of a very long text, its head and tail."""
     if value is None:
         return
-    text = preview_long(value) if type(value) in (str, bytes) and len(value) > ECHO_CHARS else repr(value)
+    text = _head_and_tail(value) if type(value) in (str, bytes) and len(value) > ECHO_CHARS else repr(value)
     print(text)  # noqa: T201 - the cell's own output
     sys.modules["__main__"].__dict__["_"] = value
 
 
-def preview_long(value: Any) -> str:
-    """The head and tail of a long text, and its length, without ever making a copy of the whole."""
+def _head_and_tail(value: Any) -> str:
+    """Return both ends of a long text and its length; `repr` of all of it would copy it."""
     half = ECHO_CHARS // 4
     return f"{value[:half]!r}\n… ({len(value):,} in all) …\n{value[-half:]!r}"
 
 
-def shows_its_value(last: ast.Expr, code: str) -> bool:
-    """Whether a trailing expression is echoed: not where a `;` follows it."""
+def is_echoed(last: ast.Expr, code: str) -> bool:
+    """Return False if a `;` follows the trailing expression."""
     lines = code.encode("utf-8", "surrogatepass").splitlines()
     if last.end_lineno is None or last.end_col_offset is None:
         return True
@@ -92,11 +95,11 @@ def shows_its_value(last: ast.Expr, code: str) -> bool:
     return not rest.lstrip(b" \t)").startswith(b";")
 
 
-def describe(name: str, value: Any, *, plain: bool) -> tuple[str, str, int | None, str]:
-    """A variable's name, type, length and preview; `plain` calls no code of the value's own class."""
+def describe(name: str, value: Any, *, safe: bool) -> tuple[str, str, int | None, str]:
+    """Return name, type, length and preview of a variable; with `safe`, call no code of the value's own class."""
     kind = type(value)
     length = len(value) if kind in SIZED else None
-    if length is None and not plain:
+    if length is None and not safe:
         try:
             measured = len(value)
             length = measured if type(measured) is int else None
@@ -106,15 +109,15 @@ def describe(name: str, value: Any, *, plain: bool) -> tuple[str, str, int | Non
         name[:PREVIEW_CHARS],
         str(type.__getattribute__(kind, "__name__"))[:PREVIEW_CHARS],
         length,
-        preview(value, plain=plain),
+        preview(value, safe=safe),
     )
 
 
 SIZED = frozenset({str, bytes, bytearray, list, tuple, dict, set, frozenset})
 
 
-def preview(value: Any, *, plain: bool) -> str:
-    """The head of a value's repr, made without building the whole; `plain` calls no code of its own class."""
+def preview(value: Any, *, safe: bool) -> str:
+    """Return the head of a value's `repr` without building all of it; with `safe`, call no code of its own class."""
     import reprlib
 
     short = reprlib.Repr()
@@ -122,7 +125,7 @@ def preview(value: Any, *, plain: bool) -> str:
     try:
         if type(value) in (str, bytes, bytearray):
             text = repr(value[:PREVIEW_CHARS])
-        elif plain and type(value) not in (int, float, bool, complex, type(None)):
+        elif safe and type(value) not in (int, float, bool, complex, type(None)):
             text = object.__repr__(value)
         else:
             text = short.repr(value)
@@ -131,6 +134,6 @@ def preview(value: Any, *, plain: bool) -> str:
         return f"<its repr raised {type(error).__name__}>"
 
 
-def sized(length: int | None) -> str:
-    """A length for a table."""
+def of_length(length: int | None) -> str:
+    """Return the words for a length in a listing."""
     return "" if length is None else f" of {length:,}"

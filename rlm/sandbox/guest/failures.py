@@ -1,4 +1,4 @@
-"""Failures as a cell sees them: `LLMError`, the false slot of a batch, and the text of a traceback."""
+"""Failures as a cell sees them: `LLMError`, the slot of a batch whose call failed, the text of a traceback."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["FailedCall", "LLMError", "explain"]
+__all__ = ["FailedCall", "LLMError", "format_error"]
 
 
 class LLMError(Exception):
-    """A call failed for good; the message says why."""
+    """A host call failed for good; the message says why."""
 
 
 class FailedCall(str):  # noqa: SLOT000 - it carries what went wrong
-    """The slot of a batch whose call failed: false, and its text names the error, as do `.kind` and `.error`."""
+    """The slot of a batch whose call failed: it is false; its text, `.kind` and `.error` say why."""
 
     kind: str
     error: str
 
     def __new__(cls, kind: str, error: str) -> Self:
-        """The failure as a text."""
+        """Make the text of a failure."""
         self = super().__new__(cls, f"[failed: {kind}: {error}]")
         self.kind = kind
         self.error = error
@@ -34,27 +34,27 @@ class FailedCall(str):  # noqa: SLOT000 - it carries what went wrong
         return False
 
 
-# In a cell these are simply there, so a traceback shows them without a module.
+# Cells have these without an import, so a traceback shows them without a module.
 LLMError.__module__ = FailedCall.__module__ = "builtins"
 
 
-def explain(error: BaseException) -> str:
-    """The traceback as Python shows it, without the frames of the harness; whatever the exception is made of."""
+def format_error(error: BaseException) -> str:
+    """Return the traceback as Python shows it, without the frames of the guest's own code; never raises."""
     try:
-        story = traceback.TracebackException.from_exception(error, compact=True)
-        leave_out_harness(story, 0)
-        return "".join(story.format()).rstrip("\n")
+        trace = traceback.TracebackException.from_exception(error, compact=True)
+        _remove_own_frames(trace, 0)
+        return "".join(trace.format()).rstrip("\n")
     except BaseException as failure:  # noqa: BLE001 - an exception made to break its own report
         return f"{type.__getattribute__(type(error), '__name__')} (and showing it raised {type(failure).__name__})"
 
 
-def leave_out_harness(story: traceback.TracebackException | None, depth: int) -> None:
-    """Remove the harness's own frames from a traceback and from those it is chained to."""
-    if story is None or depth > values.DEPTH:
+def _remove_own_frames(trace: traceback.TracebackException | None, depth: int) -> None:
+    """Remove the frames of the guest's own code from a traceback and from those it is chained to."""
+    if trace is None or depth > values.DEPTH:
         return
-    kept = [entry for entry in story.stack if not entry.filename.startswith("<guest/")]
-    story.stack = traceback.StackSummary.from_list(kept)
-    leave_out_harness(story.__cause__, depth + 1)
-    leave_out_harness(story.__context__, depth + 1)
-    for inner in getattr(story, "exceptions", None) or ():
-        leave_out_harness(inner, depth + 1)
+    kept = [entry for entry in trace.stack if not entry.filename.startswith("<guest/")]
+    trace.stack = traceback.StackSummary.from_list(kept)
+    _remove_own_frames(trace.__cause__, depth + 1)
+    _remove_own_frames(trace.__context__, depth + 1)
+    for inner in getattr(trace, "exceptions", None) or ():
+        _remove_own_frames(inner, depth + 1)

@@ -1,8 +1,12 @@
-"""Folders for guests to write in, none of which outlives its owner for long.
+"""Scratch folders: made with a lock, measured, emptied, and removed when their owner has ended.
 
-An owner that is killed cannot remove its folder. So each folder is locked by whoever made it, for as long as that
-process lives, and the next one to make a folder of the same prefix removes those that nobody holds any more. Hosts
-do so, and guests on machines whose files their host does not see.
+An owner that is killed cannot remove its folder. So the process that makes a folder locks it for as long as it lives,
+and the next process that makes a folder of the same prefix removes those that are not locked. Hosts do so, and guests
+on machines whose files their host does not see.
+
+The cells of a session write to its folder, and may go on while it is emptied or measured. So nothing in it is reached
+by a path: a link that replaces a folder in the meantime would lead out of it. Each folder is opened relative to the
+descriptor of its parent, without following links.
 """
 
 from __future__ import annotations
@@ -12,17 +16,17 @@ import fcntl
 import os
 import sys
 
-__all__ = ["empty_folder", "is_overfull", "make", "most_entries", "remove", "remove_abandoned"]
+__all__ = ["empty_folder", "is_overfull", "make", "max_entries", "remove", "remove_abandoned"]
 
 
-EMPTYING_ROUNDS = 3
-OWN_ALL = 0o700
-DEEPEST = 100
-BYTES_PER_ENTRY, FEWEST_ENTRIES = 4096, 1024
+EMPTYING_ROUNDS = 3  # a cell may add entries meanwhile
+OWNER_ALL = 0o700
+MAX_DEPTH = 100
+BYTES_PER_ENTRY, MIN_ENTRIES = 4096, 1024
 
 
 def make(prefix: str) -> tuple[str, int]:
-    """A new folder for temporary files and its lock; another one where a sweeper had it before it was locked.
+    """Make a folder for temporary files; return its path and the descriptor that holds its lock.
 
     Raises:
         OSError: it cannot be made or locked.
@@ -34,24 +38,24 @@ def make(prefix: str) -> tuple[str, int]:
         try:
             lock = _lock(path)
         except (BlockingIOError, FileNotFoundError):
-            continue
+            continue  # between making and locking, another process took it for abandoned: try again
         except OSError:
             os.rmdir(path)  # noqa: PTH106 - no pathlib in guests
             raise
-        if os.path.isdir(path):  # noqa: PTH112
+        if os.path.isdir(path):  # noqa: PTH112 - it may have been removed before it was locked
             return path, lock
         os.close(lock)
 
 
 def remove(path: str) -> None:
-    """Remove a folder and all that is in it, as far as this user may, however deep a cell has made it."""
+    """Remove a folder and everything in it, as far as this user may, however deep it is."""
     empty_folder(path)
     with contextlib.suppress(OSError):
         os.rmdir(path)  # noqa: PTH106 - no pathlib in guests
 
 
 def remove_abandoned(prefix: str) -> None:
-    """Remove the folders of this prefix whose owner is gone, as far as this user may remove them."""
+    """Remove the folders of this prefix whose owner has ended, as far as this user may."""
     import tempfile
 
     parent = tempfile.gettempdir()
@@ -64,7 +68,7 @@ def remove_abandoned(prefix: str) -> None:
         try:
             lock = _lock(path)
         except OSError:
-            continue  # its owner lives, or the folder is not ours
+            continue  # its owner lives, or it belongs to another user
         try:
             remove(path)
         finally:
@@ -82,11 +86,10 @@ def _lock(path: str) -> int:
 
 
 def empty_folder(folder: str) -> None:
-    """Remove all that is in a folder, as far as this user may.
+    """Remove everything in a folder, as far as this user may.
 
-    Whoever fills the folder may go on while it is emptied, so nothing in it is ever reached by a path: a link that
-    takes a folder's place leads nowhere. What lies deeper is moved to the top first, which needs two descriptors
-    and no path, however deep it goes.
+    A folder in it is emptied by moving its subfolders to the top. That takes two descriptors and no path, however deep
+    the folders are nested.
     """
     with contextlib.suppress(OSError):
         top = _open_folder(folder)
@@ -95,17 +98,17 @@ def empty_folder(folder: str) -> None:
                 waiting = os.listdir(top)  # noqa: PTH208 - a descriptor
                 while waiting:
                     with contextlib.suppress(OSError):
-                        waiting += _remove_or_raise(waiting.pop(), top)
+                        waiting += _remove_or_lift(waiting.pop(), top)
         finally:
             os.close(top)
 
 
-def _remove_or_raise(name: str, top: int) -> list[str]:
-    """Remove an entry of the folder `top`; the new names there of the folders that were in it."""
+def _remove_or_lift(name: str, top: int) -> list[str]:
+    """Remove an entry of the folder `top`; return the new names in `top` of the folders that were in it."""
     if not _is_folder(name, top):
         os.unlink(name, dir_fd=top)
         return []
-    raised: list[str] = []
+    lifted: list[str] = []
     folder = _open_folder(name, top)
     try:
         for inner in os.listdir(folder):  # noqa: PTH208 - a descriptor
@@ -113,15 +116,15 @@ def _remove_or_raise(name: str, top: int) -> list[str]:
                 if not _is_folder(inner, folder):
                     os.unlink(inner, dir_fd=folder)
                     continue
-                os.close(_open_folder(inner, folder))  # to move a folder one must be allowed to write to it
+                os.close(_open_folder(inner, folder))  # to be moved, it must be writable
                 fresh = os.urandom(16).hex()
                 os.rename(inner, fresh, src_dir_fd=folder, dst_dir_fd=top)
-                raised.append(fresh)
+                lifted.append(fresh)
     finally:
         os.close(folder)
     with contextlib.suppress(OSError):
         os.rmdir(name, dir_fd=top)
-    return raised
+    return lifted
 
 
 def _is_folder(name: str, parent: int) -> bool:
@@ -131,30 +134,31 @@ def _is_folder(name: str, parent: int) -> bool:
 
 
 def _open_folder(name: str, parent: int | None = None) -> int:
-    """A descriptor of a folder, no link, which its owner may read and change from now on."""
+    """Open a folder, which is no link, and give its owner all rights to it: a cell may have removed them."""
     flags = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
         descriptor = os.open(name, os.O_RDONLY | flags, dir_fd=parent)
     except PermissionError:
         if sys.platform != "linux":
-            os.chmod(name, OWN_ALL, dir_fd=parent, follow_symlinks=False)
+            os.chmod(name, OWNER_ALL, dir_fd=parent, follow_symlinks=False)
         else:
             unread = os.open(name, os.O_PATH | flags, dir_fd=parent)
             try:
-                os.chmod(f"/proc/self/fd/{unread}", OWN_ALL)  # noqa: PTH101 - Linux has no chmod that follows no link
+                os.chmod(f"/proc/self/fd/{unread}", OWNER_ALL)  # noqa: PTH101 - Linux has no chmod that follows no link
             finally:
                 os.close(unread)
         descriptor = os.open(name, os.O_RDONLY | flags, dir_fd=parent)
     with contextlib.suppress(OSError):
-        if os.fstat(descriptor).st_mode & OWN_ALL != OWN_ALL:
-            os.fchmod(descriptor, OWN_ALL)
+        if os.fstat(descriptor).st_mode & OWNER_ALL != OWNER_ALL:
+            os.fchmod(descriptor, OWNER_ALL)
     return descriptor
 
 
-def is_overfull(folder: str, most_bytes: int) -> bool:
-    """Whether what a folder holds takes more bytes on disk, or is more entries, than it may.
+def is_overfull(folder: str, max_bytes: int) -> bool:
+    """Return True if the files in a folder take more bytes on disk, or are more, than allowed.
 
-    What cannot be counted is too much: a folder that cannot be read, and one too deep to go into.
+    Also for what cannot be counted: a folder that cannot be read, or one nested more than MAX_DEPTH deep.
+    Not counted: files that were deleted while open, which no other process can see.
     """
     waiting: list[tuple[int, list[str]]] = []
     total = entries = 0
@@ -166,13 +170,13 @@ def is_overfull(folder: str, most_bytes: int) -> bool:
                 os.close(waiting.pop()[0])
                 continue
             entries += 1
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # it was there a moment ago
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed since it was listed
                 name = names.pop()
                 if _is_folder(name, parent):
                     waiting.append(_counted_folder(name, parent))
                 else:
                     total += 512 * os.stat(name, dir_fd=parent, follow_symlinks=False).st_blocks
-            if total > most_bytes or entries > most_entries(most_bytes) or len(waiting) > DEEPEST:
+            if total > max_bytes or entries > max_entries(max_bytes) or len(waiting) > MAX_DEPTH:
                 return True
     except OSError:
         return True
@@ -191,6 +195,6 @@ def _counted_folder(name: str, parent: int | None = None) -> tuple[int, list[str
         raise
 
 
-def most_entries(scratch_bytes: int) -> int:
-    """How many files and folders may be in a scratch folder of so many bytes: an empty one takes memory too."""
-    return max(FEWEST_ENTRIES, scratch_bytes // BYTES_PER_ENTRY)
+def max_entries(scratch_bytes: int) -> int:
+    """Return how many entries a scratch folder of this size may have: an empty file takes memory too."""
+    return max(MIN_ENTRIES, scratch_bytes // BYTES_PER_ENTRY)

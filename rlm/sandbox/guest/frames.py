@@ -1,61 +1,62 @@
-"""The protocol between a host and its guest, and the code both speak it with.
+"""The protocol between a host and its guest: frames, and which side sends what when.
 
-**Frames.** Two byte streams, one each way. Each carries frames, nothing else:
+**Frames.** Two byte streams, one in each direction, carry nothing but frames:
 
-    kind     1 byte    which message (the constants below)
-    more     1 byte    1: the next frame of this kind and number goes on with the same message; 0: the last one
-    number   4 bytes   big-endian: a call's number, a stream's, a nonce; 0 where nothing is numbered
+    kind     1 byte    the kind of message (the constants below)
+    more     1 byte    1: the next frame of this kind and number continues the message; 0: the last frame of it
+    number   4 bytes   big-endian: the number of a call or a stream, a wait status; else 0
     length   4 bytes   big-endian, at most FRAME_BYTES
     payload  length bytes
 
-A message is the payloads of its frames joined. Between the frames of one message only whole OUTPUT messages may
-come, and ENDED, which drops the message that was under way. Unless noted, the payload is one value as `encode`
-writes it.
+A message is the joined payloads of its frames. Between the frames of one message only two kinds may come: whole
+OUTPUT messages, and ENDED, which drops the unfinished message. Unless noted, a payload is one value as
+`values.encode` writes it.
 
-**Who speaks when.** The host opens with START and waits for READY. From then on it asks one thing at a
-time and waits for the end of it:
+**Host and guest.** The host opens with START and waits for READY. After that it sends one request at a time and waits
+for the message that ends it:
 
-    host                            guest
-    START   {settings}          →   READY {facts}                     once
-    LOAD    value               →   LOADED None                       the context; forgets every variable
-    PICK    {place}             →   LOADED None, or why not           the same, from the piece that it inherited, once
-    RESET   None                →   LOADED None                       back to the state after LOAD
-    RUN     {cell}              →   OUTPUT*, (PLACES? CALL)*, DONE?, ENDED      one cell
-    ASK     {what, name}        →   TOLD {...}                        what variables are there; one value
-    REPLY   (true, value)       →   answers CALL of the same number, in any order, while a RUN is under way
-            (false, kind, text)
-    CANCEL  None                    while a RUN is under way: kill the cell; ENDED follows as always
+    host                                 guest
+    START        {settings}          →   READY {facts}                        once
+    LOAD         value               →   LOADED None                          set `context`; forget every variable
+    LOAD_SHARED  {location}          →   LOADED None, or the reason why not   the same from inherited memory, once
+    RESET        None                →   LOADED None                          back to the state after LOAD
+    RUN          {cell}              →   OUTPUT*, (LOCATIONS? CALL)*, DONE?, ENDED      run one cell
+    INSPECT      {what, name, safe}  →   INSPECTED                            list the variables, or fetch one
+    REPLY        (true, value)           answers the CALL of the same number, in any order, during a RUN
+                 (false, kind, text)
+    CANCEL       None                    during a RUN: kill the cell; ENDED follows as always
 
-A guest that says anything out of turn is killed. When the host's stream ends, the guest kills what it started and
-exits. OUTPUT is raw bytes, number 1 for stdout and 2 for stderr. CALL is (name, {arguments}), numbered by the
-cell. DONE is what the cell's own process reports; ENDED is the supervisor's verdict on it and always the last
-word. DONE reaches the host only after the cell's process has proved that it can go on, by forking the next one.
+A guest that sends anything out of turn is killed. When the host's stream ends, the guest kills its workers and exits.
+OUTPUT is raw bytes, number 1 for stdout and 2 for stderr. CALL is (name, {arguments}), numbered by the cell. DONE is
+the report of the process that ran the cell; it reaches the host only after that process has forked the next worker.
+ENDED is the supervisor's report of the cell, and always the last message of a RUN.
 
-**The shelf.** Where the guest has one (`shelf.py`), the large contexts of child runs do not go to the host. Before a
-call, the cell's process sends each as a SHELVE of that call's number; the supervisor writes it down, and right before
-the call itself tells the host where: PLACES, of the same number. In the call's arguments `shelved` then stands for
-`context`: (which of them, a sketch). The pieces are given up with the reply, or by UNSHELVE where no call was made.
+**Shared contexts.** Where host and guest share memory (`shared_memory.py`), large contexts of child runs do not pass
+through the host. Before a call, the worker sends each context as a SHARE of the call's number. The supervisor writes
+it to the shared memory and, directly before the CALL, sends LOCATIONS of the same number. In the arguments of the call
+the key `shared` replaces `context`: (index among the locations, sketch). The memory is released with the reply, or by
+UNSHARE if the call was not made.
 
 The fields of the dicts, sizes in bytes and times in seconds:
 
     START   memory_bytes, answer_bytes, scratch_bytes, processes: limits; scratch: a folder or ''; confine,
-            namespaces: whether to try that; shelf, piece: inherited descriptors, to write and to read, or -1
-    READY   python, platform: text; levels: names of what is in force; missing: {name: why it is not}
-    PICK    offset and length in `piece`; max_values: of how many values what lies there may be made
-    PLACES  a list: offset and length of one piece, of the next, and so on
+            namespaces: whether to try them; shared_memory, parent_memory: inherited descriptors, to write contexts
+            for children and to read the own context, or -1
+    READY   python, platform: text; levels: names of the measures in force; missing: {name: reason}
+    LOAD_SHARED  offset and length in `parent_memory`; max_values: the most values that it may decode to
+    LOCATIONS    a list: offset and length of each context, one after the other
     RUN     cell: its number in tracebacks; code; fresh_answer: whether a new question begins; timeout
     DONE    (outcome, traceback, draft, (source, value) or None), outcome one of ok, raised, exited
-    ENDED   outcome: '' where DONE says it, else timeout, memory, exited, crashed, protocol, cancelled; error; state:
+    ENDED   outcome: '' if DONE has it, else timeout, memory, exited, crashed, protocol, cancelled; error; state:
             kept, rolled back, lost; wall, compute
-    ASK     what: variables or fetch; name; plain: call no code of the values' own classes
-    TOLD    a list of (name, type, length or None, preview); or ("value", value), ("missing", names),
-            ("uncrossable", why), ("silent", None)
+    INSPECT what: variables or fetch; name; safe: call no code of the values' own classes
+    INSPECTED  a list of (name, type, length or None, preview); or ("value", value), ("missing", names),
+            ("uncrossable", reason), ("silent", None)
 
-**Inside the guest** the supervisor and each process that runs a cell speak the same frames over a Unix socket
-pair: FORK (with four descriptors: channel, stdout, stderr, and a pipe that is held only to notice that the
-supervisor has ended) → HELLO from the new process on its new channel; RUN, ASK, CALL, REPLY, DONE as above, DONE with
-number 1 when its state is worth keeping, else 0; REAP pid → STATUS, numbered by the wait status; SHELVE value;
-UNSHELVE, empty.
+**Inside the guest**, supervisor and workers send the same frames over Unix socket pairs. FORK carries four descriptors
+(channel, stdout, stderr, and one end of a pipe whose closing means that the supervisor has ended); the new worker sends
+HELLO on its new channel. RUN, INSPECT, CALL, REPLY as above. DONE has number 1 if the state is worth keeping, else 0.
+REAP pid → STATUS, numbered by the wait status. SHARE value. UNSHARE, empty.
 """
 
 from __future__ import annotations
@@ -69,7 +70,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = [
-    "ASK",
     "CALL",
     "CANCEL",
     "DONE",
@@ -78,45 +78,48 @@ __all__ = [
     "FRAME_BYTES",
     "HEADER",
     "HELLO",
+    "INSPECT",
+    "INSPECTED",
     "LOAD",
     "LOADED",
+    "LOAD_SHARED",
+    "LOCATIONS",
     "OUTPUT",
-    "PICK",
-    "PLACES",
     "READY",
     "REAP",
     "REPLY",
     "RESET",
     "RUN",
-    "SHELVE",
+    "SHARE",
     "START",
     "STATUS",
-    "TOLD",
-    "UNSHELVE",
-    "Assembler",
+    "UNSHARE",
     "Frame",
-    "Frames",
+    "FrameReader",
+    "MessageReader",
     "frame",
     "message_frames",
 ]
 
+START, LOAD, RUN, REPLY, CANCEL, INSPECT, RESET, LOAD_SHARED = 1, 2, 3, 4, 5, 6, 7, 8
+READY, LOADED, OUTPUT, CALL, DONE, ENDED, INSPECTED, LOCATIONS = 16, 17, 18, 19, 20, 21, 22, 23
+FORK, HELLO, REAP, STATUS, SHARE, UNSHARE = 32, 33, 34, 35, 36, 37
 
-START, LOAD, RUN, REPLY, CANCEL, ASK, RESET, PICK = 1, 2, 3, 4, 5, 6, 7, 8
-READY, LOADED, OUTPUT, CALL, DONE, ENDED, TOLD, PLACES = 16, 17, 18, 19, 20, 21, 22, 23
-FORK, HELLO, REAP, STATUS, SHELVE, UNSHELVE = 32, 33, 34, 35, 36, 37
 HEADER = struct.Struct(">BBII")
 FRAME_BYTES = values.CHUNK_BYTES
+
+Frame = tuple[int, bool, int, bytes]
 
 
 def frame(
     kind: int, number: int = 0, payload: bytes | bytearray | memoryview = b"", *, more: bool = False
 ) -> bytes:
-    """One frame as bytes."""
+    """Return one frame as bytes."""
     return b"".join((HEADER.pack(kind, more, number, len(payload)), payload))
 
 
 def message_frames(kind: int, number: int, parts: values.Parts) -> Iterator[bytes]:
-    """The frames of one message, made one at a time."""
+    """Yield the frames of one message, made one at a time."""
     waiting = bytearray()
     for piece in values.chunks(parts):
         large = len(piece) > FRAME_BYTES // 4  # worth a frame of its own, without another copy
@@ -130,11 +133,8 @@ def message_frames(kind: int, number: int, parts: values.Parts) -> Iterator[byte
     yield frame(kind, number, waiting)
 
 
-Frame = tuple[int, bool, int, bytes]
-
-
-class Frames:
-    """Bytes in, whole frames out: `(kind, more, number, payload)`. Never holds more than what was fed."""
+class FrameReader:
+    """Turns bytes into whole frames, `(kind, more, number, payload)`; never holds more than was fed."""
 
     __slots__ = ("_buffer",)
 
@@ -142,7 +142,7 @@ class Frames:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[Frame]:
-        """Take what arrived; raises `WireError` at a header that promises too much."""
+        """Add bytes and return the frames they complete; raises `WireError` at a header with values out of range."""
         self._buffer += data
         found: list[Frame] = []
         position = 0
@@ -159,22 +159,22 @@ class Frames:
         return found
 
 
-class Assembler:
-    """Bytes in, whole messages out: `(kind, number, payload)`.
+class MessageReader:
+    """Turns bytes into whole messages, `(kind, number, payload)`.
 
-    `limits` names the kinds that may come and how large each may grow, in bytes; anything else is a `WireError`.
+    `limits` maps each kind that may come to its largest payload in bytes; anything else is a `WireError`.
     """
 
     __slots__ = ("_frames", "_limits", "_open", "_parts")
 
     def __init__(self, limits: dict[int, int]) -> None:
-        self._frames = Frames()
+        self._frames = FrameReader()
         self._limits = limits
         self._open: tuple[int, int] | None = None
         self._parts = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[int, int, bytes | bytearray]]:
-        """Take what arrived and give the messages that it completes."""
+        """Add bytes and return the messages they complete."""
         found: list[tuple[int, int, bytes | bytearray]] = []
         for kind, more, number, payload in self._frames.feed(data):
             limit = self._limits.get(kind)

@@ -1,14 +1,20 @@
-"""What the guest does to itself so that a cell can do no harm, in tiers, each tried before it is claimed.
+"""The order in which the guest confines itself, and the trial that finds out what is in force.
 
-    process    a process of its own with a clean environment, its own scratch folder, and limits: memory, files,
-               file size, processes, core dumps; no new privileges; a leash that kills it when the supervisor ends
-    confined   and Landlock (files: read what Python needs, write scratch; no signals to the outside) and seccomp
-               (no sockets, no programs, no signals, no namespaces, no debugging, no kernel interfaces)
-    isolated   and namespaces of its own: users, processes, network, mounts, IPC; scratch in memory, with a quota
+The supervisor calls `isolate` once, before it forks a worker. The first worker calls `confine` before it runs any
+cell; every later worker is a fork of it, so the measures hold for all of them and cannot be undone.
 
-Everything is the standard library and ctypes. What this platform or kernel does not have is left out and named in
-the report. The supervisor calls `enter_namespaces` once and `probe` to learn what holds; every worker is a
-descendant of one process that called `confine`.
+    tier       measures, each in a module of its own
+    process    a clean environment, a scratch folder; limits on memory, files, file size, core dumps (`limits`); no
+               capabilities (`users`), no new privileges; killed with the supervisor (`worker_process`)
+    confined   and Landlock for files and signals (`landlock`), seccomp for system calls (`seccomp`)
+    isolated   and namespaces for processes, network, mounts, IPC; scratch in memory with a quota (`namespaces`)
+
+The order matters. The private user comes first, while this process is still root. Namespaces come second: seccomp
+would refuse them, and mounting scratch in them needs capabilities that `confine` drops. Landlock comes before seccomp,
+which leaves its calls out of no list, but its rules name paths that must still be open to this process.
+
+What remains in every tier: bugs of the kernel that the allowed system calls reach, side channels, `stat` of any path,
+and the sum of memory over several processes. In `process`, a hostile cell may do all that its user may do.
 """
 
 from __future__ import annotations
@@ -27,22 +33,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-__all__ = ["adopt_orphans", "confine", "confine_and_try", "isolate", "probe", "yield_to_supervisor"]
-
+__all__ = ["adopt_orphans", "confine", "confine_and_try", "isolate", "lower_priority", "probe"]
 
 M_ARENA_MAX = -8
-FIRST, ORDINARY, LATER = -20, 0, 10
+PRIORITY_RAISED, PRIORITY_NORMAL, PRIORITY_LOWERED = -20, 0, 10
 
 
 def isolate(settings: dict[str, Any], missing: dict[str, str]) -> list[str]:
-    """Everything that is asked for and that this machine gives; the names of what holds."""
+    """In the supervisor: take the measures that the settings ask for, and find out which hold.
+
+    Args:
+        settings: of START; gets `quota` (scratch is limited), `bounds_processes` and `counts_processes` (the kernel
+            limits the number of processes, by RLIMIT_NPROC in the latter case).
+        missing: gets the reason for each measure that could not be taken.
+
+    Returns:
+        The names of the measures in force.
+    """
     levels: list[str] = []
     if settings["confine"]:
         stays_root = users.become_private_user(settings["scratch"])
         if stays_root:
             missing["private user"] = stays_root
     if settings["namespaces"]:
-        reason = namespaces.enter_namespaces(
+        reason = namespaces.enter(
             settings["scratch"],
             settings["scratch_bytes"],
             settings["processes"],
@@ -53,15 +67,16 @@ def isolate(settings: dict[str, Any], missing: dict[str, str]) -> list[str]:
         else:
             levels += ["namespaces", "scratch quota"]
             settings["quota"] = True
-    is_root = os.getuid() == 0
-    if not is_root and (settings["quota"] or os.getuid() >= users.PRIVATE_USERS):
+    # RLIMIT_NPROC counts all processes of a user, so it is of use only if the user has no others: in a user namespace
+    # of our own, or as a private user. It never binds root; there the namespace's range of numbers does.
+    if os.getuid() != 0 and (settings["quota"] or os.getuid() >= users.PRIVATE_USERS):
         settings["counts_processes"] = settings["bounds_processes"] = True
         levels.append("process limit")
-    elif settings["quota"] and namespaces.numbers_are_limited(settings["processes"]):
+    elif settings["quota"] and namespaces.pids_are_limited(settings["processes"]):
         settings["bounds_processes"] = True
         levels.append("process limit")
     else:
-        come_first()
+        raise_priority()
         missing["process limit"] = "the kernel does not count them for this user: they are watched instead"
     held, refused = probe(settings)
     missing.update(refused)
@@ -69,36 +84,79 @@ def isolate(settings: dict[str, Any], missing: dict[str, str]) -> list[str]:
 
 
 def adopt_orphans() -> None:
-    """Become the parent of every descendant whose own parent ends, so that none escapes."""
+    """Become the parent of each descendant whose parent ends, so that `procfs.descendants` finds all of them.
+
+    Elsewhere than on Linux, a process that a cell has orphaned is not found and outlives the session.
+    """
     with contextlib.suppress(Refused, AttributeError):
         call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def come_first() -> None:
-    """Be scheduled before any number of processes a cell could start; only root may, and only it needs to."""
+def raise_priority() -> None:
+    """Get processor time before any number of the cell's processes, to count and kill them; only root may."""
     with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, FIRST)
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY_RAISED)
 
 
-def yield_to_supervisor() -> None:
-    """In a worker: undo `come_first`; where it was not allowed, step back instead."""
+def lower_priority() -> None:
+    """In a worker: undo `raise_priority`; if the supervisor could not raise its own, go below it instead."""
     with contextlib.suppress(OSError):
-        came_first = os.getpriority(os.PRIO_PROCESS, 0) == FIRST
-        os.setpriority(os.PRIO_PROCESS, 0, ORDINARY if came_first else LATER)
+        was_raised = os.getpriority(os.PRIO_PROCESS, 0) == PRIORITY_RAISED
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY_NORMAL if was_raised else PRIORITY_LOWERED)
+
+
+def confine(settings: dict[str, Any]) -> dict[str, str]:
+    """In the first worker: confine this process and all it will start, for good.
+
+    Returns:
+        The reason for each measure that could not be taken.
+    """
+    limits.set_limits(settings)
+    with contextlib.suppress(OSError, AttributeError):
+        users.drop_capabilities()
+    with contextlib.suppress(Refused, AttributeError):
+        # Each thread's own arena would reserve 64 MB of addresses, which RLIMIT_AS counts as memory.
+        call("mallopt", M_ARENA_MAX, 1)
+    if sys.platform != "linux":
+        return {"landlock": f"{sys.platform} has none", "seccomp": f"{sys.platform} has none"}
+    try:
+        # No set-uid program gives privileges to a cell; without this, Landlock and seccomp would need root.
+        call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+        # No other process of the same user may read this one's memory and environment, or trace it.
+        call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
+    except Refused as error:
+        return {"landlock": str(error), "seccomp": str(error)}
+    if not settings["confine"]:
+        return {"landlock": "not asked for", "seccomp": "not asked for"}
+    measures: dict[str, Callable[[], None]] = {
+        "landlock": lambda: landlock.restrict_files(settings["scratch"]),
+        "seccomp": lambda: seccomp.filter_calls(may_truncate=landlock.handles_truncation()),
+    }
+    missing: dict[str, str] = {}
+    for name, measure in measures.items():
+        try:
+            measure()
+        except OSError as error:
+            missing[name] = str(error)
+    return missing
 
 
 def probe(settings: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """What a confined process can and cannot do, found by trying in a throw-away one."""
-    told = in_child(lambda: marshal.dumps(confine_and_try(settings)))
+    """Confine a forked child as a worker will be, and return what it found: see `confine_and_try`."""
+    output = in_child(lambda: marshal.dumps(confine_and_try(settings)))
     try:
-        held, missing = marshal.loads(told)  # noqa: S302 - of a child that has run no cell
+        held, missing = marshal.loads(output)  # noqa: S302 - of a child that has run no cell
     except (EOFError, ValueError, TypeError):
-        return [], {"confinement": f"the trial ended early: {told.decode('utf-8', 'replace')[:200]}"}
+        return [], {"confinement": f"the trial ended early: {output.decode('utf-8', 'replace')[:200]}"}
     return held, missing
 
 
 def confine_and_try(settings: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
-    """Confine this process and try what it can do: what is in force, and what is not and why."""
+    """Confine this process and try what no cell may do.
+
+    Returns:
+        The names of the kinds of attempts that were refused, and the reason for each that was not.
+    """
     missing = confine(settings)
     held = [name for name, attempts in ATTEMPTS.items() if all(map(is_refused, attempts))]
     for name in ATTEMPTS:
@@ -107,33 +165,3 @@ def confine_and_try(settings: dict[str, Any]) -> tuple[list[str], dict[str, str]
                 name, missing.get("landlock" if name == "files" else "seccomp", "tried: not refused")
             )
     return held, missing
-
-
-def confine(settings: dict[str, Any]) -> dict[str, str]:
-    """Limit this process and all it will start, for good; what could not be done, and why."""
-    missing: dict[str, str] = {}
-    limits.limit_resources(settings)
-    with contextlib.suppress(OSError, AttributeError):
-        users.drop_capabilities()
-    with contextlib.suppress(Refused, AttributeError):
-        # Each thread would reserve 64 MB of addresses for itself, which count as memory.
-        call("mallopt", M_ARENA_MAX, 1)
-    if sys.platform != "linux":
-        return {"landlock": f"{sys.platform} has none", "seccomp": f"{sys.platform} has none"}
-    try:
-        call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
-    except Refused as error:
-        return {"landlock": str(error), "seccomp": str(error)}
-    if not settings["confine"]:
-        return {"landlock": "not asked for", "seccomp": "not asked for"}
-    measures: dict[str, Callable[[], None]] = {
-        "landlock": lambda: landlock.restrict_files(settings["scratch"]),
-        "seccomp": lambda: seccomp.filter_calls(may_truncate=landlock.landlock_truncates()),
-    }
-    for name, measure in measures.items():
-        try:
-            measure()
-        except OSError as error:
-            missing[name] = str(error)
-    return missing

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Refused", "call", "libc"]
 
-
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP = 1, 4, 22
 PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 36, 38
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
@@ -20,11 +19,11 @@ NEW_NAMESPACES = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLO
 
 
 class Refused(OSError):
-    """The kernel would not."""
+    """The kernel refused a call, or this platform does not have it."""
 
 
 def libc() -> Any:
-    """The C library; raises `Refused` where ctypes is missing, as in some small images."""
+    """Return the C library; raises `Refused` where ctypes is missing, as in some small images."""
     try:
         import ctypes
 
@@ -34,10 +33,11 @@ def libc() -> Any:
 
 
 def call(name: str, *arguments: Any) -> int:
-    """Call the C library; raises `Refused` with the error's name."""
+    """Call a function of the C library; raises `Refused` with its error if it returns less than 0."""
+    function = getattr(libc(), name)
     import ctypes
 
-    result = int(getattr(libc(), name)(*arguments))
+    result = int(function(*arguments))
     if result < 0:
         number = ctypes.get_errno()
         raise Refused(number, f"{name}: {os.strerror(number)}")

@@ -1,105 +1,123 @@
-"""Namespaces: a view of the machine with no other processes, no network, and a scratch folder in memory."""
+"""Namespaces of the guest's own: users, processes, network, mounts, IPC and host name.
+
+Prevents: seeing or signalling other processes; any network, also the loopback of the machine; filling the disk, since
+scratch is a file system in memory with a quota of bytes and of entries; outliving the supervisor, since the kernel
+kills every process of a process namespace when its process 1 ends.
+Remains: the mounts are the machine's own, so paths can be seen where Landlock allows it or by `stat`. Containers
+without the right to create user namespaces, and distributions that restrict them, have none of this.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 
-from .folders import most_entries
+from .folders import max_entries
 from .libc import NEW_NAMESPACES, PR_SET_PDEATHSIG, Refused, call, libc
-from .limits import OPEN_FILES
+from .limits import MAX_OPEN_FILES
 from .trials import in_child
 
-__all__ = ["enter_namespaces", "numbers_are_limited"]
+__all__ = ["enter", "pids_are_limited"]
 
-
-RESERVED_NUMBERS = 300
-SPARE_NUMBERS = 16
+RESERVED_PIDS = 300
+SPARE_PIDS = 16
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
 
 
-def enter_namespaces(scratch: str, scratch_bytes: int, processes: int, *, remove: bool) -> str:
-    """Go on in namespaces of its own, as process 1 of them; '' or why not.
+def enter(scratch: str, scratch_bytes: int, processes: int, *, remove: bool) -> str:
+    """Continue as process 1 of new namespaces; return '' or the reason why not.
 
-    It is tried in a throw-away child first, because a half-way entry cannot be undone. The calling process stays
-    outside as the parent of the one that returns, and ends with it; it removes the scratch folder then, where asked.
+    The calling process stays outside: it waits for the one that returns from here, and then ends with its status.
+
+    Args:
+        scratch: folder over which a file system in memory is mounted.
+        scratch_bytes: its quota.
+        processes: how many processes and threads the cells may have.
+        remove: have the process outside remove the scratch folder at the end.
     """
     if sys.platform != "linux":
         return f"{sys.platform} has no namespaces"
     with contextlib.suppress(Refused):
         libc()  # loaded here once, and not by each of the processes that follow
-    reason = _try_namespaces(scratch, scratch_bytes, processes)
+    reason = _try_to_enter(scratch, scratch_bytes, processes)
     if reason:
         return reason
     _enter(scratch, scratch_bytes, processes, remove=remove)
     return ""
 
 
-def _try_namespaces(scratch: str, scratch_bytes: int, processes: int) -> str:
+def _try_to_enter(scratch: str, scratch_bytes: int, processes: int) -> str:
+    """Enter in a child that then ends: `unshare` may succeed and a later step fail, which cannot be undone."""
+
     def trial() -> bytes:
         _enter(scratch, scratch_bytes, processes, remove=False)
         return b"ok"
 
-    told = in_child(trial)
-    return "" if told == b"ok" else told.decode("utf-8", "replace") or "the kernel ended the trial"
+    output = in_child(trial)
+    return "" if output == b"ok" else output.decode("utf-8", "replace") or "the kernel ended the trial"
 
 
 def _enter(scratch: str, scratch_bytes: int, processes: int, *, remove: bool) -> None:
     user, group = os.getuid(), os.getgid()
     call("unshare", NEW_NAMESPACES)
     for file, text in (
-        ("setgroups", "deny"),
+        ("setgroups", "deny"),  # the kernel asks for this before an ordinary user may map a group
         ("uid_map", f"{user} {user} 1"),
         ("gid_map", f"{group} {group} 1"),
     ):
-        with open(f"/proc/self/{file}", "w") as writing:  # noqa: PTH123 - no pathlib here
+        with open(f"/proc/self/{file}", "w") as writing:  # noqa: PTH123 - no pathlib in guests
             writing.write(text)
-    call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+    call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)  # our mounts must not reach the machine's
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-    options = f"size={scratch_bytes},nr_inodes={most_entries(scratch_bytes)},mode=700"
+    options = f"size={scratch_bytes},nr_inodes={max_entries(scratch_bytes)},mode=700"
     call("mount", b"scratch", scratch.encode(), b"tmpfs", flags, options.encode())
-    os.chdir(scratch)
-    _become_first_process(scratch if remove else "")
-    call("mount", b"proc", b"/proc", b"proc", flags, None)
-    _limit_numbers(processes)
+    os.chdir(scratch)  # the folder below the mount was the working directory
+    _become_process_1(scratch if remove else "")
+    call("mount", b"proc", b"/proc", b"proc", flags, None)  # the old one shows the machine's processes
+    _limit_pids(processes)
 
 
-def _limit_numbers(processes: int) -> None:
-    """Leave so many process numbers in this namespace: a fork bomb ends there, root's too (Linux 6.14).
+def _become_process_1(remove: str) -> None:
+    """Return in a child: `unshare` puts only children into the new process namespace, the first as process 1.
 
-    The kernel gives out numbers below RESERVED_NUMBERS only once, so the counting starts above them.
+    If the process outside is killed, the kernel kills process 1 (PDEATHSIG), and with it the whole namespace.
     """
-    most = RESERVED_NUMBERS + processes + SPARE_NUMBERS
-    for name, number in (("pid_max", most), ("ns_last_pid", RESERVED_NUMBERS)):
-        with contextlib.suppress(OSError), open(f"/proc/sys/kernel/{name}", "w") as writing:  # noqa: PTH123
-            writing.write(str(number))
-
-
-def numbers_are_limited(processes: int) -> bool:
-    """Whether this namespace runs out of process numbers soon enough, found by looking."""
-    try:
-        with open("/proc/sys/kernel/pid_max") as file:  # noqa: PTH123 - no pathlib here
-            return int(file.read()) <= RESERVED_NUMBERS + processes + SPARE_NUMBERS
-    except (OSError, ValueError):
-        return False
-
-
-def _become_first_process(remove: str) -> None:
-    """Return in a child that is process 1; this process waits for it, removes a folder and ends as it does."""
-    import signal
-
     pid = os.fork()
     if pid:
-        os.closerange(0, 2)
-        os.closerange(3, OPEN_FILES)
+        os.closerange(0, 2)  # a copy of the pipes here would hide from the host that the guest has ended
+        os.closerange(3, MAX_OPEN_FILES)
         status = os.waitpid(pid, 0)[1]
         if remove:
             os.chdir("/")
             with contextlib.suppress(OSError):
                 call("umount2", remove.encode(), 0)
             with contextlib.suppress(OSError):
-                os.rmdir(remove)  # noqa: PTH106 - no pathlib here
+                os.rmdir(remove)  # noqa: PTH106 - no pathlib in guests
         os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
     call("prctl", PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    os.setsid()
+    os.setsid()  # else its process group is 0 in here, which is no group that could be signalled
+
+
+def _limit_pids(processes: int) -> None:
+    """Leave few process numbers in this namespace: a fork bomb ends there, root's too (Linux 6.14).
+
+    The kernel uses numbers below RESERVED_PIDS only once, so the counting starts above them.
+    """
+    for name, number in (("pid_max", _pid_max(processes)), ("ns_last_pid", RESERVED_PIDS)):
+        with contextlib.suppress(OSError), open(f"/proc/sys/kernel/{name}", "w") as writing:  # noqa: PTH123
+            writing.write(str(number))
+
+
+def pids_are_limited(processes: int) -> bool:
+    """Return True if this namespace runs out of process numbers soon enough."""
+    try:
+        with open("/proc/sys/kernel/pid_max") as file:  # noqa: PTH123 - no pathlib in guests
+            return int(file.read()) <= _pid_max(processes)
+    except (OSError, ValueError):
+        return False
+
+
+def _pid_max(processes: int) -> int:
+    return RESERVED_PIDS + processes + SPARE_PIDS

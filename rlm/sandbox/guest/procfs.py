@@ -1,4 +1,4 @@
-"""Facts about processes, read from `/proc` where the platform has it."""
+"""Facts about processes, read from `/proc` on Linux."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import os
 import sys
 import time
 
-__all__ = ["cpu_seconds_of", "crowd", "descendants", "is_child", "is_zombie", "virtual_bytes"]
+__all__ = ["address_space_bytes", "count_tasks", "cpu_seconds_of", "descendants", "is_child", "is_zombie"]
 
 
 def descendants(pid: int) -> list[int]:
-    """Every process that descends from this one, where the platform tells."""
+    """Return the numbers of all processes that descend from this one; none where there is no `/proc`."""
     found: list[int] = []
     waiting = [pid]
     while waiting:
         parent = waiting.pop()
         try:
-            threads = os.listdir(f"/proc/{parent}/task")  # noqa: PTH208 - no pathlib here
+            threads = os.listdir(f"/proc/{parent}/task")  # noqa: PTH208 - no pathlib in guests: slow to import
         except OSError:
             continue
         for thread in threads:
@@ -28,10 +28,10 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def crowd(pid: int, spared: set[int]) -> int:
-    """How many threads and processes descend from this one, besides those of some processes.
+def count_tasks(pid: int, spared: set[int]) -> int:
+    """Return the number of threads and processes that descend from this process, without those in `spared`.
 
-    Its own children that have ended are taken note of first; others that have ended still take a number.
+    Children of this process that have ended are reaped first; other zombies count, since each takes a number.
     """
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
@@ -40,43 +40,47 @@ def crowd(pid: int, spared: set[int]) -> int:
     for descendant in descendants(pid):
         if descendant not in spared:
             with contextlib.suppress(OSError):
-                count += len(os.listdir(f"/proc/{descendant}/task"))  # noqa: PTH208 - no pathlib here
+                count += len(os.listdir(f"/proc/{descendant}/task"))  # noqa: PTH208
     return count
 
 
 def is_zombie(pid: int) -> bool:
-    """Whether a process has ended and only waits to be noticed."""
+    """Return True if a process has ended, reaped or not."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - no pathlib here
-            return file.read().rpartition(b")")[2].split()[0] in (b"Z", b"X")
+        return _stat_fields(pid)[0] in (b"Z", b"X")
     except OSError:
         return True
-
-
-def virtual_bytes() -> int:
-    """How much address space this process has, or 0 where nobody tells."""
-    try:
-        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 - no pathlib here
-            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
 
 
 def is_child(pid: int, parent: int) -> bool:
-    """Whether one process was forked by the other; true as well where the platform does not tell."""
+    """Return True if `parent` forked this process, and always where there is no `/proc`."""
     if sys.platform != "linux":
         return True
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123 - no pathlib here
-            return int(file.read().rpartition(b")")[2].split()[1]) == parent
+        return int(_stat_fields(pid)[1]) == parent
     except OSError:
         return False
 
 
+def _stat_fields(pid: int) -> list[bytes]:
+    """Return the fields after the name, which may itself hold spaces and parentheses: state, parent, and more."""
+    with open(f"/proc/{pid}/stat", "rb") as file:  # noqa: PTH123
+        return file.read().rpartition(b")")[2].split()
+
+
 def cpu_seconds_of(pid: int) -> float:
-    """How much processor time a process has used, or 0 where nobody tells."""
+    """Return the processor time that a process has used, or 0 if it has ended or this is not Linux."""
     try:
         # The kernel's clock of another process: its number inverted, times eight, plus two (clock_getcpuclockid).
         return time.clock_gettime((~pid << 3) | 2) if sys.platform == "linux" else 0.0
     except OSError:
         return 0.0
+
+
+def address_space_bytes() -> int:
+    """Return the size of this process's address space, or 0 where there is no `/proc`."""
+    try:
+        with open("/proc/self/statm", "rb") as file:  # noqa: PTH123
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0

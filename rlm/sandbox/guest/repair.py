@@ -1,4 +1,7 @@
-"""Repair of what cells change in the interpreter that they share with later cells."""
+"""Repair of what a cell changes in the interpreter that it shares with later cells and with the worker's own code.
+
+What is not repaired here counts as damage: a worker that cannot fork the next one is rolled back (`supervisor`).
+"""
 
 from __future__ import annotations
 
@@ -15,58 +18,61 @@ if TYPE_CHECKING:
     from typing import Any
 
 __all__ = [
+    "allow_copies_without_mode",
     "cancel_timers",
-    "forgive_refused_modes",
     "restore_builtins",
     "restore_handlers",
-    "set_handlers_aside",
+    "suspend_handlers",
 ]
 
 
 def restore_builtins(pristine: dict[str, Any]) -> None:
-    """Give back the builtins that a cell deleted or replaced; what it added stays."""
-    now = vars(builtins)
-    dict.update(now, pristine)
+    """Put back the builtins that a cell deleted or replaced, and the hooks; keep names that it added."""
+    dict.update(vars(builtins), pristine)
     sys.displayhook = show
     sys.excepthook = sys.__excepthook__
 
 
 def cancel_timers() -> None:
-    """A timer of a cell ends with it: it would go off in a process that waits, and end it."""
+    """Cancel the timers of a cell: their signals would otherwise end the waiting worker."""
     for name in ("ITIMER_REAL", "ITIMER_VIRTUAL", "ITIMER_PROF"):
         signal.setitimer(getattr(signal, name), 0)
 
 
-def set_handlers_aside() -> dict[int, Any]:
-    """While no cell runs no handler of a cell does; those to put back when the next one runs."""
-    aside: dict[int, Any] = {}
+def suspend_handlers() -> dict[int, Any]:
+    """Ignore each signal that a cell handles, and return its handlers for `restore_handlers`.
+
+    While no cell runs, a handler of a cell would run inside the worker's own code, and may raise in it.
+    """
+    handlers: dict[int, Any] = {}
     for number in signal.valid_signals():
         handler = signal.getsignal(number)
         if callable(handler) and not isinstance(handler, signal.Handlers):
-            aside[number] = handler
+            handlers[number] = handler
             signal.signal(number, signal.SIG_IGN)
         elif number == signal.SIGCHLD and handler is signal.SIG_IGN:
-            aside[number] = handler
-    if signal.SIGCHLD in aside:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, nobody could learn how a child ended
-    return aside
+            handlers[number] = handler
+    if signal.SIGCHLD in handlers:
+        # Ignored, the kernel would reap children itself, and REAP could not learn how one ended.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return handlers
 
 
 def restore_handlers(handlers: dict[int, Any]) -> None:
-    """Put the handlers of cells back in their place."""
+    """Install the handlers of earlier cells again, for the cell that begins."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
-def forgive_refused_modes() -> None:
-    """Let `shutil.copy` and its kin copy files: that a copy keeps a mode and times of its own here is no failure."""
+def allow_copies_without_mode() -> None:
+    """Have `shutil.copy` and its relatives succeed although seccomp refuses to set the copy's mode and times."""
     import shutil
 
     for name in ("copymode", "copystat"):
-        setattr(shutil, name, _forgiving(getattr(shutil, name)))
+        setattr(shutil, name, _without_permission_error(getattr(shutil, name)))
 
 
-def _forgiving(function: Callable[..., None]) -> Callable[..., None]:
+def _without_permission_error(function: Callable[..., None]) -> Callable[..., None]:
     def copied(*arguments: Any, **options: Any) -> None:
         with contextlib.suppress(PermissionError):
             function(*arguments, **options)

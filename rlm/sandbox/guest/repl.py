@@ -1,16 +1,17 @@
-"""The namespace of the cells, and how they run in it."""
+"""The REPL of one worker: the namespace of the cells, running a cell, its answer, and what later cells find."""
 
 from __future__ import annotations
 
 import _ast as ast  # the part in C: the rest would be a tenth of a guest's start
 import builtins
 import linecache
+import operator
 import sys
 import types
 
 from . import api, values
-from .echo import NoInput, Shown, describe, flush, preview, shows_its_value, sized, streams_of_process
-from .failures import explain
+from .echo import NoInput, Shown, describe, flush, is_echoed, of_length, preview, streams_of_process
+from .failures import format_error
 from .repair import restore_builtins
 
 TYPE_CHECKING = False
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any, Self
 
-__all__ = ["Repl", "Report"]
+__all__ = ["CellReport", "Repl"]
 
 
 COMPARED_VALUES = 2_000_000
@@ -27,7 +28,10 @@ FUTURE_FLAGS = 0x1FF0000 & ~ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 
 
 class Repl:
-    """The namespace of the cells and how they run in it."""
+    """The namespace of the cells and the context, and the answer that a cell gives.
+
+    Reserved names (`context`, `llm_query`, `FINAL`, …) are put back after each cell, whatever it did to them.
+    """
 
     def __init__(
         self,
@@ -35,9 +39,9 @@ class Repl:
         context: Any,
         settings: dict[str, Any],
     ) -> None:
-        self._final = Final(settings["answer_bytes"])
+        self._final = FinalAnswer(settings["answer_bytes"])
         self._limit = settings["answer_bytes"]
-        self._context = Pristine(context)
+        self._context = PristineContext(context)
         self._flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
         self.module = types.ModuleType("__main__")
         self.names = self.module.__dict__
@@ -45,11 +49,11 @@ class Repl:
         self._reserved = {**api.namespace(call), **self._answer_functions()}
         self._builtins = dict(vars(builtins))
         sys.modules["__main__"] = self.module
-        self._provide()
+        self._restore_names()
         self._first_names = frozenset(self.names)
 
     def execute(self, cell: dict[str, Any]) -> tuple[str, str]:
-        """Run one cell, whatever it does short of taking the process with it; its outcome and traceback."""
+        """Run one cell and return its outcome and traceback; what the cell raises does not leave this method."""
         self._final.given = None
         if cell["fresh_answer"]:
             self.names["answer"] = fresh_answer()
@@ -61,22 +65,24 @@ class Repl:
             flush(stream)
         return outcome
 
-    def report(self, outcome: tuple[str, str]) -> Report:
-        """What there is to say of the cell that was executed."""
+    def report(self, outcome: tuple[str, str]) -> CellReport:
+        """Return the report of the cell that has run, and put the reserved names back."""
         kind, error = outcome
-        if kind == "memory":
-            return Report(values.encode((kind, error, None, None)), keeps_state=False)
+        if (
+            kind == "memory"
+        ):  # half of a statement may be done, and gigabytes in use: the checkpoint is better
+            return CellReport(values.encode((kind, error, None, None)), keeps_state=False)
         return self._report(kind, error)
 
-    def tell(self, question: dict[str, Any]) -> values.Parts:
-        """What variables there are, or the value of one; asked of a copy that is thrown away afterwards."""
+    def inspect(self, question: dict[str, Any]) -> values.Parts:
+        """Return the encoded list of variables, or the value of one. The supervisor kills this process afterwards."""
         if question["what"] == "variables":
             return values.encode(
-                [describe(name, value, plain=question["plain"]) for name, value in self._users()]
+                [describe(name, value, safe=question["safe"]) for name, value in self._user_variables()]
             )
         name = question["name"]
         if name not in self.names:
-            return values.encode(("missing", [name for name, _ in self._users()]))
+            return values.encode(("missing", [name for name, _ in self._user_variables()]))
         try:
             value = values.encode(self.names[name], limit=self._limit)
             return values.encode_tuple(values.encode("value"), value)
@@ -86,30 +92,26 @@ class Repl:
     # --- running ---------------------------------------------------------------------------------------------
 
     def _execute(self, code: str, filename: str) -> tuple[str, str]:
-        """Run the code; the outcome and the traceback. The border of a cell: it may raise anything."""
+        """Compile and run the code; return outcome and traceback."""
         lines = code.splitlines(keepends=True)
         linecache.cache[filename] = (len(code), None, lines, filename)
         try:
-            with Steps() as steps:
-                for step in self._compile(code, filename):
-                    steps.take(step, self.names)
+            with CodeRunner() as runner:
+                for part in self._compile(code, filename):
+                    runner.run(part, self.names)
         except SystemExit as error:
-            return "exited", explain(error)
+            return "exited", format_error(error)
         except MemoryError as error:
-            return "memory", explain(error)
+            return "memory", format_error(error)
         except BaseException as error:  # noqa: BLE001 - the border of a cell
-            return "raised", explain(error)
+            return "raised", format_error(error)
         return "ok", ""
 
     def _compile(self, code: str, filename: str) -> Iterator[types.CodeType]:
-        """The statements as one piece of code, and a trailing expression as another that shows its value."""
+        """Yield the statements as one code object, and a trailing expression as another that echoes its value."""
         tree = compile(code, filename, "exec", self._flags | ast.PyCF_ONLY_AST, dont_inherit=True)
         body = tree.body
-        last = (
-            body.pop()
-            if body and isinstance(body[-1], ast.Expr) and shows_its_value(body[-1], code)
-            else None
-        )
+        last = body.pop() if body and isinstance(body[-1], ast.Expr) and is_echoed(body[-1], code) else None
         if body or last is None:
             yield self._code(tree, filename, "exec")
         if last is not None:
@@ -120,22 +122,22 @@ class Repl:
         self._flags |= made.co_flags & FUTURE_FLAGS  # a `from __future__` holds for the cells that follow
         return made
 
-    def _report(self, outcome: str, error: str) -> Report:
-        """Put names back in their place and look at what the cell gave as its answer."""
-        draft, problem = self._judge_answer()
+    def _report(self, outcome: str, error: str) -> CellReport:
+        """Return the report of a cell whose state is kept."""
+        draft, problem = self._take_answer()
         if problem:
             outcome, error = "raised", (error + "\n" if error else "") + problem
-        self._provide()
+        self._restore_names()
         head = (outcome, error, draft)
         if self._final.given is None:
-            return Report(values.encode((*head, None)), keeps_state=True)
+            return CellReport(values.encode((*head, None)), keeps_state=True)
         source, value = self._final.given
         self._final.given = None
         given = values.encode_tuple(values.encode(source), value)
-        return Report(values.encode_tuple(*map(values.encode, head), given), keeps_state=True)
+        return CellReport(values.encode_tuple(*map(values.encode, head), given), keeps_state=True)
 
-    def _judge_answer(self) -> tuple[Any, str]:
-        """The draft to report, and what was wrong with an answer that was ready but cannot cross."""
+    def _take_answer(self) -> tuple[Any, str]:
+        """Give `answer` as the final answer if it is ready; return the draft, and the error if it cannot cross."""
         answer = self.names.get("answer")
         if not isinstance(answer, dict):
             answer = self.names["answer"] = {**fresh_answer(), "content": "" if answer is None else answer}
@@ -144,25 +146,25 @@ class Repl:
             ready = bool(dict.get(answer, "ready"))
             if ready and self._final.given is None:
                 self._final.give("answer", content)
-                dict.__setitem__(answer, "ready", False)  # given once; a later cell does not give it again
+                dict.__setitem__(answer, "ready", False)  # a later cell must not give it again
                 return None, ""
         except Exception as error:  # noqa: BLE001 - the truth of `ready` is a cell's object too
             dict.__setitem__(answer, "ready", False)
-            return None, explain(error)
-        return self._crossable(content), ""
+            return None, format_error(error)
+        return self._draft(content), ""
 
-    def _crossable(self, draft: Any) -> Any:
-        """A draft only informs, so what of it cannot cross goes as text."""
+    def _draft(self, draft: Any) -> Any:
+        """Return the draft, or a preview of one that cannot cross: a draft only informs, it must not fail the cell."""
         try:
             values.encode(draft, limit=self._limit)
         except values.Uncrossable:
-            return preview(draft, plain=True)
+            return preview(draft, safe=True)
         return draft
 
     # --- names -----------------------------------------------------------------------------------------------
 
-    def _provide(self) -> None:
-        """Put the reserved names back, whatever a cell did to them."""
+    def _restore_names(self) -> None:
+        """Put the reserved names back."""
         self.names.update(self._reserved)
         self.names["__builtins__"] = builtins
         self.names["__name__"] = "__main__"
@@ -171,8 +173,8 @@ class Repl:
         if not isinstance(self.names.get("answer"), dict):
             self.names["answer"] = fresh_answer()
 
-    def _users(self) -> list[tuple[str, Any]]:
-        """The names that cells made, in the order they made them."""
+    def _user_variables(self) -> list[tuple[str, Any]]:
+        """Return the variables that cells have made, in that order."""
         return [
             (name, value)
             for name, value in list(self.names.items())
@@ -195,7 +197,7 @@ class Repl:
                 )
             wanted = name.strip()
             if wanted not in self.names:
-                there = ", ".join(sorted(name for name, _ in self._users())) or "none yet"
+                there = ", ".join(sorted(name for name, _ in self._user_variables())) or "none yet"
                 raise NameError(f"FINAL_VAR: there is no variable {wanted!r}; the variables are: {there}")
             value = self.names[wanted]
             if wanted == "answer" and isinstance(value, dict) and value.keys() == fresh_answer().keys():
@@ -203,10 +205,10 @@ class Repl:
             self._final.give("FINAL_VAR", value)
 
         def SHOW_VARS() -> str:  # noqa: N802 - the name models know
-            """The variables there are, one a line, each with its type, length and the head of its value."""
-            rows = [describe(name, value, plain=False) for name, value in self._users()]
+            """List the variables, one a line, each with its type, length and the head of its value."""
+            rows = [describe(name, value, safe=False) for name, value in self._user_variables()]
             return Shown(
-                "\n".join(f"{row[0]}: {row[1]}{sized(row[2])} = {row[3]}" for row in rows)
+                "\n".join(f"{row[0]}: {row[1]}{of_length(row[2])} = {row[3]}" for row in rows)
                 or "no variables yet"
             )
 
@@ -217,8 +219,8 @@ class Repl:
         return functions
 
 
-class Report:
-    """What a cell's process says of the cell: the encoded report, and whether its state is worth keeping."""
+class CellReport:
+    """The encoded report of a cell, and whether the state of its process is worth keeping."""
 
     __slots__ = ("keeps_state", "parts")
 
@@ -227,10 +229,10 @@ class Report:
         self.keeps_state = keeps_state
 
 
-class Final:
-    """The answer a cell gave, encoded at the moment it was given, so that what cannot cross fails in the cell.
+class FinalAnswer:
+    """The answer that a cell gives, encoded at that moment: what cannot cross raises in the cell, at the call.
 
-    Calling `FINAL` again replaces it: the last call counts. It counts more than `answer["ready"]`.
+    A second call of `FINAL` replaces it. It takes precedence over `answer["ready"]`.
     """
 
     def __init__(self, limit: int) -> None:
@@ -249,8 +251,8 @@ class Final:
             ) from None
 
 
-class Steps:
-    """Runs pieces of code one after the other; those that await share one event loop, made when first needed."""
+class CodeRunner:
+    """Runs the code objects of a cell in turn; those that await share one event loop, made when first needed."""
 
     def __init__(self) -> None:
         self._runner: Any = None
@@ -262,8 +264,8 @@ class Steps:
         if self._runner is not None:
             self._runner.close()
 
-    def take(self, code: types.CodeType, names: dict[str, Any]) -> None:
-        """Run one piece."""
+    def run(self, code: types.CodeType, names: dict[str, Any]) -> None:
+        """Run one code object."""
         awaited = eval(code, names)  # noqa: S307 - running a cell's code is what this process is for
         if code.co_flags & COROUTINE:
             if self._runner is None:
@@ -273,12 +275,12 @@ class Steps:
             self._runner.run(awaited)
 
 
-class Pristine:
-    """The context as it was loaded, and the way back to it.
+class PristineContext:
+    """The context as it was loaded, to be restored after a cell has changed it.
 
-    Text, bytes, numbers: nobody can change them, so the name is bound again. Of containers the shape is copied (a
+    Text, bytes and numbers cannot change, so binding the name again is enough. Of containers the shape is copied (a
     list's slots, a dict's keys; texts are shared) and compared after each cell, at the speed of `==`. Beyond
-    COMPARED_VALUES values the comparison would cost more than it is worth, and only the outermost is looked at.
+    COMPARED_VALUES values that would cost too much, and only the length of the outermost container is compared.
     """
 
     def __init__(self, value: Any) -> None:
@@ -287,7 +289,7 @@ class Pristine:
         self._small = count_values(value, COMPARED_VALUES) < COMPARED_VALUES
 
     def restored(self) -> Any:
-        """The context for the next cell: as it is where nothing changed it, else a fresh copy."""
+        """Return the context for the next cell: the same object if it is unchanged, else a fresh copy."""
         if self._copy is not self._value and not self._unchanged():
             self._value = copy_shape(self._copy)
         return self._value
@@ -302,12 +304,12 @@ class Pristine:
 
 
 def fresh_answer() -> dict[str, Any]:
-    """The `answer` that a question begins with."""
+    """Return the `answer` that a question begins with."""
     return {"content": "", "ready": False}
 
 
 def copy_shape(value: Any) -> Any:
-    """A copy of all that can be changed in a value, sharing what cannot."""
+    """Return a copy of all that can be changed in a value, sharing the rest."""
     kind = type(value)
     if kind is list:
         return [copy_shape(item) for item in value]
@@ -315,26 +317,21 @@ def copy_shape(value: Any) -> Any:
         return {key: copy_shape(item) for key, item in value.items()}
     if kind is tuple:
         copied = tuple([copy_shape(item) for item in value])
-        return value if all(map(same, copied, value)) else copied
+        return value if all(map(operator.is_, copied, value)) else copied
     if kind is set or kind is bytearray:
         return kind(value)
     return value
 
 
-def same(one: object, other: object) -> bool:
-    """Whether two names are of one object."""
-    return one is other
-
-
-def count_values(value: Any, most: int) -> int:
-    """How many values a value is made of, counted up to `most`."""
+def count_values(value: Any, limit: int) -> int:
+    """Return the number of values in a value, counted up to `limit`."""
     kind = type(value)
     count = 1
     if kind in (list, tuple, set, frozenset, dict):
         count += len(value)
         for item in value.values() if kind is dict else value:
-            if count >= most:
+            if count >= limit:
                 break
             if type(item) in (list, tuple, set, frozenset, dict):
-                count += count_values(item, most - count)
+                count += count_values(item, limit - count)
     return count

@@ -1,4 +1,11 @@
-"""seccomp: a filter in the kernel that refuses system calls of a process and of all it starts."""
+"""seccomp: the kernel refuses this process, and all it will start, the system calls named here.
+
+Prevents: sockets of any family except connected pairs of streams; starting programs; signalling, tracing or reading
+other processes; changing priorities, modes, owners, times, attributes; new namespaces and mounts; io_uring, bpf,
+keyctl and other interfaces with a history of kernel bugs; system calls that are newer than this list.
+Remains: the system calls that Python needs, with any bug of the kernel that they reach. The filter sees the numbers of
+a call, not the memory that they point to, so it knows no paths: those are Landlock's part.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +16,14 @@ from .libc import CLONE_NEWCGROUP, CLONE_NEWTIME, NEW_NAMESPACES, PR_SET_SECCOMP
 __all__ = ["filter_calls", "filter_program"]
 
 
-# What a cell may not ask of the kernel: name: (x86_64, aarch64), None where there is no such call.
+# Refused with EPERM. Name: (number on x86_64, on aarch64), None where there is no such call.
 DENIED: dict[str, tuple[int | None, int | None]] = {
     # programs
     "execve": (59, 221), "execveat": (322, 281),
     # the network; a pair of Unix stream sockets stays, since asyncio needs one
     "socket": (41, 198), "connect": (42, 203), "accept": (43, 202), "accept4": (288, 242), "bind": (49, 200),
     "listen": (50, 201),
-    # other processes: a cell could only hit its own ancestor
+    # other processes: without namespaces, all of the same user; with them, the checkpoint of this session
     "kill": (62, 129), "tkill": (200, 130), "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434),
     "pidfd_getfd": (438, 438), "ptrace": (101, 117), "process_vm_readv": (310, 270),
@@ -57,12 +64,12 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "adjtimex": (159, 171), "clock_adjtime": (305, 266), "acct": (163, 89), "quotactl": (179, 60),
     "quotactl_fd": (443, 443), "syslog": (103, 116), "vhangup": (153, 58),
 }  # fmt: skip
-# What the library lives without when it hears that there is no such thing: extended attributes.
+# Refused with ENOTSUP, which the standard library takes for a file system without extended attributes.
 UNSUPPORTED: dict[str, tuple[int | None, int | None]] = {
     "getxattr": (191, 8), "lgetxattr": (192, 9), "fgetxattr": (193, 10), "listxattr": (194, 11),
     "llistxattr": (195, 12), "flistxattr": (196, 13), "getxattrat": (464, 464), "listxattrat": (465, 465),
 }  # fmt: skip
-# Where Landlock knows nothing of truncating: this, and the ways to open that truncate without a right to write.
+# Refused where Landlock does not handle truncation: this call, and opening with O_TRUNC without a right to write.
 TRUNCATE_CALL, OPEN, OPENAT, OPENAT2 = (76, 45), (2, None), (257, 56), (437, 437)
 O_TRUNC, NO_ACCESS = 0o1000, 3
 CLONE, CLONE3, SOCKETPAIR, PRLIMIT, FCNTL, IOCTL_CALL = (
@@ -75,7 +82,6 @@ CLONE, CLONE3, SOCKETPAIR, PRLIMIT, FCNTL, IOCTL_CALL = (
 )
 LAST_KNOWN_CALL = 466  # next came open_tree_attr, file_getattr and file_setattr
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-X32 = 0x40000000
 UNIX_FAMILY, STREAM, SOCKET_TYPES = 1, 1, 0xF
 F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
 TIOCSTI, SOCKET_REQUESTS, REQUEST_GROUP = 0x5412, 0x8900, 0xFFFFFF00
@@ -86,7 +92,14 @@ NUMBER_AT, ARCHITECTURE_AT, ARGUMENTS_AT = 0, 4, 16
 
 
 def filter_calls(*, may_truncate: bool) -> None:
-    """From here on the kernel refuses the calls named above."""
+    """Install the filter, for good.
+
+    Args:
+        may_truncate: Landlock decides about truncation, so the filter need not.
+
+    Raises:
+        Refused: there are no numbers for this machine, or the kernel has no filters.
+    """
     import ctypes
     import struct
 
@@ -102,22 +115,22 @@ def filter_calls(*, may_truncate: bool) -> None:
 def filter_program(
     column: int, architecture: int, *, may_truncate: bool = True
 ) -> list[tuple[int, int, int, int]]:
-    """The filter as instructions (code, jump if true, jump if false, operand).
+    """Return the filter as BPF instructions: (code, jump if true, jump if false, operand).
 
     Args:
-        column: of the numbers above.
-        architecture: as the kernel names it to a filter.
-        may_truncate: something else, Landlock, decides about truncating.
+        column: index into the pairs of numbers above.
+        architecture: the kernel's number of it (AUDIT_ARCH_…).
+        may_truncate: as in `filter_calls`.
     """
     lines = [
         (LOAD_WORD, 0, 0, ARCHITECTURE_AT),
         (JUMP_EQUAL, 1, 0, architecture),
-        (RETURN, 0, 0, KILL),
+        (RETURN, 0, 0, KILL),  # the numbers of another architecture mean other calls
         (LOAD_WORD, 0, 0, NUMBER_AT),
-        # A newer kernel's calls, and the other numbering of x86 (x32): as if this kernel did not have them.
+        # Calls that are newer than the list, and the x32 numbering of x86-64, which is higher than all of it.
         (JUMP_GREATER, 0, 1, LAST_KNOWN_CALL),
         (RETURN, 0, 0, ERROR | ENOSYS),
-        # glibc then falls back to clone, whose flags can be looked at.
+        # Its flags are in memory, which a filter cannot read. glibc then uses clone, whose flags are an argument.
         (JUMP_EQUAL, 0, 1, CLONE3[column]),
         (RETURN, 0, 0, ERROR | ENOSYS),
     ]
@@ -126,7 +139,7 @@ def filter_program(
             lines += _refuse(numbers[column], error)
     if not may_truncate:
         lines += _refuse(TRUNCATE_CALL[column], EPERM) + _refuse(OPENAT2[column], ENOSYS)
-        # Opening to read, or for nothing at all, asks Landlock for no right to write.
+        # Opened to read, or without access, a file is truncated by its mode alone: Landlock is asked for no write.
         without_writing = [
             (AND, O_TRUNC | NO_ACCESS),
             (JUMP_EQUAL, O_TRUNC),
@@ -156,7 +169,10 @@ def _refuse(number: int | None, error: int) -> list[tuple[int, int, int, int]]:
 
 
 def _stream_pairs_only(number: int) -> list[tuple[int, int, int, int]]:
-    """Allow pairs of Unix stream sockets; from one end of another pair a cell could send to any socket's path."""
+    """Allow pairs of Unix stream sockets, which asyncio needs.
+
+    A datagram socket of a pair can send to the path of any other socket; a stream socket only to its peer.
+    """
     body = [
         (LOAD_WORD, 0, 0, ARGUMENTS_AT),
         (JUMP_EQUAL, 0, 4, UNIX_FAMILY),
@@ -172,9 +188,13 @@ def _stream_pairs_only(number: int) -> list[tuple[int, int, int, int]]:
 def _by_argument(
     number: int, argument: int, tests: list[tuple[int, int]], *, refuse: bool
 ) -> list[tuple[int, int, int, int]]:
-    """Decide about one call by the lower half of one of its arguments: refuse it when a test holds, or unless.
+    """Decide about one call by the lower 32 bits of one argument.
 
-    A test (AND, mask) leaves the tests after it only those bits.
+    Args:
+        number: of the call.
+        argument: index of the argument.
+        tests: (jump code, operand) each; (AND, mask) keeps only those bits for the tests after it.
+        refuse: refuse the call if a test holds, and allow it otherwise; or the other way round.
     """
     first, last = (ERROR | EPERM, ALLOW) if refuse else (ALLOW, ERROR | EPERM)
     body = [(LOAD_WORD, 0, 0, ARGUMENTS_AT + 8 * argument)]

@@ -1,7 +1,7 @@
 """What is told of a context before anybody looks at it: its type, its size, the first of its keys. Data, no words.
 
 Whoever has the value makes the sketch. Of a child run's context that is the cell that gives it, and the host never
-sees the value; so what comes from a cell is read with `Sketch.read`, which takes nothing but the form below.
+sees the value; so what comes from a cell is read with `Sketch.from_tuple`, which takes nothing but the form below.
 """
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ class Sketch:
         self.texts = texts
         self.is_messages = is_messages
 
-    def plain(self) -> tuple[Any, ...]:
+    def to_tuple(self) -> tuple[Any, ...]:
         """The sketch as a value that can cross."""
         return self.form, self.kind, self.length, self.keys, self.types, self.texts, self.is_messages
 
     @classmethod
-    def read(cls, told: Any) -> Sketch:
-        """The sketch that `plain` made; raises `ValueError` at anything else."""
+    def from_tuple(cls, told: Any) -> Sketch:
+        """The sketch that `to_tuple` made; raises `ValueError` at anything else."""
         match told:
             case (str(form), str(kind), int(length), tuple(keys), tuple(types), texts, bool(is_messages)):
                 made = cls(form, kind, length, keys=keys, types=types, texts=texts, is_messages=is_messages)

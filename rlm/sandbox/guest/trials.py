@@ -14,24 +14,24 @@ __all__ = ["ATTEMPTS", "in_child", "is_refused"]
 
 
 def in_child(work: Callable[[], bytes]) -> bytes:
-    """What `work` gives in a fork, or the text of what it raised."""
+    """Run `work` in a forked child; return its bytes, or the text of the exception that it raised."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.close(reading)
             os.write(writing, work())
-        except BaseException as error:  # noqa: BLE001 - a child ends here, whatever it was
+        except BaseException as error:  # noqa: BLE001 - the border of the child
             os.write(writing, str(error).encode()[:1000])
         finally:
             os._exit(0)
     os.close(writing)
-    told = b""
+    output = b""
     while piece := os.read(reading, 4096):
-        told += piece
+        output += piece
     os.close(reading)
     os.waitpid(pid, 0)
-    return told
+    return output
 
 
 def is_refused(attempt: Callable[[], object]) -> bool:
@@ -63,14 +63,14 @@ def _open_datagram_pair() -> None:
 
 
 def _truncate_outside() -> None:
-    """Where nothing else refuses it the size does, before anything has changed: no file may become so large."""
+    """Try to truncate a file of the interpreter, to a size beyond RLIMIT_FSIZE: if nothing else refuses, the size does."""
     if "RLIMIT_FSIZE" in SET_LIMITS:
         os.truncate(os.__file__, 1 << 62)
 
 
-# What a cell must not be able to do.
+# What no cell may do. A level is reported as in force only if each of its attempts raises PermissionError.
 ATTEMPTS: dict[str, tuple[Callable[[], object], ...]] = {
-    "files": (lambda: os.listdir("/"), _truncate_outside),  # noqa: PTH208 - no pathlib here
+    "files": (lambda: os.listdir("/"), _truncate_outside),  # noqa: PTH208 - no pathlib in guests
     "network": (_open_socket, _open_datagram_pair),
     "signals": (lambda: os.kill(os.getppid(), 0),),
     "programs": (_run_program,),

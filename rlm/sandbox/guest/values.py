@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     class Source(Protocol):
         """Where encoded bytes come from."""
 
-        def take(self, count: int) -> bytes:
+        def read(self, count: int) -> bytes:
             """Exactly `count` bytes; raises `WireError` where there are fewer."""
             ...
 
@@ -53,8 +53,8 @@ __all__ = [
     "decode_from",
     "encode",
     "encode_tuple",
-    "plain",
-    "size_of",
+    "encoded_size",
+    "received_form",
 ]
 
 
@@ -118,7 +118,7 @@ def encode_tuple(*encoded: Parts) -> Parts:
     return header + [part for parts in encoded for part in parts]
 
 
-def size_of(parts: Parts) -> int:
+def encoded_size(parts: Parts) -> int:
     """About how many bytes these are: texts that are still to be encoded count by the character."""
     return sum(map(len, parts))
 
@@ -359,7 +359,7 @@ def _flatten(value: Any) -> tuple[Callable[[_Encoder, Any, int], None], Any]:
     raise Uncrossable(f"a value of type {_type_name(kind)}, which cannot cross")
 
 
-def plain(value: Any) -> Any:
+def received_form(value: Any) -> Any:
     """A value as it will be where it arrives, but for what it holds: of a subclass, its base."""
     if type(value) in _PUT:
         return value
@@ -421,7 +421,7 @@ class Buffer:
         self._data = data
         self._position = 0
 
-    def take(self, count: int) -> bytes:
+    def read(self, count: int) -> bytes:
         """The next `count` bytes."""
         end = self._position + count
         if end > len(self._data):
@@ -436,15 +436,15 @@ class Buffer:
 
 
 class _Decoder:
-    __slots__ = ("collisions_left", "left", "take")
+    __slots__ = ("_read_bytes", "collisions_left", "left")
 
     def __init__(self, source: Source, max_values: int) -> None:
-        self.take = source.take
+        self._read_bytes = source.read
         self.left = max_values
         self.collisions_left = _COLLISIONS
 
     def value(self, depth: int) -> Any:
-        tag = self.take(1)
+        tag = self._read_bytes(1)
         read = _READ.get(tag)
         if read is None:
             raise WireError(f"no value begins with {tag!r}")
@@ -454,18 +454,18 @@ class _Decoder:
         return read(self, depth)
 
     def read_int(self, depth: int) -> int:
-        value: int = _I64.unpack(self.take(8))[0]
+        value: int = _I64.unpack(self._read_bytes(8))[0]
         return value
 
     def read_big_int(self, depth: int) -> int:
         return int.from_bytes(self._short(), "little", signed=True)
 
     def read_float(self, depth: int) -> float:
-        value: float = _FLOAT.unpack(self.take(8))[0]
+        value: float = _FLOAT.unpack(self._read_bytes(8))[0]
         return value
 
     def read_complex(self, depth: int) -> complex:
-        return complex(*_COMPLEX.unpack(self.take(16)))
+        return complex(*_COMPLEX.unpack(self._read_bytes(16)))
 
     def read_str(self, depth: int) -> str:
         return self._short().decode("utf-8", "surrogatepass")
@@ -507,30 +507,30 @@ class _Decoder:
     def read_datetime(self, depth: int) -> Any:
         from datetime import datetime
 
-        year, month, day = _DATE.unpack(self.take(_DATE.size))
-        hour, minute, second, fold, microsecond = _TIME.unpack(self.take(_TIME.size))
+        year, month, day = _DATE.unpack(self._read_bytes(_DATE.size))
+        hour, minute, second, fold, microsecond = _TIME.unpack(self._read_bytes(_TIME.size))
         return datetime(year, month, day, hour, minute, second, microsecond, self.value(depth + 1), fold=fold)
 
     def read_date(self, depth: int) -> Any:
         from datetime import date
 
-        return date(*_DATE.unpack(self.take(_DATE.size)))
+        return date(*_DATE.unpack(self._read_bytes(_DATE.size)))
 
     def read_time(self, depth: int) -> Any:
         from datetime import time
 
-        hour, minute, second, fold, microsecond = _TIME.unpack(self.take(_TIME.size))
+        hour, minute, second, fold, microsecond = _TIME.unpack(self._read_bytes(_TIME.size))
         return time(hour, minute, second, microsecond, self.value(depth + 1), fold=fold)
 
     def read_timedelta(self, depth: int) -> Any:
         from datetime import timedelta
 
-        return timedelta(*_THREE_I64.unpack(self.take(24)))
+        return timedelta(*_THREE_I64.unpack(self._read_bytes(24)))
 
     def read_timezone(self, depth: int) -> Any:
         from datetime import timedelta, timezone
 
-        offset = timedelta(*_THREE_I64.unpack(self.take(24)))
+        offset = timedelta(*_THREE_I64.unpack(self._read_bytes(24)))
         return timezone(offset) if offset else timezone.utc  # noqa: UP017 - the name the class has had for longest
 
     def read_decimal(self, depth: int) -> Any:
@@ -544,7 +544,7 @@ class _Decoder:
     def read_uuid(self, depth: int) -> Any:
         from uuid import UUID
 
-        return UUID(bytes=self.take(16))
+        return UUID(bytes=self._read_bytes(16))
 
     def read_path(self, depth: int) -> Any:
         from pathlib import Path
@@ -555,13 +555,13 @@ class _Decoder:
         return Path(text)
 
     def _short(self) -> bytes:
-        return self.take(_U32.unpack(self.take(4))[0])
+        return self._read_bytes(_U32.unpack(self._read_bytes(4))[0])
 
     def _blob(self) -> bytearray:
-        left: int = _U64.unpack(self.take(8))[0]
+        left: int = _U64.unpack(self._read_bytes(8))[0]
         data = bytearray()
         while left:
-            piece = self.take(min(left, CHUNK_BYTES))
+            piece = self._read_bytes(min(left, CHUNK_BYTES))
             data += piece
             left -= len(piece)
         return data
@@ -583,7 +583,7 @@ class _Decoder:
         return keys
 
     def _count(self) -> int:
-        count: int = _U32.unpack(self.take(4))[0]
+        count: int = _U32.unpack(self._read_bytes(4))[0]
         if count > self.left:
             raise WireError("too many values")
         return count

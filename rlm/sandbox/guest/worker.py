@@ -1,8 +1,8 @@
 """The process that runs cells: one namespace, and a fork before every cell.
 
-A worker waits on its channel. FORK makes a copy of it, with a channel and an output of its own; the copy runs one
-cell and then waits in its turn. Everything here may be attacked by the cell it runs, since it shares the process
-with it. What must hold even then is the supervisor's: time, memory, life and death, and what reaches the host.
+A worker waits on its channel. FORK makes a copy of it, with a channel and output of its own; the copy runs one cell,
+and is then asked to fork in its turn. A cell shares the process with this code and can change all of it. What must hold
+even then is enforced by the supervisor and the kernel: time, memory, who is killed when, and what reaches the host.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import warnings
 
 from . import frames, hardening, limits, values
 from .channel import Channel
-from .descriptors import adopt, close_all_of, receive_with_descriptors
+from .descriptors import adopt, close_with_copies, receive_with_descriptors
 from .echo import show
-from .repair import cancel_timers, forgive_refused_modes, restore_handlers, set_handlers_aside
+from .repair import allow_copies_without_mode, cancel_timers, restore_handlers, suspend_handlers
 from .repl import Repl
 
 TYPE_CHECKING = False
@@ -27,41 +27,50 @@ if TYPE_CHECKING:
 
 __all__ = ["Worker", "start"]
 
+EXIT_BROKEN = 70
+
 
 def start(descriptors: list[int], context: Any, settings: dict[str, Any]) -> NoReturn:
-    """Become the first worker, in a process the supervisor has just forked; never returns to it."""
+    """Become the first worker, in a process that the supervisor has just forked; never return into its code."""
     try:
         sys.displayhook = show
         sys.argv = [""]
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        *ends, leash = adopt(descriptors)
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # Ctrl-C goes to the whole terminal group; the host decides
+        channel, death_pipe = adopt(descriptors)
         hardening.confine(settings)
-        forgive_refused_modes()
-        worker = Worker(Channel(*ends), leash, context, settings)
+        allow_copies_without_mode()
+        worker = Worker(Channel(channel), death_pipe, context, settings)
         gc.collect()
-        gc.freeze()
-        worker._channel.send(frames.HELLO, os.getpid())  # noqa: SLF001 - its own module
+        gc.freeze()  # as in the supervisor, for what this process has added
+        worker.say_hello()
         worker.serve()
     finally:
-        os._exit(70)
+        os._exit(EXIT_BROKEN)
 
 
 class Worker:
-    """One process of the fork chain."""
+    """One process of the chain of forks."""
 
-    def __init__(self, channel: Channel, leash: int, context: Any, settings: dict[str, Any]) -> None:
+    def __init__(self, channel: Channel, death_pipe: int, context: Any, settings: dict[str, Any]) -> None:
         self._channel = channel
-        self._leash = leash
+        self._death_pipe = death_pipe
         self._settings = settings
         self._repl = Repl(self._call, context, settings)
         self._last_child = 0
         self._handlers: dict[int, Any] = {}
 
     def _call(self, *call: Any) -> Any:
+        """Make a host call on the channel of the process that runs now: the functions in cells outlive forks."""
         return self._channel.call(*call)
 
+    def say_hello(self) -> None:
+        """Tell the supervisor that this process is ready."""
+        self._channel.send(frames.HELLO, os.getpid())
+
     def serve(self) -> NoReturn:
-        """Do what the supervisor asks, for ever."""
+        """Serve the supervisor's requests until the process is killed or the channel ends."""
         while True:
             kind, number, payload, descriptors = self._receive()
             if kind == frames.FORK:
@@ -70,55 +79,54 @@ class Worker:
                 self._channel.send(frames.STATUS, self._reap(number))
             elif kind == frames.RUN:
                 self._run(values.decode(payload))
-            elif kind == frames.ASK:
-                with limits.limited():
-                    told = self._repl.tell(values.decode(payload))
-                self._channel.send(frames.TOLD, 0, told)
+            elif kind == frames.INSPECT:
+                with limits.cell_limits():
+                    answer = self._repl.inspect(values.decode(payload))
+                self._channel.send(frames.INSPECTED, 0, answer)
 
     def _receive(self) -> tuple[int, int, bytes, list[int]]:
-        """The next message with the descriptors that came along; nobody else reads while no cell runs.
-
-        Replies to calls that a cell did not wait for are passed over.
-        """
+        """Return the next request and the descriptors sent with it; skip replies that a cell did not wait for."""
         descriptors: list[int] = []
         while True:
-            message = self._channel.message()
+            message = self._channel.next_message()
             if message is None:
-                data, came_along = receive_with_descriptors(self._channel.incoming)
-                self._channel.take_in(data)
-                descriptors += came_along
+                data, received = receive_with_descriptors(self._channel.descriptor)
+                self._channel.feed(data)
+                descriptors += received
             elif message[0] != frames.REPLY:
                 return (*message, descriptors)
 
     def _fork(self, descriptors: list[int]) -> None:
-        """Make the process for the next cell. The copy goes on from here with the new channel."""
+        """Fork the worker for the next cell. The copy continues from here on the new channel."""
         if self._last_child:
             self._reap(self._last_child)
-        dice = sys.modules.get("random")
-        rolled = dice.getstate() if dice is not None else None
+        random = sys.modules.get("random")
+        state = random.getstate() if random is not None else None
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", DeprecationWarning
-            )  # a thread that a cell left is no reason to warn
-            pid = fork_or_bury()
+            # Python warns of forks beside threads. Those that a cell left hold no lock that the copy needs.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = fork()
         if pid:
             self._last_child = pid
             for descriptor in descriptors:
                 os.close(descriptor)
             return
         self._last_child = 0
-        if dice is not None:
-            dice.setstate(rolled)  # a fork reseeds it
-        self._become(descriptors)
+        if random is not None:
+            random.setstate(
+                state
+            )  # Python reseeds `random` in a forked child; a cell's seed must hold for the next
+        self._become_next(descriptors)
 
-    def _become(self, descriptors: list[int]) -> None:
-        old, old_leash = self._channel.incoming, self._leash
-        incoming, outgoing, self._leash = adopt(descriptors)
-        self._channel = Channel(incoming, outgoing, self._settings["shelf_bytes"])
-        close_all_of(old, old_leash)
-        self._channel.send(frames.HELLO, os.getpid())
+    def _become_next(self, descriptors: list[int]) -> None:
+        old, old_death_pipe = self._channel.descriptor, self._death_pipe
+        descriptor, self._death_pipe = adopt(descriptors)
+        self._channel = Channel(descriptor, self._settings["shared_bytes"])
+        close_with_copies(old, old_death_pipe)
+        self.say_hello()
 
     def _reap(self, pid: int) -> int:
+        """Wait for an ended child and return its wait status; 0 if a cell has reaped it already."""
         try:
             status = os.waitpid(pid, 0)[1]
         except ChildProcessError:
@@ -132,19 +140,19 @@ class Worker:
         try:
             restore_handlers(self._handlers)
             try:
-                with limits.limited():
+                with limits.cell_limits():
                     outcome = self._repl.execute(cell)
             finally:
                 cancel_timers()
-                self._handlers = set_handlers_aside()
+                self._handlers = suspend_handlers()
             report = self._repl.report(outcome)
         finally:
             self._channel.close_to_cells()
         self._channel.send(frames.DONE, report.keeps_state, report.parts)
 
 
-def fork_or_bury() -> int:
-    """Fork; where there is no room for a process, take leave of a cell's dead children first, which take up room."""
+def fork() -> int:
+    """Fork; at the limit of processes, reap the dead children of cells, which count, and try once more."""
     try:
         return os.fork()
     except BlockingIOError:

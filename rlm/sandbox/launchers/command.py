@@ -19,9 +19,9 @@ __all__ = ["Launcher", "local"]
 
 PASSED_ON = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ")
 MODULES = (
-    "values", "frames", "shelf", "sketch", "libc", "procfs", "folders", "limits", "landlock", "seccomp",
-    "users", "trials", "namespaces", "hardening", "failures", "channel", "api", "echo", "repair", "repl",
-    "descriptors", "worker", "pipes", "worker_process", "cell_watch", "supervisor",
+    "values", "frames", "shared_memory", "sketch", "libc", "procfs", "folders", "limits", "landlock",
+    "seccomp", "users", "trials", "namespaces", "hardening", "failures", "channel", "api", "echo", "repair",
+    "repl", "descriptors", "worker", "pipes", "worker_process", "cell_watch", "supervisor",
 )  # fmt: skip
 
 

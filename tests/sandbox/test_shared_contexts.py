@@ -20,7 +20,13 @@ from rlm import RLM_REPL, ScriptedClient
 from rlm.engine import prompts
 from rlm.errors import ContextError, HostCallRefused
 from rlm.sandbox.guest import frames, values
-from rlm.sandbox.guest.shelf import ALIGNMENT, Full, Slice, open_shelf, read_value
+from rlm.sandbox.guest.shared_memory import (
+    ALIGNMENT,
+    MemoryReader,
+    SharedMemoryFull,
+    open_shared_memory,
+    read_context,
+)
 from rlm.sandbox.guest.sketch import Sketch, sketch
 from rlm.sandbox.launchers import Launcher
 from rlm.sandbox.process import PLACES_BYTES
@@ -43,7 +49,7 @@ links = {n: os.readlink(f"/proc/self/fd/{n}") for n in range(250, 400) if os.pat
 channel = [n for n, link in links.items() if "socket" in link][0]
 def F(kind, more, number, payload=b""):
     os.write(channel, struct.pack(">BBII", kind, more, number, len(payload)) + payload)
-CALL, SHELVE, UNSHELVE = 19, 36, 37
+CALL, SHARE, UNSHARE = 19, 36, 37
 def S(text):
     return b"s" + struct.pack(">I", len(text)) + text
 def I(number):
@@ -51,7 +57,7 @@ def I(number):
 SKETCH = b"t\0\0\0\7" + S(b"str") + S(b"str") + I(9) + b"t\0\0\0\0" + b"t\0\0\0\0" + b"N" + b"F"
 def ASK(index):
     shelved = b"t\0\0\0\2" + I(index) + SKETCH
-    arguments = b"d\0\0\0\2" + S(b"question") + S(b"q") + S(b"shelved") + shelved
+    arguments = b"d\0\0\0\2" + S(b"question") + S(b"q") + S(b"shared") + shelved
     return b"t\0\0\0\2" + S(b"rlm_query") + arguments
 """
 
@@ -88,7 +94,7 @@ async def nobody(call):
 
 
 def shelved_bytes(session):
-    """How many bytes of memory the shelf of a guest takes."""
+    """Return the bytes that the shared memory of a guest takes."""
     with session._guest.shared_memory.opened() as descriptor:
         return os.fstat(descriptor).st_blocks * 512
 
@@ -140,7 +146,7 @@ VALUES = {
 @pytest.mark.parametrize(
     "launcher",
     [None, pytest.param(FALLBACK, marks=pytest.mark.slow)],
-    ids=["shelf", "through the host"],
+    ids=["shared", "through the host"],
 )
 async def test_a_large_context_arrives_as_it_was(name, launcher):
     make = VALUES[name]
@@ -185,7 +191,7 @@ async def test_what_is_not_large_or_no_text_or_container_takes_the_way_of_any_ar
     assert result.stdout == "'taken'\n" or "['context'][0]: a value of type" in result.error
 
 
-async def test_a_handler_that_knows_no_shelf_gets_the_values(parent):
+async def test_a_handler_without_shared_contexts_gets_the_values(parent):
     async def echo(call):
         if call.name == "rlm_batch":
             return [{"value": item["context"]} for item in call.arguments["items"]]
@@ -212,7 +218,7 @@ async def test_one_object_for_twenty_children_lies_there_once(parent):
 
 
 async def test_space_is_given_back_while_other_calls_go_on(parent):
-    """One call is pending all the time, and three hundred megabytes pass through a shelf of sixty-four."""
+    """One call is pending all the time, and three hundred megabytes pass through sixty-four of shared memory."""
     small = await open_session(SandboxSettings(memory_bytes=64 * MB, cell_timeout_s=20))
     done = anyio.Event()
     most = 0
@@ -240,7 +246,7 @@ async def test_space_is_given_back_while_other_calls_go_on(parent):
     assert most < 40 * MB
 
 
-async def test_threads_put_contexts_on_the_shelf_at_once(parent):
+async def test_threads_share_contexts_at_once(parent):
     code = (
         "from concurrent.futures import ThreadPoolExecutor\n"
         "texts = [chr(65 + n) * (1_000_000 + n) for n in range(8)]\n"
@@ -255,7 +261,7 @@ async def test_threads_put_contexts_on_the_shelf_at_once(parent):
     assert shelved_bytes(parent) == 0
 
 
-async def test_beyond_its_room_a_cell_hears_why_and_goes_on():
+async def test_a_cell_that_shares_more_than_the_limit_gets_an_error_and_continues():
     session = await open_session(SandboxSettings(memory_bytes=64 * MB))
     waiting = 0
     free = anyio.Event()
@@ -285,8 +291,8 @@ async def test_beyond_its_room_a_cell_hears_why_and_goes_on():
     )
     result = await session.run(code, serve=serve, context_refs=True)
     assert result.stdout == (
-        "rlm_query: the contexts of the child runs under way would take more than 67,108,864 bytes: pass smaller "
-        f"pieces, or fewer at once\n{['answered'] * 4}\n"
+        "rlm_query: the contexts of the running child runs would take more than 67,108,864 bytes: pass smaller "
+        f"ones, or fewer at once\n{['answered'] * 4}\n"
     ), result
     assert shelved_bytes(session) == 0
     await session.aclose()
@@ -318,48 +324,48 @@ async def goes_on(session):
 
 ATTACKS = {
     "a number it does not have": (
-        "F(SHELVE, 0, 9, S(b'x'))\nF(CALL, 0, 9, ASK(1))\ntime.sleep(60)",
+        "F(SHARE, 0, 9, S(b'x'))\nF(CALL, 0, 9, ASK(1))\ntime.sleep(60)",
         "refused",
     ),
-    "a number below zero": ("F(SHELVE, 0, 9, S(b'x'))\nF(CALL, 0, 9, ASK(-1))\ntime.sleep(60)", "refused"),
-    "another call's piece": ("F(SHELVE, 0, 8, S(b'x'))\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)", "refused"),
+    "a number below zero": ("F(SHARE, 0, 9, S(b'x'))\nF(CALL, 0, 9, ASK(-1))\ntime.sleep(60)", "refused"),
+    "another call's piece": ("F(SHARE, 0, 8, S(b'x'))\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)", "refused"),
     "a piece it took back": (
-        "F(SHELVE, 0, 9, S(b'x'))\nF(UNSHELVE, 0, 9)\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)",
+        "F(SHARE, 0, 9, S(b'x'))\nF(UNSHARE, 0, 9)\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)",
         "refused",
     ),
-    "garbage": ("F(SHELVE, 0, 9, b'zzzz')\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)", "cannot be read"),
-    "two values": ("F(SHELVE, 0, 9, b'NN')\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)", "cannot be read"),
-    "nothing": ("F(SHELVE, 0, 9)\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)", "cannot be read"),
+    "garbage": ("F(SHARE, 0, 9, b'zzzz')\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)", "cannot be read"),
+    "two values": ("F(SHARE, 0, 9, b'NN')\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)", "cannot be read"),
+    "nothing": ("F(SHARE, 0, 9)\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)", "cannot be read"),
     "a length that is a lie": (
-        "F(SHELVE, 0, 9, b's\\xff\\xff\\xff\\xff' + b'x' * 200)\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)",
+        "F(SHARE, 0, 9, b's\\xff\\xff\\xff\\xff' + b'x' * 200)\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)",
         "cannot be read",
     ),
     "too many values": (
-        "F(SHELVE, 1, 9, b'l' + struct.pack('>I', 3_000_000))\nfor _ in range(12): F(SHELVE, 1, 9, b'N' * 250_000)\nF(SHELVE, 0, 9)\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)",
+        "F(SHARE, 1, 9, b'l' + struct.pack('>I', 3_000_000))\nfor _ in range(12): F(SHARE, 1, 9, b'N' * 250_000)\nF(SHARE, 0, 9)\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)",
         "cannot be read",
     ),
     "colliding keys": (
-        "big = lambda n: b'I\\0\\0\\0\\x0a' + (n * (2**61 - 1)).to_bytes(10, 'little')\nF(SHELVE, 0, 9, b'e' + struct.pack('>I', 1500) + b''.join(map(big, range(1500))))\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)",
+        "big = lambda n: b'I\\0\\0\\0\\x0a' + (n * (2**61 - 1)).to_bytes(10, 'little')\nF(SHARE, 0, 9, b'e' + struct.pack('>I', 1500) + b''.join(map(big, range(1500))))\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)",
         "cannot be read",
     ),
-    "frames without end": ("while True: F(SHELVE, 1, 9, b'x' * 200_000)", "protocol"),
-    "pieces without end": ("n = 0\nwhile True:\n  n += 1\n  F(SHELVE, 0, n)", "protocol"),
-    "a call within a piece": ("F(SHELVE, 1, 9, b'x')\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)", "protocol"),
-    "a piece within a piece": ("F(SHELVE, 1, 9, b'x')\nF(SHELVE, 0, 8, b'x')\ntime.sleep(60)", "protocol"),
-    "taken back within a piece": ("F(SHELVE, 1, 9, b'x')\nF(UNSHELVE, 0, 9)\ntime.sleep(60)", "protocol"),
+    "frames without end": ("while True: F(SHARE, 1, 9, b'x' * 200_000)", "protocol"),
+    "pieces without end": ("n = 0\nwhile True:\n  n += 1\n  F(SHARE, 0, n)", "protocol"),
+    "a call within a piece": ("F(SHARE, 1, 9, b'x')\nF(CALL, 0, 9, ASK(0))\ntime.sleep(60)", "protocol"),
+    "a piece within a piece": ("F(SHARE, 1, 9, b'x')\nF(SHARE, 0, 8, b'x')\ntime.sleep(60)", "protocol"),
+    "taken back within a piece": ("F(SHARE, 1, 9, b'x')\nF(UNSHARE, 0, 9)\ntime.sleep(60)", "protocol"),
     "a piece for a call under way": (
-        "F(SHELVE, 0, 9, S(b'x'))\nF(CALL, 0, 9, b't\\0\\0\\0\\2' + S(b'wait') + b'd\\0\\0\\0\\0')\nF(SHELVE, 0, 9, S(b'x'))\ntime.sleep(60)",
+        "F(SHARE, 0, 9, S(b'x'))\nF(CALL, 0, 9, b't\\0\\0\\0\\2' + S(b'wait') + b'd\\0\\0\\0\\0')\nF(SHARE, 0, 9, S(b'x'))\ntime.sleep(60)",
         "protocol",
     ),
     "places of its own": ("F(23, 0, 9, b'l\\0\\0\\0\\2' + I(0) + I(99))\ntime.sleep(60)", "protocol"),
-    "death within a piece": ("F(SHELVE, 1, 9, b'x' * 200_000)\nos._exit(1)", "exited"),
-    "the end within a piece": ("F(SHELVE, 1, 9, b'x' * 200_000)", "protocol"),
-    "a piece that nobody asks about": ("F(SHELVE, 0, 9, b'x' * 200_000)", "ok"),
+    "death within a piece": ("F(SHARE, 1, 9, b'x' * 200_000)\nos._exit(1)", "exited"),
+    "the end within a piece": ("F(SHARE, 1, 9, b'x' * 200_000)", "protocol"),
+    "a piece that nobody asks about": ("F(SHARE, 0, 9, b'x' * 200_000)", "ok"),
 }
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-async def test_what_a_hostile_cell_does_to_the_shelf_costs_that_cell_alone(name):
+async def test_a_hostile_use_of_shared_memory_costs_that_cell_alone(name):
     code, ending = ATTACKS[name]
     session = await open_session(
         SandboxSettings(cell_timeout_s=20.0, memory_bytes=256 * MB, highest_tier="process")
@@ -385,7 +391,7 @@ async def test_what_a_hostile_cell_does_to_the_shelf_costs_that_cell_alone(name)
         if ending == "refused":
             code = SPEAK + code.replace("time.sleep(60)", "reply = os.read(channel, 1000)\nprint(reply)")
             result = await session.run(code, serve=serve, context_refs=True)
-            assert "there is no such context on the shelf" in result.stdout, result
+            assert "there is no such shared context" in result.stdout, result
         elif ending == "cannot be read":
             with pytest.raises(Told):
                 await session.run(SPEAK + code, serve=serve, context_refs=True)
@@ -403,13 +409,13 @@ async def test_what_a_hostile_cell_does_to_the_shelf_costs_that_cell_alone(name)
 )
 async def test_a_sketch_in_a_form_of_its_own_is_refused(drawn):
     session = await open_session(SandboxSettings(cell_timeout_s=20.0, highest_tier="process"))
-    code = f"{SPEAK}\nF(SHELVE, 0, 9, S(b'x'))\nSKETCH = {drawn}\nF(CALL, 0, 9, ASK(0))\nprint(os.read(channel, 1000))"
+    code = f"{SPEAK}\nF(SHARE, 0, 9, S(b'x'))\nSKETCH = {drawn}\nF(CALL, 0, 9, ASK(0))\nprint(os.read(channel, 1000))"
     result = await session.run(code, serve=nobody, context_refs=True)
     await session.aclose()
     assert "not the sketch of a context" in result.stdout
 
 
-async def test_no_cell_has_the_shelf_in_its_hands(parent):
+async def test_no_cell_has_a_descriptor_of_the_shared_memory(parent):
     code = (
         "import os, stat\nfound = []\nfor n in range(3, 4096):\n  try: found.append((n, os.fstat(n)))\n  except OSError: pass\n"
         "[(n, stat.S_ISREG(s.st_mode)) for n, s in found]"
@@ -424,7 +430,7 @@ async def test_no_cell_has_the_shelf_in_its_hands(parent):
         assert not any(is_file for _, is_file in numbers)
 
 
-async def test_a_shelf_that_a_guest_cannot_use_is_in_no_cells_hands():
+async def test_no_cell_has_a_descriptor_of_shared_memory_that_its_guest_cannot_use():
     """Its room is less than its trial takes, so contexts go with their calls."""
     session = await open_session(SandboxSettings(memory_bytes=ALIGNMENT))
     code = "import os\nfound = []\nfor n in range(3, 4096):\n  try: os.fstat(n); found.append(n)\n  except OSError: pass\nfound"
@@ -452,7 +458,7 @@ async def test_a_text_that_takes_more_memory_than_a_guest_may_have_is_refused():
 
     code = (
         f"{SPEAK}\npiece = ('x' * 250_000 + '😀').encode()\npiece = struct.pack('>I', len(piece)) + piece\n"
-        "F(SHELVE, 1, 9, b'S')\nfor _ in range(250): F(SHELVE, 1, 9, piece)\nF(SHELVE, 0, 9, bytes(4))\n"
+        "F(SHARE, 1, 9, b'S')\nfor _ in range(250): F(SHARE, 1, 9, piece)\nF(SHARE, 0, 9, bytes(4))\n"
         "F(CALL, 0, 9, ASK(0))\nos.read(channel, 1000)"
     )
     assert (await parent.run(code, serve=serve, context_refs=True)).outcome == "ok"
@@ -484,7 +490,7 @@ async def test_a_timer_that_goes_off_while_a_call_is_on_its_way_costs_that_call_
 
 
 @pytest.mark.parametrize("end", ["cancelled", "killed", "timed out"])
-async def test_a_cell_that_ends_in_the_middle_leaves_an_empty_shelf(end):
+async def test_a_cell_that_ends_in_the_middle_leaves_no_shared_memory(end):
     seconds = 2.0 if end == "timed out" else 30.0
     session = await open_session(SandboxSettings(cell_timeout_s=seconds, memory_bytes=512 * MB))
     await session.run("mine = 'kept'", serve=nobody)
@@ -578,7 +584,7 @@ async def test_the_context_of_a_parent_that_is_gone_is_refused():
     parent = await open_session(QUICK)
     await parent.run("rlm_query('q', 'x' * 300_000)", serve=keep, context_refs=True)
     child = await open_session(QUICK, parent_context=kept[0])
-    with pytest.raises(ContextError, match="cannot be read: WireError: a value that is not there any more"):
+    with pytest.raises(ContextError, match="cannot be read: WireError: a value that was released meanwhile"):
         await child.load(kept[0])
     assert (await child.run("context", serve=nobody)).stdout == ""
     await child.aclose()
@@ -629,7 +635,7 @@ def complete(*replies, launcher=None, **options):
     return answer, client
 
 
-@pytest.mark.parametrize("launcher", [None, FALLBACK], ids=["shelf", "through the host"])
+@pytest.mark.parametrize("launcher", [None, FALLBACK], ids=["shared", "through the host"])
 def test_a_piece_goes_down_three_levels_and_each_is_told_of_it(launcher):
     down = "FINAL(rlm_query('q', (context if len(context) > 1 else 'é\\n' * 600_000)[1:]))"
     answer, client = complete(
@@ -641,7 +647,7 @@ def test_a_piece_goes_down_three_levels_and_each_is_told_of_it(launcher):
         assert any(f"`context` is a str of {size} characters." in text for text in told)
 
 
-@pytest.mark.parametrize("launcher", [None, FALLBACK], ids=["shelf", "through the host"])
+@pytest.mark.parametrize("launcher", [None, FALLBACK], ids=["shared", "through the host"])
 def test_at_the_depth_limit_the_plain_call_has_the_text(launcher):
     code = "t = 'é' * 100_000\nFINAL([rlm_query('12', t), rlm_batch([('1', t), ('2', [t]), ('3', t * 9)])])"
     answer, _ = complete(code, launcher=launcher, max_depth=1)
@@ -706,9 +712,9 @@ def test_the_words_are_made_from_a_sketch_and_are_what_they_were(context, words)
     drawn = sketch(context)
     if drawn is not None and "Point" not in words:
         crossed = values.decode(
-            b"".join(frames.message_frames(0, 0, values.encode(drawn.plain())))[frames.HEADER.size :]
+            b"".join(frames.message_frames(0, 0, values.encode(drawn.to_tuple())))[frames.HEADER.size :]
         )
-        assert prompts.describe_context(Sketch.read(crossed)) == words
+        assert prompts.describe_context(Sketch.from_tuple(crossed)) == words
 
 
 GOOD = ("dict", "dict", 3, (("'a'", 3),), (), (5, 5), False)
@@ -724,9 +730,9 @@ GOOD = ("dict", "dict", 3, (("'a'", 3),), (), (5, 5), False)
     ],
 )  # fmt: skip
 def test_a_sketch_is_read_in_one_form_only(index, value):
-    assert Sketch.read(GOOD).length == 3
+    assert Sketch.from_tuple(GOOD).length == 3
     with pytest.raises(ValueError, match="not the sketch"):
-        Sketch.read((*GOOD[:index], value, *GOOD[index + 1 :]))
+        Sketch.from_tuple((*GOOD[:index], value, *GOOD[index + 1 :]))
 
 
 PLAIN = [
@@ -739,7 +745,7 @@ PLAIN = [
 @pytest.mark.parametrize("value", PLAIN, ids=lambda value: type(value).__name__)
 def test_a_plain_value_is_of_the_type_that_arrives(value):
     arrived = values.decode(b"".join(frames.message_frames(0, 0, values.encode(value)))[frames.HEADER.size :])
-    assert (type(values.plain(value)), values.plain(value)) == (type(arrived), arrived)
+    assert (type(values.received_form(value)), values.received_form(value)) == (type(arrived), arrived)
 
 
 @pytest.fixture
@@ -749,22 +755,22 @@ def memory():
     shelf.close()
 
 
-def test_pieces_given_back_free_their_memory_and_leave_the_others(memory):
-    shelf = open_shelf(memory.writing, 10 * MB)
+def test_released_contexts_free_their_memory_and_leave_the_others(memory):
+    writer = open_shared_memory(memory.writing, 10 * MB)
     for call in range(8):
-        shelf.add(call, bytes([call]) * MB, more=True)
-        shelf.add(call, b"end", more=False)
+        writer.append(call, bytes([call]) * MB, more=True)
+        writer.append(call, b"end", more=False)
     with memory.opened() as descriptor:
         full = os.fstat(descriptor).st_blocks * 512
         for call in range(7):
-            shelf.give_back(call)
+            writer.release(call)
         assert os.fstat(descriptor).st_blocks * 512 < full / 4
-        offset, length = shelf.places(7)
+        offset, length = writer.locations(7)
         assert os.pread(descriptor, length, offset) == b"\7" * MB + b"end"
-        shelf.give_back(7)
+        writer.release(7)
         assert os.fstat(descriptor).st_blocks == 0
-        shelf.add(1, b"x", more=False)
-        assert shelf.places(1)[0] > offset, "an offset was used twice"
+        writer.append(1, b"x", more=False)
+        assert writer.locations(1)[0] > offset, "an offset was used twice"
 
 
 def test_the_host_can_only_read(memory):
@@ -783,36 +789,36 @@ def test_a_host_that_has_too_many_descriptors_refuses_to_read(memory):
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
-def test_a_shelf_is_not_used_where_its_room_is_less_than_its_trial(memory):
-    assert open_shelf(memory.writing, ALIGNMENT) is None
+def test_shared_memory_smaller_than_its_trial_is_not_used(memory):
+    assert open_shared_memory(memory.writing, ALIGNMENT) is None
 
 
 @pytest.mark.parametrize("most", [64 * MB, 1 << 45])
-def test_there_are_never_more_pieces_than_can_be_told_of(memory, most):
-    shelf = open_shelf(memory.writing, most)
+def test_the_number_of_contexts_is_bounded(memory, most):
+    writer = open_shared_memory(memory.writing, most)
 
     def fill():
         for _ in range(100_000):
-            shelf.add(7, b"", more=False)
+            writer.append(7, b"", more=False)
 
-    with pytest.raises(Full):
+    with pytest.raises(SharedMemoryFull):
         fill()
-    assert values.size_of(values.encode(shelf.places(7))) < PLACES_BYTES
+    assert values.encoded_size(values.encode(writer.locations(7))) < PLACES_BYTES
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.binary(max_size=300), st.lists(st.integers(0, 40), max_size=20))
-def test_a_slice_gives_what_a_buffer_gives(data, counts):
+def test_a_memory_reader_reads_as_a_buffer_does(data, counts):
     memory = make_shared_contexts()
     try:
         os.pwrite(memory.writing, data, 11)
-        part, buffer = Slice(memory.writing, 11, len(data)), values.Buffer(data)
+        part, buffer = MemoryReader(memory.writing, 11, len(data)), values.Buffer(data)
         for count in counts:
             if count > buffer.left():
                 with pytest.raises(values.WireError):
-                    part.take(count)
+                    part.read(count)
                 return
-            assert part.take(count) == buffer.take(count)
+            assert part.read(count) == buffer.read(count)
             assert part.left() == buffer.left()
     finally:
         memory.close()
@@ -820,11 +826,11 @@ def test_a_slice_gives_what_a_buffer_gives(data, counts):
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200))
-def test_any_bytes_on_the_shelf_are_a_value_or_a_clean_error(data):
+def test_any_bytes_in_shared_memory_are_a_value_or_a_clean_error(data):
     memory = make_shared_contexts()
     try:
         os.pwrite(memory.writing, data, 0)
         with contextlib.suppress(values.WireError):
-            read_value(memory.writing, 0, len(data), 1000)
+            read_context(memory.writing, 0, len(data), 1000)
     finally:
         memory.close()
