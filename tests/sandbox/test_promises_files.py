@@ -260,16 +260,14 @@ def test_an_ordinary_user_removes_folders_that_cannot_be_read(tmp_path):
     assert told == b"[]"
 
 
-async def test_a_deep_folder_of_a_cell_is_gone_when_its_session_is(session):
+async def test_a_folder_too_deep_for_a_path_is_removed_with_its_session(session):
+    """Without namespaces more than 100 levels would count as too much, on a machine slow enough to notice."""
     code = (
         "import os\nhome = os.getcwd()\n"
-        "for i in range(1500): os.mkdir('d' * 250); os.chdir('d' * 250)\n"
+        "for i in range(90): os.mkdir('d' * 250); os.chdir('d' * 250)\n"
         "os.chdir(home); print(home)"
     )
-    for _ in range(10):  # a busy machine may take longer than the pause between two looks at the folder
-        result = await session.run(code, serve=serve)
-        if result.outcome == "ok":
-            break
+    result = await session.run(code, serve=serve)
     home = Path(result.stdout.strip())
     assert home.is_dir()
     await session.aclose()
