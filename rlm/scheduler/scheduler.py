@@ -36,7 +36,8 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from rlm._async.semaphore import FairSemaphore, Permit
-from rlm.errors import CallError, DeadlineExceeded, SettingsError
+from rlm.checks import whole_number
+from rlm.errors import CallError, DeadlineExceeded
 from rlm.events import BatchFinished, BatchStarted, Emit, ignore
 from rlm.metering.bounds import CountTokens, Observe, estimate_tokens
 from rlm.scheduler.attempt import Endpoint, PriceOf
@@ -191,8 +192,7 @@ class Tree:
                 calls, the calls in flight are finished first.
             SettingsError: `max_concurrent` is below 1, or a budget in dollars meets a model without a price.
         """
-        if max_concurrent < 1:
-            raise SettingsError(f"max_concurrent={max_concurrent!r}: must be a number above 0")
+        whole_number("max_concurrent", max_concurrent)
         if not calls:
             return []
         first = first_of_each(calls) if dedupe else range(len(calls))

@@ -38,6 +38,7 @@ from anyio.lowlevel import checkpoint
 
 from rlm._async.groups import ungrouped
 from rlm._async.semaphore import FairSemaphore, Permit
+from rlm.checks import whole_number
 from rlm.errors import (
     BadRequest,
     CallError,
@@ -47,7 +48,6 @@ from rlm.errors import (
     OutputTruncated,
     PromptTruncated,
     Refused,
-    SettingsError,
 )
 from rlm.structured.packs import (
     CHARS_PER_TOKEN,
@@ -177,10 +177,8 @@ class MapSettings:
     def __post_init__(self) -> None:
         for name in ("per_call", "max_concurrent", "window_chars"):
             value = getattr(self, name)
-            if (name, value) == ("per_call", "auto"):
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingsError(f"{name}={value!r}: must be a whole number above 0")
+            if (name, value) != ("per_call", "auto"):
+                whole_number(name, value)
 
     def room(self, task: Task) -> Room:
         """An empty pack for this task."""
