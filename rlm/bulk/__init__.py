@@ -9,6 +9,8 @@ from __future__ import annotations
 from rlm.bulk.estimate import Count, count_rows
 from rlm.bulk.group import JobGroup, MappedRows
 from rlm.bulk.io.formats import Row
+from rlm.bulk.job import Job
+from rlm.bulk.options import JobControls
 from rlm.bulk.report import JobEstimate, JobProgress, JobReport, total
 from rlm.bulk.rows import amap_rows, aretry_rows, astream_rows, map_rows, retry_rows, stream_rows
 from rlm.bulk.split import split_rows
@@ -18,6 +20,8 @@ from rlm.bulk.templates import escape
 __all__ = [
     "Count",
     "FinishedRow",
+    "Job",
+    "JobControls",
     "JobEstimate",
     "JobGroup",
     "JobProgress",

@@ -39,8 +39,8 @@ async def amap_rows(rows: Any, prompt: str, **options: Unpack[MapOptions]) -> Ma
             An iterator is read into memory; a file is not.
         prompt: template with `{{field}}`s; without fields, the whole row is asked about. `rlm.bulk.escape` makes any
             text safe as a part of it.
-        options: `rlm.bulk.job.Job` has what is asked and where the answers go (`models` is called `model`: a name or
-            several), `rlm.bulk.options.JobControls` the budget and functions of yours, `rlm.bulk.JobGroup` the endpoint:
+        options: `rlm.bulk.Job` documents the question and the files (`models` is called `model` here: one name or
+            several), `rlm.bulk.JobControls` the budget and functions of yours, `rlm.bulk.JobGroup` the endpoint:
             `client`, `base_url`, `api_key`, `prices`, `scheduler`.
 
     Raises:

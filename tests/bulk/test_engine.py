@@ -87,9 +87,14 @@ def test_rows_per_call_follow_from_the_length_of_the_texts(chars, least, most):
     assert last <= most
 
 
-def test_two_rows_need_two_calls_at_most_and_two_thousand_are_never_all_at_once(tmp_path):
-    client = ScriptedClient(label, latency_s=0.02)  # long beside what a call costs on a busy machine
+def test_two_rows_need_two_calls_at_most():
+    client = ScriptedClient(label)
     assert len(map_rows([{"text": "n 1"}, {"text": "n 2"}], "{{text}}", schema=SCHEMA, client=client)) == 2
+    assert len(client.calls) <= 2
+
+
+def test_a_job_never_has_more_calls_in_flight_than_max_concurrent(tmp_path):
+    client = ScriptedClient(label, latency_s=0.02)  # long beside what a call costs on a busy machine
     source = write_csv(tmp_path / "in.csv", [f"number {n}" for n in range(2_000)])
     report = job(source, tmp_path / "out.csv", client, rows_per_call=1, max_concurrent=30).report
     assert report.answered == 2_000
@@ -97,7 +102,7 @@ def test_two_rows_need_two_calls_at_most_and_two_thousand_are_never_all_at_once(
 
 
 @pytest.mark.parametrize("budget", [0, -1, float("nan"), float("inf")])
-def test_a_budget_that_is_none_is_refused(budget):
+def test_a_budget_that_is_not_a_number_above_0_is_refused(budget):
     with pytest.raises(SettingsError, match="must be a number above 0"):
         map_rows([{"text": "n 1"}], "{{text}}", client=ScriptedClient([]), budget=budget)
 
@@ -110,7 +115,7 @@ def test_a_job_that_ends_before_its_first_answer_leaves_no_journal(rows, tmp_pat
     job(rows, tmp_path / "out.csv", ScriptedClient(label))
 
 
-def test_a_journal_without_an_answer_is_in_nobodys_way(rows, tmp_path):
+def test_a_journal_without_an_answer_is_replaced_without_resume(rows, tmp_path):
     """As it is left by a session that was killed before its first answer."""
     job(rows, tmp_path / "out.csv", ScriptedClient(label), limit=5)
     journal = tmp_path / "out.csv.journal"
@@ -120,14 +125,14 @@ def test_a_journal_without_an_answer_is_in_nobodys_way(rows, tmp_path):
     assert job(rows, tmp_path / "out.csv", ScriptedClient(label)).report.asked == 100
 
 
-def test_what_is_no_journal_is_not_taken_for_one(rows, tmp_path):
+def test_a_file_that_is_not_a_journal_is_refused_and_kept(rows, tmp_path):
     (tmp_path / "out.csv.journal").write_text("my own notes\n")
     with pytest.raises(JournalError, match="no journal"):
         job(rows, tmp_path / "out.csv", ScriptedClient(label))
     assert (tmp_path / "out.csv.journal").read_text() == "my own notes\n"
 
 
-def test_an_answer_that_was_cut_can_be_asked_again_with_a_higher_cap(rows, tmp_path):
+def test_a_cut_answer_can_be_retried_with_a_higher_cap(rows, tmp_path):
     def cut(call):
         if "number 7" in call.messages[0].content and call.max_output_tokens == 10:
             return Reply(
@@ -173,7 +178,7 @@ def test_a_failed_row_stays_in_the_output_and_goes_to_the_dead_letters_with_its_
     assert (report.failed, report.failures) == (1, {"Refused": 1})
 
 
-def test_failed_rows_are_asked_again_and_the_output_is_written_anew(rows, tmp_path):
+def test_failed_rows_are_retried_and_the_output_is_written_anew(rows, tmp_path):
     job(rows, tmp_path / "out.csv", ScriptedClient(fails_for("number 42")), limit=90)
     client = ScriptedClient(label)
     report = retry_rows(tmp_path / "out.csv.failed.jsonl", client=client).report
@@ -183,7 +188,7 @@ def test_failed_rows_are_asked_again_and_the_output_is_written_anew(rows, tmp_pa
     assert not (tmp_path / "out.csv.failed.jsonl").exists()
 
 
-def test_obvious_rows_cost_nothing(rows, tmp_path):
+def test_rows_that_a_rule_answers_or_skips_cost_nothing(rows, tmp_path):
     client = ScriptedClient(label)
     report = job(
         rows,
@@ -230,13 +235,13 @@ def test_a_row_that_lacks_a_field_fails_alone(tmp_path):
 # Pilot, budget, stops ------------------------------------------------------------------------------------------
 
 
-def test_a_pilot_tells_what_the_whole_will_cost_and_may_be_declined(rows, tmp_path):
-    told = []
+def test_the_estimate_after_a_pilot_has_the_cost_of_the_rest_and_may_be_declined(rows, tmp_path):
+    reported = []
     client = ScriptedClient(label)
     options = {"rows_per_call": 5, "pilot": 10, "prices": PRICES}
     with pytest.raises(JobStopped, match="stopped after the pilot: 10 rows"):
-        job(rows, tmp_path / "out.csv", client, confirm=told.append, **options)
-    (estimate,) = told
+        job(rows, tmp_path / "out.csv", client, confirm=reported.append, **options)
+    (estimate,) = reported
     assert len(client.calls) == 2
     assert estimate.rows_left == 90
     assert estimate.usd == pytest.approx(estimate.pilot_usd * 9)
@@ -276,7 +281,7 @@ def test_a_schema_that_the_model_cannot_meet_stops_the_job(rows, tmp_path):
         job(rows, tmp_path / "out.csv", client, rows_per_call=1, max_concurrent=1)
 
 
-def test_a_job_that_nobody_could_answer_is_simply_begun_anew_with_another_prompt(rows, tmp_path):
+def test_a_job_in_which_every_row_failed_can_begin_anew_with_another_prompt(rows, tmp_path):
     with pytest.raises(JobStopped, match="begin anew"):
         job(rows, tmp_path / "out.csv", ScriptedClient(lambda _call: "I cannot do JSON."), rows_per_call=1)
     prompt = "Label {{text}} as odd or even"
@@ -286,16 +291,22 @@ def test_a_job_that_nobody_could_answer_is_simply_begun_anew_with_another_prompt
     assert report.answered == 100
 
 
-def test_progress_is_told(rows, tmp_path):
-    told = []
-    job(rows, tmp_path / "out.csv", ScriptedClient(label), on_progress=told.append, skip_when="int(n) < 50")
-    assert (told[-1].rows, told[-1].total, told[-1].settled) == (100, 100, 50)
+def test_progress_is_reported(rows, tmp_path):
+    reported = []
+    job(
+        rows,
+        tmp_path / "out.csv",
+        ScriptedClient(label),
+        on_progress=reported.append,
+        skip_when="int(n) < 50",
+    )
+    assert (reported[-1].rows, reported[-1].total, reported[-1].settled) == (100, 100, 50)
 
 
 # Interruption --------------------------------------------------------------------------------------------------
 
 
-def test_a_killed_job_is_resumed_with_no_row_lost_none_twice_and_none_paid_twice(tmp_path):
+def test_a_killed_job_resumes_and_loses_repeats_and_pays_twice_for_no_row(tmp_path):
     texts = [f"number {number}" for number in range(200)]
     source, output = write_csv(tmp_path / "in.csv", texts), tmp_path / "out.csv"
     journal = Path(f"{output}.journal")
@@ -422,7 +433,7 @@ def test_bad_input_does_not_cost_the_answers_that_overwriting_would_forget(rows,
     assert report.resumed == 100
 
 
-def test_overwriting_never_removes_what_is_no_journal(rows, tmp_path):
+def test_overwriting_never_removes_a_file_that_is_not_a_journal(rows, tmp_path):
     (tmp_path / "out.csv.journal").write_text("my own notes\n")
     with pytest.raises(JournalError, match="no journal"):
         job(rows, tmp_path / "out.csv", ScriptedClient(label), overwrite=True)

@@ -51,7 +51,7 @@ def job(cascade, rows, **options):
     return map_rows(rows, "Label {{text}}", client=cascade.client, **{**defaults, **options})
 
 
-def test_what_the_model_is_not_sure_of_is_asked_of_the_stronger_one_alone():
+def test_only_rows_that_the_model_is_not_sure_of_go_to_the_stronger_one():
     cascade = Cascade()
     result = job(cascade, rows_of(10), escalate_when="confidence < 0.7")
     assert [row["label"] for row in result] == ["even", "odd"] * 5
@@ -83,14 +83,14 @@ def test_rows_without_an_answer_are_always_in_doubt():
     assert result.report.failed == 0
 
 
-def test_a_row_that_the_stronger_model_does_not_answer_keeps_its_answer_and_is_told():
+def test_a_row_that_the_stronger_model_does_not_answer_keeps_its_answer_and_is_reported():
     cascade = Cascade(strong=BadRequest("no temperature, please"))
     report = job(cascade, rows_of(10), escalate_when="confidence < 0.7").report
     assert (report.answered, report.failed, report.in_doubt) == (10, 0, 4)
     assert "still in doubt, with no answer to the escalation: 4 rows" in str(report)
 
 
-def test_a_row_that_nobody_answers_fails(tmp_path):
+def test_a_row_that_no_model_answers_fails(tmp_path):
     cascade = Cascade(weak=Refused("not this"), strong=Refused("nor this"))
     source = write_csv(tmp_path / "in.csv", ["number 1", "number 2"])
     report = job(cascade, source, output=tmp_path / "out.csv").report
@@ -156,20 +156,23 @@ def test_another_rule_may_be_used_when_a_job_is_resumed_but_no_other_model(tmp_p
 
 
 def test_a_pilot_escalates_too_and_progress_ends_at_the_whole():
-    told, estimates = [], []
+    reported, estimates = [], []
     options = {
         "escalate_when": "confidence < 0.7",
         "pilot": 8,
         "confirm": lambda estimate: estimates.append(estimate) or True,
-        "on_progress": told.append,
+        "on_progress": reported.append,
     }
     result = job(Cascade(), rows_of(12), **options)
     assert [row["escalated"] for row in result] == [False] * 6 + [True] * 6
-    assert (told[-1].rows, told[-1].total) == (12 + 4, 12 + 4)  # the four that were asked after the pilot
+    assert (reported[-1].rows, reported[-1].total) == (
+        12 + 4,
+        12 + 4,
+    )  # the four that were asked after the pilot
     assert len(estimates) == 1
 
 
-def test_streamed_rows_come_once_with_the_answer_that_stands():
+def test_each_streamed_row_comes_once_with_its_final_answer():
     cascade = Cascade()
     rows = list(
         stream_rows([*rows_of(10), *rows_of(10)], "Label {{text}}", client=cascade.client, **STREAMED)
@@ -204,14 +207,14 @@ def test_rows_of_a_rule_are_never_in_doubt():
         ({"temperature": {"another": 1.0}}, SettingsError, "none of the models weak, strong"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_asked(options, error, words):
+def test_options_that_cannot_work_are_refused_before_any_call(options, error, words):
     cascade = Cascade()
     with pytest.raises(error, match=words):
         job(cascade, rows_of(3), **options)
     assert cascade.client.calls == []
 
 
-def test_where_a_rule_does_not_work_the_row_is_handed_on_and_the_report_says_why():
+def test_a_row_on_which_the_rule_fails_is_escalated_and_the_report_says_why():
     cascade = Cascade()
     report = job(cascade, rows_of(8), escalate_when="confidence < 0.7 and label < 1").report
     assert len(cascade.asked["strong"]) == report.unjudged == 2

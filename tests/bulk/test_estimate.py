@@ -108,15 +108,15 @@ def test_tokens_may_be_counted_by_a_tokenizer_of_ones_own(rows, tmp_path):
     assert len(free) == 1
 
 
-def test_one_of_a_thing_is_no_plural():
+def test_one_row_is_not_a_plural():
     said = str(count_rows([{"text": "x"}], PROMPT, count_tokens=lambda _text: 1))
     assert said.startswith("1 row, 1 token, ")
     assert "\n1 call: " in said
 
 
-def test_it_is_told_where_tokens_are_estimated():
+def test_a_count_says_when_its_tokens_are_estimated():
     one = [{"text": "x"}]
-    assert not (estimated := count_rows(one, PROMPT, models=("nobody-knows",))).exact
+    assert not (estimated := count_rows(one, PROMPT, models=("no one-knows",))).exact
     assert "Tokens are estimated" in str(estimated)
     assert (exact := count_rows(one, PROMPT, count_tokens=len)).exact
     assert "estimated" not in str(exact)

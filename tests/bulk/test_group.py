@@ -35,7 +35,7 @@ OPTIONS = {"schema": SCHEMA, "model": "m", "rows_per_call": 5}
 
 
 class Provider:
-    """Answers after a while, and knows how many asked at once and what it would bill."""
+    """Answers after a while; records the most calls in flight and the bill."""
 
     def __init__(self, latency_s=0.01):
         self.latency_s = latency_s
@@ -85,7 +85,7 @@ async def map_all(jobs, sources, outcomes, **options):
 
 
 @pytest.mark.anyio
-async def test_jobs_at_once_share_one_gate_and_each_reports_its_own_share(tmp_path):
+async def test_concurrent_jobs_share_one_limit_and_each_reports_its_own_share(tmp_path):
     provider, outcomes = Provider(), {}
     async with JobGroup(client=provider, max_concurrent=6, prices=PRICES) as jobs:
         await map_all(jobs, tables(tmp_path), outcomes)
@@ -99,7 +99,7 @@ async def test_jobs_at_once_share_one_gate_and_each_reports_its_own_share(tmp_pa
 
 
 @pytest.mark.anyio
-async def test_jobs_at_once_never_pass_the_budget_stop_together_and_lose_nothing(tmp_path):
+async def test_concurrent_jobs_never_pass_the_budget_stop_together_and_lose_nothing(tmp_path):
     provider, outcomes = Provider(), {}
     sources = tables(tmp_path)
     async with JobGroup(client=provider, budget=Budget(calls=31), max_concurrent=12) as jobs:
@@ -143,7 +143,7 @@ async def test_a_job_that_ends_at_the_budget_does_not_cancel_what_the_others_hav
 
 
 @pytest.mark.anyio
-async def test_a_budget_in_dollars_holds_over_all_jobs_whatever_their_calls_cost(tmp_path):
+async def test_a_budget_in_dollars_holds_over_all_jobs_at_any_price_of_a_call(tmp_path):
     provider, outcomes = Provider(), {}
     group = JobGroup(client=provider, budget=0.004, prices=PRICES, max_concurrent=12)
     async with group as jobs:
@@ -175,7 +175,7 @@ def test_a_group_serves_blocking_callers_from_many_threads(tmp_path):
     assert results[0].rows[1]["label"] == "odd"
 
 
-def test_failed_rows_are_asked_again_in_a_group(tmp_path):
+def test_failed_rows_are_retried_in_a_group(tmp_path):
     (source,) = tables(tmp_path, 1)
     output = tmp_path / "out.csv"
     silent = ScriptedClient(lambda call: "?" if "number 42" in call.messages[0].content else label(call))
@@ -186,7 +186,7 @@ def test_failed_rows_are_asked_again_in_a_group(tmp_path):
 
 
 @pytest.mark.anyio
-async def test_equal_questions_of_two_jobs_are_answered_from_one_cache(tmp_path):
+async def test_equal_calls_of_two_jobs_are_answered_from_one_cache(tmp_path):
     provider, outcomes = Provider(), {}
     (source,) = tables(tmp_path, 1)
     settings = SchedulerSettings(cache="on", cache_folder=str(tmp_path / "cache"))
@@ -202,7 +202,7 @@ def test_a_group_that_is_not_open_says_how_to_open_it():
         JobGroup(client=ScriptedClient([])).map_rows([{"a": 1}], "{{a}}")
 
 
-def test_an_option_that_there_is_not_is_named():
+def test_an_unknown_option_is_named():
     with JobGroup(client=ScriptedClient([])) as jobs, pytest.raises(TypeError, match="shema"):
         jobs.map_rows([{"a": 1}], "{{a}}", shema="label: str")
 
@@ -219,7 +219,7 @@ def test_models_may_have_temperatures_of_their_own(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork")
-def test_a_group_is_of_no_use_in_a_forked_child_and_can_be_left_there():
+def test_a_group_refuses_jobs_in_a_forked_child_and_can_be_left_there():
     with JobGroup(client=ScriptedClient(label), max_concurrent=2) as jobs:
         jobs.map_rows(rows_of(2), "Label {{text}}", schema=SCHEMA)
         child = os.fork()

@@ -1,4 +1,4 @@
-"""What a job over rows is given by the careless and the hostile, and what becomes of it."""
+"""Jobs over rows with careless or hostile input, rules, files and journals."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_no_file_of_a_job_takes_the_place_of_another(tmp_path, names, message):
 # Sessions that differ ------------------------------------------------------------------------------------------
 
 
-def test_a_retry_does_the_job_of_the_last_session_and_not_of_the_first(tmp_path):
+def test_a_retry_repeats_the_job_of_the_last_session_and_not_of_the_first(tmp_path):
     source = write_csv(tmp_path / "in.csv", [f"number {n}" for n in range(20)])
     client = ScriptedClient(refuse_three)
     job(source, tmp_path / "out.csv", client, limit=5, rows_per_call=1)
@@ -156,7 +156,7 @@ def test_a_journal_that_was_cut_anywhere_is_resumed_with_no_row_lost_and_none_tw
         {"type": "batch started", "tag": "unknown", "id": "b"},
     ],
 )
-def test_a_record_that_makes_no_sense_is_damage_that_is_told(tmp_path, record):
+def test_a_malformed_record_is_reported_as_damage(tmp_path, record):
     job(rows_of(5), checkpoint=tmp_path / "journal")
     lines = (tmp_path / "journal").read_text().splitlines()
     (tmp_path / "journal").write_text("\n".join([lines[0], json.dumps({"v": 1, **record}), *lines[1:], ""]))
@@ -184,20 +184,20 @@ def test_a_row_for_which_an_expression_raises_fails_alone(tmp_path):
     assert (report.failures, report.by_rule) == ({"InputError": 1}, 4)
 
 
-def test_rows_that_all_failed_before_they_were_asked_can_be_asked_again(tmp_path):
+def test_rows_that_all_failed_before_they_were_asked_can_be_retried(tmp_path):
     source = write_csv(tmp_path / "in.csv", ["number 1", "number 2"])
     job(source, tmp_path / "out.csv", rule=lambda _row: 1 / 0)
     report = retry_rows(tmp_path / "out.csv.failed.jsonl", client=ScriptedClient(label)).report
     assert (report.answered, report.failed) == (2, 0)
 
 
-def test_what_a_rule_does_to_its_row_stays_with_it(tmp_path):
+def test_a_rule_that_changes_its_row_does_not_change_the_output(tmp_path):
     source = write_csv(tmp_path / "in.csv", ["number 1"])
     result = job(source, rule=lambda row: row.clear())
     assert result.rows == [{"n": "0", "text": "number 1", "label": "odd"}]
 
 
-def test_whoever_takes_rows_may_fail_and_is_heard_as_he_is(tmp_path, monkeypatch):
+def test_an_error_while_rows_are_written_is_raised_unchanged(tmp_path, monkeypatch):
     from rlm.bulk import output
 
     def broken(_self, *_):
@@ -212,25 +212,30 @@ def test_whoever_takes_rows_may_fail_and_is_heard_as_he_is(tmp_path, monkeypatch
 
 
 def test_an_estimate_knows_that_equal_rows_and_rules_cost_nothing():
-    told = []
+    estimates = []
     rows = [{"text": f"number {n // 10}"} for n in range(1_000)]
-    keep = {"confirm": lambda estimate: told.append(estimate) or True, "prices": PRICES}
+    keep = {"confirm": lambda estimate: estimates.append(estimate) or True, "prices": PRICES}
     result = job(rows, pilot=20, rows_per_call=1, **keep)
-    (estimate,) = told
+    (estimate,) = estimates
     assert estimate.pilot_usd + estimate.usd == pytest.approx(result.report.cost_usd, rel=0.1)
 
 
 def test_an_estimate_of_a_resumed_job_is_no_cheaper(tmp_path):
-    told = []
-    keep = {"confirm": told.append, "prices": PRICES, "checkpoint": tmp_path / "journal", "rows_per_call": 1}
+    estimates = []
+    keep = {
+        "confirm": estimates.append,
+        "prices": PRICES,
+        "checkpoint": tmp_path / "journal",
+        "rows_per_call": 1,
+    }
     job(rows_of(5), **keep)
     with pytest.raises(JobStopped):
         job(rows_of(110), pilot=10, resume=True, **keep)
-    assert told[0].usd == pytest.approx(told[0].pilot_usd / 5 * 100)
+    assert estimates[0].usd == pytest.approx(estimates[0].pilot_usd / 5 * 100)
 
 
 @pytest.mark.parametrize("options", [{"samples": 2}, {"model": ("m", "m")}])
-def test_the_same_question_is_not_asked_twice_of_a_cache(options):
+def test_several_equal_samples_are_refused_with_a_cache(options):
     with pytest.raises(SettingsError, match="first sample"):
         map_rows(
             rows_of(1), "{{text}}", client=ScriptedClient(label), scheduler=SchedulerSettings(cache="on"), **options
@@ -244,12 +249,12 @@ def test_a_rule_that_works_for_no_row_is_refused_before_anything_is_asked():
         map_rows(rows, "{{rating}}", skip_when="rating < 3", client=client)
 
 
-def test_a_column_in_single_braces_is_taken_for_a_slip():
+def test_a_column_in_single_braces_is_reported_as_a_mistake():
     with pytest.raises(InputError, match=r"write \{\{text\}\} for the field"):
         map_rows(rows_of(2), "Label {text}", client=ScriptedClient([]))
 
 
-def test_dead_letters_that_are_not_there_are_named(tmp_path):
+def test_a_missing_file_of_failed_rows_is_named(tmp_path):
     with pytest.raises(InputError, match=r"nothing\.failed\.jsonl: there is no such file"):
         retry_rows(tmp_path / "nothing.failed.jsonl", client=ScriptedClient([]))
 

@@ -18,7 +18,7 @@ from rlm.bulk.opinions import vote
         ([["a"], ["a"], []], ["a"], 2 / 3),
     ],
 )
-def test_the_majority_decides_and_the_agreement_is_told(answers, value, agreement):
+def test_the_majority_decides_and_the_agreement_is_returned(answers, value, agreement):
     assert vote(answers) == (value, pytest.approx(agreement))
 
 

@@ -6,8 +6,7 @@ import anyio
 import pytest
 from labelling import SCHEMA, label, read_csv, write_csv
 
-from rlm.bulk import JobGroup, astream_rows, map_rows, stream_rows
-from rlm.bulk import streaming as finishing_room
+from rlm.bulk import JobGroup, astream_rows, map_rows, stream_rows, streaming
 from rlm.errors import AuthenticationFailed, ConnectionFailed, InputError, JobStopped, Refused
 from rlm.scheduler import Budget
 from rlm.settings import SchedulerSettings
@@ -42,7 +41,7 @@ def test_rows_come_in_the_order_in_which_they_finish_each_once():
     }
 
 
-def test_equal_rows_rules_and_failures_are_told_as_well():
+def test_equal_rows_rules_and_failures_are_streamed_as_well():
     def reply(call):
         return Refused("not this") if "number 3" in call.messages[0].content else label(call)
 
@@ -67,7 +66,7 @@ def test_with_several_opinions_a_row_comes_when_all_have_been_given():
 
 
 def test_rows_that_are_too_many_to_be_held_come_at_the_end(monkeypatch):
-    monkeypatch.setattr(finishing_room, "ROWS_HELD", 3)
+    monkeypatch.setattr(streaming, "ROWS_HELD", 3)
     got = list(stream_rows(rows_of(50), "Label {{text}}", client=ScriptedClient(label), **OPTIONS))
     assert sorted(row.index for row in got) == list(range(50))
 
@@ -78,7 +77,7 @@ def test_a_loop_that_is_left_early_cancels_the_job_and_what_was_answered_is_kept
     options = {**OPTIONS, "checkpoint": journal, "client": client, "max_concurrent": 10}
     assert len(list(islice(stream_rows(source, "Label {{text}}", **options), 30))) == 30
     asked = client.calls
-    assert asked < 300  # the job waited for whoever takes the rows
+    assert asked < 300  # the job waited for its consumer
     got = list(stream_rows(source, "Label {{text}}", resume=True, **options))
     assert len(got) == 600
     assert client.calls <= 600 + 10
@@ -140,7 +139,7 @@ async def test_an_error_of_the_callers_own_leaves_the_context_as_itself():
 
 
 @pytest.mark.anyio
-async def test_streams_of_one_group_share_its_gate():
+async def test_streams_of_one_group_share_its_concurrency_limit():
     client, indices = ScriptedClient(label, latency_s=0.01), []
 
     async def take(jobs, prompt):
@@ -155,8 +154,8 @@ async def test_streams_of_one_group_share_its_gate():
 
 
 def test_an_endpoint_that_is_never_reached_leaves_no_empty_output(tmp_path):
-    def nobody(_call):
-        return ConnectionFailed("nobody there")
+    def unreachable(_call):
+        return ConnectionFailed("connection refused")
 
     options = {
         **OPTIONS,
@@ -166,7 +165,7 @@ def test_an_endpoint_that_is_never_reached_leaves_no_empty_output(tmp_path):
     with pytest.raises(
         JobStopped, match="no row got an answer; the last one failed by ConnectionFailed"
     ) as caught:
-        map_rows(rows_of(3), "Label {{text}}", client=ScriptedClient(nobody), **options)
+        map_rows(rows_of(3), "Label {{text}}", client=ScriptedClient(unreachable), **options)
     assert isinstance(caught.value.cause, ConnectionFailed)
     assert not (tmp_path / "out.csv").exists()
     report = map_rows(
