@@ -116,7 +116,7 @@ def test_one_row_is_not_a_plural():
 
 def test_a_count_says_when_its_tokens_are_estimated():
     one = [{"text": "x"}]
-    assert not (estimated := count_rows(one, PROMPT, models=("no one-knows",))).exact
+    assert not (estimated := count_rows(one, PROMPT, models=("unknown-model",))).exact
     assert "Tokens are estimated" in str(estimated)
     assert (exact := count_rows(one, PROMPT, count_tokens=len)).exact
     assert "estimated" not in str(exact)
