@@ -139,7 +139,7 @@ class _RunningJob:
         self._counts = SessionCounts()
         self._progress = ProgressReporter(self._counts, controls.on_progress)
         self._tree = make_tree(emit=self._progress.listen)
-        self._progress.ledger, self._progress.width = self._tree.ledger, self._current_limit
+        self._progress.ledger, self._progress.in_flight_limit = self._tree.ledger, self._current_limit
         self._writer: BackgroundWriter
         self._keys: dict[int, int] = {}
         self._started_at = time.monotonic()

@@ -114,13 +114,13 @@ class ProgressReporter:
     Attributes:
         total: rows to settle, once for each opinion.
         ledger: ledger of the job; set before the first call.
-        width: returns how many calls may be in flight now; set before the first call.
+        in_flight_limit: returns how many calls may be in flight now; set before the first call.
     """
 
     def __init__(self, counts: SessionCounts, on_progress: Callable[[JobProgress], None] | None) -> None:
         self.total = 0
         self.ledger: Ledger
-        self.width: Callable[[], int]
+        self.in_flight_limit: Callable[[], int]
         self._counts = counts
         self._on_progress = on_progress
         self._started = anyio.current_time()
@@ -157,7 +157,7 @@ class ProgressReporter:
                 failed=counts.failed,
                 seconds=now - self._started,
                 tokens=self.ledger.usage.total_tokens,
-                max_concurrent=self.width(),
+                max_concurrent=self.in_flight_limit(),
                 cost_usd=self.ledger.cost_usd,
                 budget_usd=self.ledger.budget.dollars,
                 trouble=self._trouble,
