@@ -34,7 +34,8 @@ def complete(function, call=CALL):
 def test_a_client_may_be_an_async_function_of_messages_and_model():
     with RLM_REPL(client=ask, max_iterations=1) as rlm:
         assert rlm.client.__class__ is FunctionClient
-    assert Sub_RLM("m", client=ask).completion("hello") == "m was asked hello"
+    with Sub_RLM("m", client=ask) as sub:
+        assert sub.completion("hello") == "m was asked hello"
 
 
 def test_a_function_runs_a_whole_completion():
