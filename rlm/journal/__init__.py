@@ -1,3 +1,3 @@
-"""The append-only journal: the file, its records, and the journal of runs."""
+"""Append-only journal: the file, events as records, and the journal of runs."""
 
 from __future__ import annotations

@@ -2,17 +2,17 @@
 
     {"type": "CallFinished", "run_id": …, "depth": 0, "at": …, "call": 3, "reply": {"text": …, "usage": {…}, …}}
 
-A record has the event's name as `type` and its fields under their names; a field that is a value of ours (`Reply`,
-`Usage`, `CellResult` …) is an object of its fields, a tuple of them an array. What a model or a cell made (an answer,
-a draft) stands there as plain JSON wherever JSON says exactly the same. What it cannot say (a tuple, bytes, a set, a
-date, a key that is an int, NaN, an int beyond 64 bits, a str with both halves of a surrogate pair) is
-`{"$wire": BASE64}`, the form in which it came from its guest: decoding builds plain data and runs nothing.
+A record has the event's name as `type` and the event's fields under their names. A field that is a dataclass
+(`Reply`, `Usage`, `CellResult` …) becomes an object of its fields, a tuple of them an array. A value made by a model
+or a cell (an answer, a draft) is written as plain JSON if JSON represents it exactly. Any other value (a tuple, bytes,
+a set, a date, a key that is an int, NaN, an int beyond 64 bits, a str with both halves of a surrogate pair) is written
+as `{"$wire": BASE64}`, in the encoding of the guest's protocol: decoding builds plain data and runs no code.
 
-How it evolves: events and fields may be added. A reader leaves out the types and fields it does not know, and a field
-that is not there has its default. Whatever changes the meaning of what there is, raises the version of the journal,
-which older readers refuse.
+Evolution: events and fields may be added. A reader ignores types and fields that it does not know, and a missing field
+gets its default. A change that gives existing data another meaning raises the version of the journal, which older
+readers refuse.
 
-The conversions are made from the annotations of the classes: there is no event without a record. No I/O.
+The conversions are derived from the annotations of the classes, so every event has a record. No I/O.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from rlm.values import Answer
 __all__ = ["EVENT_TYPES", "event_of", "record_of"]
 
 EVENT_TYPES: Final[Mapping[str, type[Event]]] = {kind.__name__: kind for kind in get_args(Event)}
-"""Every event by the `type` of its records."""
+"""Event classes by the `type` of their records."""
 
 WIRE: Final = "$wire"
 LARGEST_INT: Final = 1 << 64
@@ -49,10 +49,10 @@ PLAIN: Final[Mapping[Any, tuple[type, ...] | None]] = {
 
 
 def record_of(event: Event) -> dict[str, Any]:
-    """The record of an event: a dict of what JSON has. It shares large values with the event.
+    """Return an event as a record: a dict of JSON values. Large values are shared with the event, not copied.
 
     Raises:
-        JournalError: it holds a value that cannot be written down, such as an object of a class of one's own.
+        JournalError: the event holds a value that has no record, such as an object of a user's class.
     """
     kind: Any = type(event)
     try:
@@ -64,15 +64,15 @@ def record_of(event: Event) -> dict[str, Any]:
 
 
 def event_of(record: Mapping[str, Any]) -> Event:
-    """The event of a record, equal to the one it was made of; a value of a subclass comes back as its base.
+    """Return a record as an event, equal to the original, except that a value of a subclass becomes its base class.
 
     Raises:
-        JournalError: it is of no known type (`EVENT_TYPES`), or a field is missing or not what it should be.
+        JournalError: the type is not in `EVENT_TYPES`, or a field is missing or of a wrong type.
     """
     name = record.get("type")
     kind: Any = EVENT_TYPES.get(name) if isinstance(name, str) else None
     if kind is None:
-        raise JournalError(f"a record of type {name!r} is none of an event")
+        raise JournalError(f"a record of type {name!r} belongs to no known event")
     try:
         return cast("Event", _form(kind).read(record))
     except _Unreadable as error:
@@ -80,12 +80,12 @@ def event_of(record: Mapping[str, Any]) -> Event:
 
 
 class _Unreadable(Exception):
-    """A part of a record is not what it should be."""
+    """A part of a record has a wrong type."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Form:
-    """How values of one annotation are written and read."""
+    """Writer and reader of the values of one annotation."""
 
     write: Callable[[Any], Any]
     read: Callable[[Any], Any]
@@ -125,7 +125,7 @@ def _form_of_fields(kind: type) -> _Form:
 
 
 def _form_of_answer() -> _Form:
-    """An answer has its text even where its value has another form: a set may print otherwise next time."""
+    """Write an answer with its text beside its value, since rendering the value again may differ, as for a set."""
     hints = get_type_hints(Answer)
     forms = [(name, _form(hint)) for name, hint in hints.items() if name != "value"]
 
@@ -187,9 +187,9 @@ def _form_of_plain(kind: Any) -> _Form:
 
 
 def _write_any(value: Any) -> Any:
-    """The value itself where JSON says it exactly, or its wire form."""
+    """Return the value itself if JSON represents it exactly, else its wire form."""
     if isinstance(value, str):
-        value = str.__str__(value)  # an `Answer` is one, and asking a question with it is fine
+        value = str.__str__(value)  # an `Answer` is a str, too, and may be used as a question
     if _is_exact(value, 0) and not (isinstance(value, dict) and WIRE in value):
         return value
     data = b"".join(chunks(encode(value)))
@@ -206,7 +206,7 @@ def _read_any(written: Any) -> Any:
 
 
 def _is_exact(value: Any, depth: int) -> bool:
-    """Whether JSON gives the same value back."""
+    """Return True if the value survives a round trip through JSON."""
     kind = type(value)
     if kind is str:
         return _survives(value)
@@ -224,7 +224,7 @@ def _is_exact(value: Any, depth: int) -> bool:
 
 
 def _survives(text: str) -> bool:
-    """Whether a text comes back from JSON, which takes two halves of a surrogate pair for one character."""
+    """Return True if a text survives JSON, which joins two halves of a surrogate pair into one character."""
     if text.isascii():
         return True
     try:

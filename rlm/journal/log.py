@@ -1,28 +1,29 @@
-"""An append-only file of records, one JSON object a line, that survives whatever happens to its writer.
+"""Append-only file of records, one JSON object per line, that survives a crash of its writer.
 
-    with Journal.open(path, kind="bulk") as journal:      # creates it, or goes on after the last whole record
+    with Journal.open(path, kind="bulk") as journal:      # creates it, or continues after the last complete record
         journal.append({"type": "answered", ...})
-    for offset, record in read(path): ...                 # also while somebody still writes
+    for offset, record in read(path): ...                 # also while another process writes
 
-The first line says what it is: `{"journal": "bulk", "v": 1, ...}`; each record has a `type` of its owner's and `v`, the
-version of the format it was written in. A reader refuses versions above its own. A record is never changed.
+The first line names the kind: `{"journal": "bulk", "v": 1, ...}`. Each record has a `type`, chosen by its owner, and
+`v`, the format version it was written in. A reader refuses versions above its own. A record is never changed.
 
-What is safe when: `append` returns when the operating system has the record, so it survives the end of the process,
-`kill -9` included. It survives a power failure once `sync` has returned. A line that was torn in the middle is
-dropped by the next reader or writer; as the last one only: anything else in a journal that is no record is an error.
+Durability: when `append` returns, the operating system has the record, so it survives the end of the process,
+including `kill -9`. When `sync` returns, it survives a power failure. A last line that was torn by a crash is dropped
+by the next reader or writer; any other line that is no record is an error.
 
-One journal writes at a time, which a lock on the file itself sees to; the lock goes with the process that holds it,
-or with the `Journal`, where that is dropped. A forked child does not inherit it: there, it is closed. The file is
-readable by its owner alone. A key of a provider is never part of a record: records are built of rows, answers,
-settings and events, none of which holds one.
+Locking: one `Journal` at a time may write to a file, enforced by a lock on the file (`flock`). The lock ends with the
+process, or when the `Journal` is closed or garbage collected. A forked child closes the journals it inherits.
+
+Privacy: only the owner of the file may read it. No record contains an API key: records are built of rows, answers,
+settings and events, and none of these holds one.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import stat
-import sys
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -38,18 +39,16 @@ __all__ = ["Journal", "read", "read_record"]
 VERSION: Final = 1
 HEAD: Final = b'{"journal":'
 TAIL_BYTES: Final = 1 << 16
-LOCKED_BYTE: Final = 0x7FFF_FFFF
-"""Windows locks ranges of bytes, also against reading: one that no journal reaches is taken."""
 
-_open_here: weakref.WeakSet[Journal] = weakref.WeakSet()
+_open_journals: weakref.WeakSet[Journal] = weakref.WeakSet()
 
 
 class Journal:
-    """A journal that is open for writing; a context manager. Made by `Journal.open`.
+    """Journal that is open for writing; a context manager. Created by `Journal.open`.
 
     Attributes:
         path: the file.
-        torn_bytes: bytes of a torn last record that were dropped when it was opened.
+        torn_bytes: size of the torn last record that was dropped when the file was opened, in bytes.
     """
 
     def __init__(self, path: Path, descriptor: int, size: int, torn_bytes: int) -> None:
@@ -57,27 +56,27 @@ class Journal:
         self.torn_bytes = torn_bytes
         self._descriptor = descriptor
         self._size = size
-        self._let_go = weakref.finalize(self, _release, descriptor, os.getpid())
-        self._let_go.atexit = False  # until its very end, the process may have something to add
-        _open_here.add(self)
+        self._unlock_and_close = weakref.finalize(self, _unlock, descriptor, os.getpid())
+        self._unlock_and_close.atexit = False  # other exit handlers may still append records
+        _open_journals.add(self)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], *, kind: str) -> Journal:
-        """Open a journal of this kind for appending, or begin one.
+        """Open a journal of this kind for appending; create it if the file does not exist.
 
         Raises:
-            JournalLocked: it is open for writing elsewhere.
-            JournalError: it cannot be opened, is no journal of this kind, or is of a newer version.
+            JournalLocked: another `Journal`, of this or another process, writes to it.
+            JournalError: it cannot be opened, is no journal of this kind, or has a newer version.
         """
         path = Path(path)
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise JournalError(f"the journal {path} cannot be opened: {error.strerror}") from error
         try:
-            _require_file(descriptor, path)
+            _require_regular_file(descriptor, path)
             _lock(descriptor, path)
-            _require_same(descriptor, path)
+            _require_not_removed(descriptor, path)
             size = os.fstat(descriptor).st_size
             whole = _whole_bytes(descriptor, size)
             first = _read_line(descriptor, 0)
@@ -102,19 +101,19 @@ class Journal:
 
     @property
     def size(self) -> int:
-        """Bytes so far."""
+        """Size of the file in bytes."""
         return self._size
 
     def append(self, record: Mapping[str, Any]) -> int:
-        """Add a record and give its offset, by which `read_record` finds it.
+        """Append a record and return its byte offset, for `read_record`.
 
         Raises:
-            JournalError: it is no JSON, or the disk does not take it; nothing of it is then in the file.
+            JournalError: the record is no JSON value, or writing failed; no part of it is then in the file.
         """
         return self._write({"v": VERSION, **record})
 
     def sync(self) -> None:
-        """Wait until everything is on the disk itself; this takes milliseconds.
+        """Flush the file to the disk (`fsync`); takes milliseconds.
 
         Raises:
             JournalError: the disk failed.
@@ -125,8 +124,8 @@ class Journal:
             raise JournalError(f"the journal {self.path} cannot be written: {error.strerror}") from error
 
     def close(self) -> None:
-        """Let others write. Idempotent."""
-        self._let_go()
+        """Close the file and release its lock. Idempotent."""
+        self._unlock_and_close()
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +136,7 @@ class Journal:
         self.close()
 
     def _write(self, record: Mapping[str, Any]) -> int:
-        if not self._let_go.alive:
+        if not self._unlock_and_close.alive:
             raise JournalError(f"the journal {self.path} is closed")
         offset = self._size
         data = _encoded(record)
@@ -156,10 +155,10 @@ class Journal:
 
 
 def read(path: str | os.PathLike[str], *, kind: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of a journal with their offsets, from the first to the last whole one.
+    """Yield the records of a journal with their byte offsets, up to the last complete one.
 
     Raises:
-        JournalError: it cannot be read, is no journal (of this kind), is of a newer version, or is damaged.
+        JournalError: it cannot be read, is no journal (of this kind), has a newer version, or is damaged.
     """
     path = Path(path)
     try:
@@ -186,10 +185,10 @@ def read(path: str | os.PathLike[str], *, kind: str | None = None) -> Iterator[t
 
 
 def read_record(file: Any, offset: int) -> dict[str, Any]:
-    """The record at an offset of a journal that is open as a binary file.
+    """Return the record at a byte offset of a journal that is open as a binary file.
 
     Raises:
-        JournalError: there is none.
+        JournalError: there is no record at this offset.
     """
     file.seek(offset)
     record = _decoded(file.readline())
@@ -205,7 +204,7 @@ def _encoded(record: Mapping[str, Any]) -> bytes:
         raise JournalError(f"a record is no JSON: {error}") from error
     try:
         return text.encode("utf-8") + b"\n"
-    except UnicodeEncodeError:  # a lone surrogate in a row or an answer, which only ASCII can keep
+    except UnicodeEncodeError:  # a lone surrogate in a row or an answer: only ASCII escapes keep it
         return json.dumps(record, separators=(",", ":")).encode("ascii") + b"\n"
 
 
@@ -218,7 +217,7 @@ def _decoded(line: bytes) -> dict[str, Any] | None:
 
 
 def _is_torn_head(line: bytes) -> bool:
-    """Whether this is all that came of the first line of a journal, and not somebody's file."""
+    """Return True if the line is the torn first line of a journal, so that the file may be overwritten."""
     return line.startswith(HEAD) or HEAD.startswith(line) or not line.strip(b"\0")
 
 
@@ -241,7 +240,7 @@ def _check_version(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def _whole_bytes(descriptor: int, size: int) -> int:
-    """How much of the file consists of whole records: without a last line that was torn, or never was JSON."""
+    """Return the size of the complete records in bytes: without a last line that is torn or no JSON."""
     end = _after_last_newline(descriptor, size)
     if not end:
         return 0
@@ -273,13 +272,16 @@ def _read_line(descriptor: int, start: int) -> bytes:
     return b"".join(pieces)
 
 
-def _require_file(descriptor: int, path: Path) -> None:
+def _require_regular_file(descriptor: int, path: Path) -> None:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise JournalError(f"{path} is no file that a journal can be kept in")
+        raise JournalError(f"{path} is no regular file, so it cannot be a journal")
 
 
-def _require_same(descriptor: int, path: Path) -> None:
-    """Between opening and locking it, whoever had it may have removed it: records would be written to nowhere."""
+def _require_not_removed(descriptor: int, path: Path) -> None:
+    """Require that the path still names the open file.
+
+    The last owner may have removed it between our `open` and our lock: records would go to an unlinked file.
+    """
     try:
         is_same = os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
@@ -290,36 +292,26 @@ def _require_same(descriptor: int, path: Path) -> None:
 
 def _lock(descriptor: int, path: Path) -> None:
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            os.lseek(descriptor, LOCKED_BYTE, os.SEEK_SET)
-            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise JournalLocked(
-            f"another process, or something else in this one, is writing to the journal {path}: wait until it has "
+            f"another process, or another object of this one, is writing to the journal {path}: wait until it has "
             "ended, or close it"
         ) from error
 
 
-def _release(descriptor: int, process: int) -> None:
-    if sys.platform != "win32" and process == os.getpid():
-        import fcntl
-
-        # A child that is just being forked has the same lock, until it starts something else.
+def _unlock(descriptor: int, process: int) -> None:
+    if process == os.getpid():
+        # `close` alone releases the lock only when all duplicates are closed, and a child that was just forked to
+        # start a program holds one. `LOCK_UN` releases it for all of them.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
     os.close(descriptor)
 
 
-def _leave_to_parent() -> None:
-    """In a forked child, which would hold the parent's lock for as long as it lives."""
-    for journal in list(_open_here):
+def _close_in_child() -> None:
+    """Close the journals of the parent in a forked child, which would otherwise hold their locks as long as it runs."""
+    for journal in list(_open_journals):
         journal.close()
 
 
-if sys.platform != "win32":
-    os.register_at_fork(after_in_child=_leave_to_parent)
+os.register_at_fork(after_in_child=_close_in_child)

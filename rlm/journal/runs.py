@@ -1,21 +1,20 @@
-"""The journal of runs: what happened, one event a line, in the one order in which it happened.
+"""Journal of runs: their events, one per line, in the order in which they happened.
 
     with RLM_REPL(..., journal="runs.journal") as rlm: ...
-    for event in read_events("runs.journal"): ...         # also while runs are under way, and after a crash
+    for event in read_events("runs.journal"): ...         # also during a run, and after a crash
 
-All runs of an object are in one journal, told apart by `run_id`; `RunStarted.parent_id` leads from a child run to its
-parent. A journal that is there already is gone on with. The forms of records are in `records`, the file's in
-`journal`.
+All runs of one `RLM_REPL` go into one journal, distinguished by `run_id`; `RunStarted.parent_id` links a child run to
+its parent. An existing journal is continued. `codec` defines the records, `log` the file.
 
-Not written are `CallWrote` and `CellOutput`, pieces of what `CallFinished` and `CellFinished` hold whole: they would
-be most of the file, and a reply or a cell that was cut off by a crash has to be asked or run again anyway. The
-context is not written, either; `RunStarted.context_summary` says its type and size.
+`CallWrote` and `CellOutput` are not written, because `CallFinished` and `CellFinished` repeat their text: they would
+be most of the file, and a reply or cell that a crash interrupted has to be repeated anyway. The context is not written
+either; `RunStarted.context_summary` has its type and size.
 
-A record is in the file before anybody else hears of its event, so that it survives the end of the process, `kill -9`
-included: no reply that was paid for is lost. It survives a power failure once its completion has returned.
+An event is written before any listener receives it, so it survives the end of the process, including `kill -9`: no
+reply that was paid for is lost. It survives a power failure once its completion has returned.
 
-An answer matters more than its record: where the disk is full or fails, the journal ends, and the runs go on. A
-forked child writes nothing into the journal of its parent.
+An answer matters more than its record: if the disk is full or fails, the journal ends, and the runs continue. A forked
+child does not write to the journal of its parent.
 """
 
 from __future__ import annotations
@@ -45,15 +44,15 @@ KIND: Final = "run"
 
 
 class RunJournal:
-    """The journal that runs are written to. It never raises into a run: `problem` says why it ended, if it has.
+    """Journal that runs write their events to. Writing never raises: `problem` says why the journal ended, if it did.
 
-    Belongs to one event loop, and to the process it was made in.
+    Belongs to one event loop, and to the process that created it.
 
     Args:
-        path: the file, which is made where there is none.
+        path: the file; created if it does not exist.
 
     Raises:
-        JournalLocked: another one writes to it.
+        JournalLocked: another journal object writes to it.
         JournalError: it cannot be opened, or is no journal of runs.
     """
 
@@ -65,13 +64,13 @@ class RunJournal:
 
     @property
     def problem(self) -> str:
-        """Why nothing is written any more, or ''."""
+        """Reason why nothing is written any more, or ''."""
         if self._process != os.getpid():
-            return f"this run is not in the journal {self._journal.path}, which belongs to the process that was forked"
+            return f"this run is not in the journal {self._journal.path}, which belongs to the parent process"
         return self._problem
 
     def write(self, event: Event) -> None:
-        """Append an event, unless it is a piece of what another one holds whole."""
+        """Append an event, unless a later event repeats its text."""
         if isinstance(event, (CallWrote, CellOutput)) or self.problem:
             return
         try:
@@ -80,7 +79,7 @@ class RunJournal:
             self._end(error)
 
     async def sync(self) -> None:
-        """Wait until everything is on the disk itself. Cannot be cancelled."""
+        """Flush the file to the disk. Cannot be cancelled."""
         if self.problem or self._synced == self._journal.size:
             return
         size = self._journal.size
@@ -93,20 +92,20 @@ class RunJournal:
                 self._synced = size
 
     def close(self) -> None:
-        """Let others write. Idempotent."""
+        """Close the file and release its lock. Idempotent."""
         self._journal.close()
 
     def _end(self, error: Exception) -> None:
-        self._problem = f"this run is not whole in its journal: {error}"
+        self._problem = f"this run is incomplete in its journal: {error}"
 
 
 def read_events(path: str | os.PathLike[str]) -> Iterator[Event]:
-    """The events of a journal of runs, in the order in which they happened, up to the last whole record.
+    """Yield the events of a journal of runs, in the order in which they happened, up to the last complete record.
 
-    Events that only a later version of this program knows are left out; a warning names them, once each.
+    Events of types that this version does not know are left out; a warning names each type once.
 
     Raises:
-        JournalError: it cannot be read, is no journal of runs, is of a newer version, or is damaged.
+        JournalError: it cannot be read, is no journal of runs, has a newer version, or is damaged.
     """
     unknown: set[object] = set()
     for offset, record in read(path, kind=KIND):

@@ -269,7 +269,7 @@ def test_fields_of_a_later_version_are_left_out_and_those_of_an_earlier_one_have
 
 @pytest.mark.parametrize("name", ["Danced", None, 5, ["Warned"], "Reply"])
 def test_a_record_of_an_unknown_type_is_refused(name):
-    with pytest.raises(JournalError, match="none of an event"):
+    with pytest.raises(JournalError, match="belongs to no known event"):
         event_of({**record_of(Warned(**HERE, message="m")), "type": name})
 
 

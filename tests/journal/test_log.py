@@ -163,7 +163,6 @@ def test_what_is_no_json_leaves_no_trace(path):
     assert records(path) == [1]
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files")
 def test_a_full_disk_leaves_no_half_record(path):
     script = (
         "import resource, signal; from rlm.journal.log import Journal; from rlm.errors import JournalError\n"
