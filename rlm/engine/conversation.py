@@ -1,11 +1,11 @@
-"""The root dialogue, as a generator of steps without I/O and without a clock.
+"""The dialogue with the root model, as a generator of steps without I/O and without a clock.
 
 `Conversation.ask(question)` yields `AskRoot` and is sent a `Reply`, yields `RunCell` and is sent a `CellResult`,
-and returns a `Conclusion`. Whoever drives it performs the steps: the runtime with a model and a guest, a test with
-a list, a resumed run with what its journal recorded.
+and returns a `Conclusion`. Its driver performs the steps: a run with a model and a guest, a test with a list, a
+resumed run with the records of its journal.
 
-The transcript only ever grows and alternates user and assistant. A driver that stops in the middle of a step may
-simply drop the generator: the next `ask` closes the open turn in words.
+Messages are only ever appended to the transcript; user and assistant alternate. A driver may drop the generator in
+the middle of a step: the next `ask` adds a message that says the turn was interrupted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ Step: TypeAlias = AskRoot | RunCell
 
 @dataclass(frozen=True, slots=True)
 class Conclusion:
-    """How the dialogue about one question ended: `status` is `ok`, or `partial` with the reason in `limit`."""
+    """End of the dialogue about one question: `status` is `ok`, or `limit` gives the reason why it is not."""
 
     value: Any
     status: AnswerStatus
@@ -62,8 +62,11 @@ Steps: TypeAlias = Generator[Step, Any, Conclusion]
 class Conversation:
     """The dialogue of one run, or of a session with several questions.
 
-    `transcript` is what the root model has been told and has said so far. `draft` is the best partial answer to
-    the question at hand, or None. `turns` counts the replies to it.
+    Attributes:
+        transcript: the messages to and from the root model so far.
+        draft: the best partial answer to the current question, or None.
+        turns: the number of replies to the current question.
+        cells: the number of cells so far, over all questions.
     """
 
     settings: RunSettings
@@ -73,13 +76,14 @@ class Conversation:
     draft: Any = None
     turns: int = 0
     cells: int = 0
-    _untold: str | None = None
+    _note_for_next_question: str | None = None
+    """How the last question ended, which the root model has not read yet; None while a question is open."""
 
     def ask(self, question: str, *, note: str = "") -> Steps:
         """Answer one question within `max_iterations` turns.
 
-        Earlier questions stay in the transcript. `note` tells the root model what happened since the last one,
-        such as code that the user ran.
+        Earlier questions stay in the transcript. `note` describes for the root model what happened since the last
+        one, such as code that the user ran.
         """
         self.draft, self.turns = None, 0
         self._open(question, note)
@@ -95,17 +99,17 @@ class Conversation:
                 return self._conclude_prose(parsed)
             else:
                 nudged = True
-                self._tell(prompts.nudge(remaining))
+                self._add_message(prompts.nudge(remaining))
         return self.conclude_early(
             "partial", f"no answer within {counted(self.settings.max_iterations, 'turn')}"
         )
 
     def conclude_early(self, status: AnswerStatus, limit: str) -> Conclusion:
-        """The conclusion where something else ends the dialogue: the draft, whatever it is."""
+        """Return the draft as the conclusion of a dialogue that is ended from outside."""
         return Conclusion("" if self.draft is None else self.draft, status, limit, self.turns)
 
     def keep_draft(self, result: CellResult) -> None:
-        """Take over what a cell has given so far: its answer, or else its draft."""
+        """Keep the answer of a cell, or else its draft, as the draft of this conversation."""
         given = result.draft if result.final is None else result.final.value
         if given not in (None, ""):
             self.draft = given
@@ -113,22 +117,22 @@ class Conversation:
     def _open(self, question: str, note: str) -> None:
         if self.transcript:
             before = self._close_last_turn()
-            self._tell(prompts.next_question(question, note="\n\n".join(filter(None, (before, note)))))
+            self._add_message(prompts.next_question(question, note="\n\n".join(filter(None, (before, note)))))
             return
         self.transcript.append(Message("system", prompts.system_prompt(self.settings, depth=self.depth)))
-        self._tell(
+        self._add_message(
             prompts.first_message(
                 question, self.context_summary, note=note, remaining=self.settings.max_iterations
             )
         )
 
     def _close_last_turn(self) -> str:
-        """Make the transcript end with the assistant; what the model was not told yet of how that turn ended."""
-        untold, self._untold = self._untold, None
+        """End the transcript with an assistant message; return the note on how that turn ended."""
+        note, self._note_for_next_question = self._note_for_next_question, None
         if self.transcript[-1].role == "user":
             self.transcript.append(Message("assistant", prompts.INTERRUPTED_REPLY))
             return ""
-        return prompts.INTERRUPTED_CELLS if untold is None else untold
+        return prompts.INTERRUPTED_CELLS if note is None else note
 
     def _next_reply(self) -> Generator[Step, Reply, ParsedReply]:
         self.turns += 1
@@ -137,7 +141,7 @@ class Conversation:
         return parse_reply(reply.text)
 
     def _act_on(self, parsed: ParsedReply, remaining: int) -> Generator[Step, CellResult, Conclusion | None]:
-        """Run the reply's code, then judge its answer; return the conclusion, or tell the outcome and return None."""
+        """Run the code of a reply; return the conclusion if there is an answer, else add the results as a message."""
         results = yield from self._run_blocks(parsed.code)
         skipped = len(parsed.code) - len(results)
         failed = bool(results) and results[-1].outcome != "ok"
@@ -145,12 +149,12 @@ class Conversation:
         if isinstance(parsed.final, FinalVariable) and not _given(results) and not void:
             results.append((yield from self._run(f"FINAL_VAR({parsed.final.name!r})")))
         if given := _given(results):
-            self._untold = prompts.answer_note(results, self.settings, answer=given)
+            self._note_for_next_question = prompts.answer_note(results, self.settings, answer=given)
             return Conclusion(given.value, "ok", "", self.turns)
         if isinstance(parsed.final, FinalText) and not void:
-            self._untold = prompts.answer_note(results, self.settings)
+            self._note_for_next_question = prompts.answer_note(results, self.settings)
             return Conclusion(parsed.final.text, "ok", "", self.turns)
-        self._tell(
+        self._add_message(
             prompts.describe_cells(
                 results, self.settings, skipped=skipped, remaining=remaining, final_void=void
             )
@@ -158,7 +162,7 @@ class Conversation:
         return None
 
     def _run_blocks(self, blocks: tuple[str, ...]) -> Generator[Step, CellResult, list[CellResult]]:
-        """Run the blocks in order, up to the first that fails or gives the answer: the later ones build on it."""
+        """Run the blocks in order, up to the first that fails or gives the answer: later blocks depend on earlier ones."""
         results: list[CellResult] = []
         for code in blocks:
             results.append((yield from self._run(code)))
@@ -172,12 +176,12 @@ class Conversation:
         self.keep_draft(result)
         return result
 
-    def _tell(self, text: str) -> None:
+    def _add_message(self, text: str) -> None:
         self.transcript.append(Message("user", text))
 
     def _conclude_prose(self, parsed: ParsedReply) -> Conclusion:
-        """A model that was nudged and still only talks: its words are the best there is, unless it kept a draft."""
-        self._untold = ""
+        """Return the draft, or else the prose, of a model that wrote no code and no answer even when asked to."""
+        self._note_for_next_question = ""
         if self.draft is None:
             self.draft = parsed.prose
         return self.conclude_early("partial", "the root model answered in prose, without FINAL")

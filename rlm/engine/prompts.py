@@ -1,8 +1,8 @@
-"""The words sent to the models.
+"""Texts of the messages to the models.
 
 One system prompt, built from the settings so that it states only what is true of this run; one first message
-with the question and a description of the context; one message per turn with what the cells printed. A message,
-once sent, is never changed: every request extends the one before, and provider prompt caches hit.
+with the question and a description of the context; one message per turn with the output of the cells. A message
+is never changed after it was sent: every request extends the one before, so prompt caches of providers hit.
 
 The idea of a root model that reads its input through a REPL is from Zhang, Kraska and Khattab, "Recursive
 Language Models" (2025).
@@ -82,7 +82,7 @@ that is itself too long or needs several steps. `rlm_batch([(question, context),
 
 
 def system_prompt(settings: RunSettings, *, depth: int = 0) -> str:
-    """The system prompt of a run at this depth; children are named only where there can be any."""
+    """Return the system prompt of a run at this depth; it names child runs only if the depth allows them."""
     return _SYSTEM.format(
         sub_context_chars=settings.sub_context_chars,
         children=_CHILDREN if depth + 1 < settings.max_depth else "",
@@ -93,13 +93,13 @@ def system_prompt(settings: RunSettings, *, depth: int = 0) -> str:
 
 
 def first_message(question: str, context_summary: str, *, note: str = "", remaining: int) -> str:
-    """The user message that opens a run; `note` is what happened before it."""
+    """Return the user message that opens a run; `note` describes events before it."""
     last = _remaining(remaining) if remaining == 1 else ""
     return "\n\n".join(filter(None, (f"Question:\n{question}", f"Context:\n{context_summary}", note, last)))
 
 
 def next_question(question: str, *, note: str = "") -> str:
-    """The user message that brings a further question to a session; `note` is what happened since the last one."""
+    """Return the user message with a further question of a session; `note` describes events since the last one."""
     lead = f"{note}\n\n" if note else ""
     return (
         f"{lead}New question:\n{question}\n\nContext:\n`context` and your variables are as they were; this question "
@@ -108,9 +108,9 @@ def next_question(question: str, *, note: str = "") -> str:
 
 
 def describe_context(context: Any) -> str:
-    """What the root model is told of the context before it looks: type, size and, for a mapping, the keys.
+    """Describe the context for the first message: type, size and, for a mapping, the keys.
 
-    Of a context that is not here its `Sketch` will do.
+    `context` may be the `Sketch` of a context that is in shared memory.
     """
     seen = context if isinstance(context, Sketch) else sketch(context)
     match seen:
@@ -137,7 +137,7 @@ def describe_cells(
     remaining: int,
     final_void: bool = False,
 ) -> str:
-    """The user message after a reply with code: what each cell printed, how it ended, and what is left."""
+    """Return the user message after a reply with code: output and end of each cell, and the replies left."""
     share = max(1, settings.shown_output_chars // max(1, len(results)))
     parts = [_describe_cell(result, share) for result in results]
     if skipped:
@@ -149,19 +149,19 @@ def describe_cells(
 
 
 def answer_note(results: Sequence[CellResult], settings: RunSettings, *, answer: Final | None = None) -> str:
-    """What precedes the next question of a session: what the last cells printed, and the answer one of them gave."""
+    """Return the note before the next question of a session: output of the last cells, and the answer given."""
     printed = [_describe_cell(result, settings.shown_output_chars // 4) for result in results]
     given = [] if answer is None else [f"The answer you gave:\n{clip(render(answer.value), 4_000)}"]
     return "\n\n".join(printed + given)
 
 
 def user_cells_note(cells: Sequence[str]) -> str:
-    """What precedes the next question of a session where the user ran code of his own in between."""
+    """Return the note before the next question of a session in which the user ran code of their own."""
     return "Meanwhile the user ran this in the REPL:\n\n" + clip("\n\n".join(cells), 4_000)
 
 
 def nudge(remaining: int) -> str:
-    """The user message after a reply that held neither code nor an answer."""
+    """Return the user message after a reply without code and without an answer."""
     return (
         "Your reply held neither a ```repl block nor an answer. Write Python in a ```repl block to go on, or give "
         f"the answer: FINAL(your answer) at the start of a line.\n\n{_remaining(remaining)}"
@@ -169,14 +169,14 @@ def nudge(remaining: int) -> str:
 
 
 def plain_child_prompt(question: str, context: Any) -> str:
-    """The prompt of a child run that the depth limit turned into a plain call."""
+    """Return the prompt of a child run that is a plain call at the depth limit."""
     return question if context is None else f"{question}\n\n{render(context)}"
 
 
 def clip(text: str, limit: int, *, length: int | None = None) -> str:
-    """`text` within about `limit` characters: head and tail, and between them how many were cut.
+    """Return `text` in about `limit` characters: head, tail, and between them the number of characters cut.
 
-    `length` is the true length, where `text` itself has lost its middle already.
+    `length` is the original length of a text that was cut in the middle before.
     """
     if len(text) <= limit:
         return text
@@ -204,8 +204,8 @@ def _describe_cell(result: CellResult, share: int) -> str:
     printed = clip(result.stdout, share, length=result.stdout_chars or None).rstrip("\n")
     lines = ["Output:", printed or "(nothing printed)"]
     if result.stderr:
-        told = clip(result.stderr, share // 4, length=result.stderr_chars or None)
-        lines += ["Standard error:", told.rstrip("\n")]
+        printed = clip(result.stderr, share // 4, length=result.stderr_chars or None)
+        lines += ["Standard error:", printed.rstrip("\n")]
     if result.error:
         lines += ["Error:", clip(result.error, 4_000).rstrip("\n")]
     ending = " ".join(filter(None, (_ENDINGS.get(result.outcome), _STATES.get(result.state))))

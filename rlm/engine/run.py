@@ -1,9 +1,9 @@
-"""Drives one run: performs the conversation's steps, serves the guest's host calls, writes the events.
+"""One run: performs the steps of the conversation, serves the host calls of its guest, emits the events.
 
-`Run.ask` answers one question on a guest that is already open, `Run.complete` opens one, answers, and closes it. A
-child run is `complete` again, one level deeper, on the same tree. The guest of a child run starts while its root model
-writes the first reply; that such a guest can start is known from its parent. The root run asks nobody before its
-guest is there, so that a sandbox that cannot work costs nothing.
+`Run.ask` answers a question on an open guest; `Run.complete` opens a guest, answers, and closes it. A child run is
+`complete` one level deeper on the same tree. The guest of a child run starts while its root model writes the first
+reply: since the parent's guest started, the child's will. The root run waits for its guest before the first call, so
+that a sandbox that cannot start costs nothing.
 """
 
 from __future__ import annotations
@@ -55,25 +55,25 @@ __all__ = ["OpenGuest", "Run", "new_run_id"]
 T = TypeVar("T")
 
 OpenGuest: TypeAlias = Callable[[ContextRef | None], Awaitable["Session"]]
-"""Opens a fresh guest with the limits of the run's settings, for a context that lies on a shelf or None."""
+"""Opens a new guest with the limits of the settings; the argument is a context that it will read from shared memory."""
 
-
-LAST_WORDS_S = 1.0
-"""How long a cell may go on after the deadline, in seconds, to give what it has; its calls end at the deadline."""
+GRACE_S = 1.0
+"""Seconds that a cell may run after the deadline, to give its best answer; its host calls end at the deadline."""
 
 
 def new_run_id() -> str:
-    """A name for a run: its start in UTC, to the second, and eight random hexadecimal digits."""
+    """Return a new run id: the time in UTC, to the second, and eight random hexadecimal digits."""
     return f"{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{secrets.token_hex(4)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One run of a tree: where it stands in the tree, and what it works with.
+    """One run of a tree of runs.
 
-    `deadline` is when the run has to end; one above it may have set it. `child_places` holds, for each depth, how
-    many guests of child runs may be open there: a parent only ever waits for the depth below its own, so this
-    cannot deadlock.
+    Attributes:
+        deadline: when the run has to end; a run above it may have set it.
+        child_limiters: for each depth, the limit of open guests of child runs. A parent waits only for the depth below
+            its own, so this cannot deadlock.
     """
 
     settings: RunSettings
@@ -86,12 +86,12 @@ class Run:
     deadline: Deadline = NO_DEADLINE
     warnings: list[str] = field(default_factory=list)
     failures: PromptFailures = field(default_factory=PromptFailures)
-    child_places: dict[int, anyio.CapacityLimiter] = field(default_factory=dict)
+    child_limiters: dict[int, anyio.CapacityLimiter] = field(default_factory=dict)
 
     async def complete(self, question: str, context: Any) -> Answer:
         """Answer a question about a context on a guest of its own, which is closed at the end.
 
-        A `ContextRef` context is one that the new guest reads where it lies.
+        The new guest reads a context that is a `ContextRef` from the shared memory of its parent.
 
         Raises:
             ContextError: the context holds a type that cannot cross to the guest.
@@ -101,20 +101,20 @@ class Run:
         """
         seen = context.sketch if isinstance(context, ContextRef) else context
         conversation = Conversation(self.settings, prompts.describe_context(seen), self.depth)
-        return await self._told(
-            question, conversation, partial(self._on_own_guest, question, conversation, context)
+        return await self._run_and_emit(
+            question, conversation, partial(self._converse_on_new_guest, question, conversation, context)
         )
 
     async def ask(
         self, question: str, conversation: Conversation, guest: Session, *, note: str = ""
     ) -> Answer:
-        """Answer a question on an open guest, going on with the conversation so far; raises as `complete`."""
-        return await self._told(
-            question, conversation, partial(self._on_open_guest, question, conversation, guest, note)
+        """Answer a question on an open guest, in an existing conversation; raises as `complete`."""
+        return await self._run_and_emit(
+            question, conversation, partial(self._converse_on_open_guest, question, conversation, guest, note)
         )
 
     async def run_cell(self, guest: Session, code: str, *, turn: int, cell: int) -> CellResult:
-        """Run one cell with this run's host calls behind it, and tell of it in events."""
+        """Run one cell, serve its host calls, and emit its events."""
         return await self._run_cell(guest, code, self._host_calls(), turn=turn, cell=cell)
 
     async def _run_cell(
@@ -122,11 +122,11 @@ class Run:
     ) -> CellResult:
         self.emit(CellStarted(**self._here(), turn=turn, cell=cell, code=code))
 
-        def tell(stream: str, text: str) -> None:
+        def emit_output(stream: str, text: str) -> None:
             self.emit(CellOutput(**self._here(), cell=cell, stream=stream, text=text))
 
         try:
-            result = await guest.run(code, serve=calls, on_output=tell, context_refs=True)
+            result = await guest.run(code, serve=calls, on_output=emit_output, context_refs=True)
         except anyio.get_cancelled_exc_class():
             stopped = CellResult(outcome="cancelled", state="rolled back")
             self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=stopped))
@@ -134,24 +134,24 @@ class Run:
         self.emit(CellFinished(**self._here(), turn=turn, cell=cell, result=result))
         return result
 
-    async def _told(
+    async def _run_and_emit(
         self, question: str, conversation: Conversation, conclude: Callable[[Run], Awaitable[Conclusion]]
     ) -> Answer:
-        """Come to a conclusion and tell of it: `RunStarted`, turns and cells, then `AnswerGiven` or `RunFailed`."""
+        """Await the conclusion; emit `RunStarted` before it, and `AnswerGiven` or `RunFailed` after it."""
         started = time.monotonic()
-        self._tell_start(question, conversation)
+        self._emit_start(question, conversation)
         reached: LimitReached | None = None
         run = self._with_deadline()
         try:
             conclusion = await conclude(run)
         except LimitReached as limit:
-            if self.depth and not self._is_alone(limit, run.deadline):
-                self._tell_failure(limit)
-                raise  # it is a limit of the whole tree, and the root's to report
+            if self.depth and not self._is_own_deadline(limit, run.deadline):
+                self._emit_failure(limit)
+                raise  # a limit of the whole tree: the root run reports it
             reached = limit
             conclusion = conversation.conclude_early(_status_of(limit), str(limit))
         except BaseException as error:
-            self._tell_failure(error)
+            self._emit_failure(error)
             raise
         if not self.depth and (failed := self.failures.summary()):
             self.emit(Warned(**self._here(), message=failed))
@@ -162,41 +162,41 @@ class Run:
             raise reached
         return answer
 
-    async def _on_open_guest(
+    async def _converse_on_open_guest(
         self, question: str, conversation: Conversation, guest: Session, note: str, run: Run
     ) -> Conclusion:
         await guest.clear_answer()
-        coming = _Coming()
-        coming.arrive(guest)
-        return await _converse(question, conversation, coming, note, run)
+        future = _FutureGuest()
+        future.set(guest)
+        return await _converse(question, conversation, future, note, run)
 
-    async def _on_own_guest(
+    async def _converse_on_new_guest(
         self, question: str, conversation: Conversation, context: Any, run: Run
     ) -> Conclusion:
-        coming = _Coming()
+        future = _FutureGuest()
         with ungrouped():
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(run.keep_guest, context, coming)
+                tasks.start_soon(run._own_guest, context, future)
                 if not self.depth:
-                    await coming.guest()
-                conclusion = await _converse(question, conversation, coming, "", run)
+                    await future.wait()
+                conclusion = await _converse(question, conversation, future, "", run)
                 tasks.cancel_scope.cancel()
         return conclusion
 
-    async def keep_guest(self, context: Any, coming: _Coming) -> None:
-        """Open a guest that has the context, and close it when this is cancelled."""
+    async def _own_guest(self, context: Any, future: _FutureGuest) -> None:
+        """Open a guest, load the context, put the guest into `future`; close it when cancelled."""
         parent_context = context if isinstance(context, ContextRef) else None
         guest = await _in_time(self.deadline, self.open_guest(parent_context))
         try:
             await _in_time(self.deadline, guest.load(context))
-            coming.arrive(guest)
+            future.set(guest)
             await anyio.sleep_forever()
         finally:
             with anyio.CancelScope(shield=True):
                 await guest.aclose()
 
-    async def perform(self, step: Step, coming: _Coming) -> Reply | CellResult:
-        """Do what the conversation asks for.
+    async def perform(self, step: Step, future: _FutureGuest) -> Reply | CellResult:
+        """Perform a step of the conversation.
 
         Raises:
             CallError: the root model cannot be asked.
@@ -209,7 +209,7 @@ class Run:
                 self.emit(RootReplied(**self._here(), turn=turn, reply=reply))
                 return reply
             case RunCell(turn, cell, code):
-                guest, calls = await coming.guest(), self._host_calls()
+                guest, calls = await future.wait(), self._host_calls()
                 result = await self._run_cell(guest, code, calls, turn=turn, cell=cell)
                 if calls.misconfigured is not None:
                     raise calls.misconfigured
@@ -244,7 +244,7 @@ class Run:
             parent_id=self.run_id,
             depth=depth,
         )
-        places = self.child_places.setdefault(depth, anyio.CapacityLimiter(self.settings.max_children))
+        places = self.child_limiters.setdefault(depth, anyio.CapacityLimiter(self.settings.max_children))
         async with places:
             try:
                 return await child.complete(question, context)
@@ -256,11 +256,11 @@ class Run:
         seconds = settings.child_timeout_s if self.depth else settings.timeout_s
         return replace(self, deadline=self.deadline.within(seconds))
 
-    def _is_alone(self, limit: LimitReached, own: Deadline) -> bool:
-        """Whether it is this run's own wall clock that ran out, and neither the tree's nor that of a run above it."""
+    def _is_own_deadline(self, limit: LimitReached, own: Deadline) -> bool:
+        """Return True if only this run's own time ran out: neither the tree's nor that of a run above it."""
         return isinstance(limit, DeadlineExceeded) and own.at <= anyio.current_time() < self.deadline.at
 
-    def _tell_start(self, question: str, conversation: Conversation) -> None:
+    def _emit_start(self, question: str, conversation: Conversation) -> None:
         budget = self.tree.ledger.budget
         self.emit(
             RunStarted(
@@ -277,7 +277,7 @@ class Run:
             )
         )
 
-    def _tell_failure(self, error: BaseException) -> None:
+    def _emit_failure(self, error: BaseException) -> None:
         cancelled = isinstance(error, anyio.get_cancelled_exc_class())
         self.emit(
             RunFailed(
@@ -305,41 +305,45 @@ class Run:
         return {"run_id": self.run_id, "depth": self.depth, "at": time.time()}
 
 
-class _Coming:
-    """A guest that may be on its way."""
+class _FutureGuest:
+    """A guest that may still be starting."""
 
     def __init__(self) -> None:
-        self._is_here = anyio.Event()
+        self._is_set = anyio.Event()
         self._guest: Session | None = None
 
-    def arrive(self, guest: Session) -> None:
+    def set(self, guest: Session) -> None:
         self._guest = guest
-        self._is_here.set()
+        self._is_set.set()
 
-    async def guest(self) -> Session:
-        await self._is_here.wait()
-        assert self._guest is not None  # noqa: S101 - tells mypy
+    async def wait(self) -> Session:
+        await self._is_set.wait()
+        assert self._guest is not None  # noqa: S101 - set before the event
         return self._guest
 
 
 async def _in_time(deadline: Deadline, work: Awaitable[T]) -> T:
-    """What comes of some work; raises `DeadlineExceeded` where it does not come in time."""
+    """Await the work until the deadline.
+
+    Raises:
+        DeadlineExceeded: the deadline came first.
+    """
     with anyio.CancelScope(deadline=deadline.at):
         return await work
     raise deadline.exceeded()
 
 
 async def _converse(
-    question: str, conversation: Conversation, coming: _Coming, note: str, run: Run
+    question: str, conversation: Conversation, future: _FutureGuest, note: str, run: Run
 ) -> Conclusion:
-    """Drive the conversation to its conclusion.
+    """Perform the steps of the conversation until its conclusion.
 
     Raises:
-        LimitReached: a budget or the wall clock came first; the conversation has the draft of that moment.
+        LimitReached: a budget or the deadline came first; the conversation has the draft of that moment.
     """
     steps = conversation.ask(question, note=note)
     outcome: Reply | CellResult | None = None
-    with anyio.CancelScope(deadline=run.deadline.at + LAST_WORDS_S):
+    with anyio.CancelScope(deadline=run.deadline.at + GRACE_S):
         while True:
             try:
                 step = steps.send(outcome)
@@ -347,7 +351,7 @@ async def _converse(
                 conclusion: Conclusion = stop.value
                 return conclusion
             try:
-                outcome = await run.perform(step, coming)
+                outcome = await run.perform(step, future)
             except LimitReached as limit:
                 if isinstance(limit.partial, CellResult):
                     conversation.keep_draft(limit.partial)
