@@ -9,6 +9,7 @@ Needs tmux. The colours are those of the terminal, the times those of this machi
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -35,7 +36,10 @@ def picture_of(command: list[str]) -> str:
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
     console.print(Text.assemble(("$ ", "bold green"), shlex.join(command)))
     console.print(Text.from_ansi(screen_after(command)))
-    return console.export_svg(title="rlm", theme=MONOKAI)
+    svg = console.export_svg(title="rlm", theme=MONOKAI)
+    return re.sub(
+        r"@font-face \{.*?\}\s*", "", svg, flags=re.DOTALL
+    )  # fonts from elsewhere: the reader's own will do
 
 
 def screen_after(command: list[str], *, timeout_s: float = 120) -> str:
