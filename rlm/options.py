@@ -9,7 +9,8 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 from rlm._async.twins import refuse_renamed
-from rlm.clients.openai import is_like_a_key
+from rlm.clients.function import as_client
+from rlm.clients.openai import AsyncOpenAIClient, is_like_a_key, warm_up
 from rlm.errors import SettingsError
 from rlm.journal.runs import RunJournal
 from rlm.metering.prices import Price
@@ -21,17 +22,19 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rlm.clients.base import Client
+    from rlm.clients.function import ClientFunction
     from rlm.events import Emit
 
 __all__ = [
     "RunOptions",
     "budget_of",
-    "client_named",
+    "given_client",
     "journal_at",
     "models_of",
+    "openai_client",
+    "prices_of",
     "require_listener",
     "require_no_key",
-    "require_prices",
     "settings_of",
     "with_option_docs",
 ]
@@ -140,18 +143,29 @@ def require_no_key(**models: object) -> None:
             )
 
 
-def client_named(name: str) -> Client:
-    """Return the client with this name; only "offline" has one.
+def given_client(client: Client | ClientFunction | str | None) -> Client | None:
+    """Return the client that was given: an object, an async function, or "offline"; None if none was.
 
     Raises:
-        SettingsError: another name.
+        SettingsError: it is none of these.
     """
-    if name != "offline":
+    if client is None:
+        return None
+    if not isinstance(client, str):
+        return as_client(client)
+    if client != "offline":
         raise SettingsError(
             "client= was given a text: 'offline' is the only client that has a name. Leave client= out to ask OpenAI "
             "or the endpoint at base_url=, or give an object with `async def complete(call)`"
         )
     return OfflineClient()
+
+
+def openai_client(model: str, api_key: str | None, base_url: str | None) -> Client:
+    """Make the default client; its library starts to load at once, to be ready for the first turn."""
+    client = AsyncOpenAIClient(model, api_key=api_key, base_url=base_url)
+    warm_up()
+    return client
 
 
 def budget_of(budget: Budget | float | None) -> Budget | None:
@@ -169,17 +183,19 @@ def budget_of(budget: Budget | float | None) -> Budget | None:
     return Budget(dollars=budget)
 
 
-def require_prices(prices: Mapping[str, Price] | None) -> None:
-    """Require that each model's price is a `Price`.
+def prices_of(prices: Mapping[str, Price] | None, client: Client) -> dict[str, Price]:
+    """Return the prices that go ahead of the built-in list: those given, and 0 for the offline client.
 
     Raises:
-        SettingsError: one is not.
+        SettingsError: one is not a `Price`.
     """
     for model, own in (prices or {}).items():
         if not isinstance(own, Price):
             raise SettingsError(
                 f"prices[{model!r}]={own!r}: must be a Price, such as Price(input=0.05, output=0.4)"
             )
+    free = {client.only_model: Price(input=0.0, output=0.0)} if isinstance(client, OfflineClient) else {}
+    return free | dict(prices or {})
 
 
 def require_listener(on_event: Emit) -> Emit:

@@ -52,7 +52,7 @@ class REPLEnv(BlockingContext):
     """A REPL in a guest of its own, with `context`, `llm_query` and `llm_batch`.
 
     Args:
-        recursive_model: the model that `llm_query` asks.
+        recursive_model: the model that `llm_query` calls; by default as for `RLM_REPL`.
         context_str: the context as text; or
         context_json: the context as plain Python values.
         setup_code: a cell to run first.
@@ -68,7 +68,7 @@ class REPLEnv(BlockingContext):
 
     def __init__(
         self,
-        recursive_model: str = "gpt-5-nano",
+        recursive_model: str | None = None,
         context_str: str | None = None,
         context_json: Any = None,
         setup_code: str | None = None,
@@ -128,7 +128,7 @@ class Sub_RLM(BlockingContext):  # noqa: N801 - the name that rlm-minimal made k
     """Client for one model, through the same scheduler that serves the cells. Also a context manager.
 
     Args:
-        model: the model to ask.
+        model: the model to call; by default the `recursive_model` of `RLM_REPL`.
         client: as for `RLM_REPL`.
         api_key: the provider's key; by default `OPENAI_API_KEY`.
         base_url: any OpenAI-compatible endpoint; by default `OPENAI_BASE_URL`.
@@ -136,14 +136,14 @@ class Sub_RLM(BlockingContext):  # noqa: N801 - the name that rlm-minimal made k
 
     def __init__(
         self,
-        model: str = "gpt-5-nano",
+        model: str | None = None,
         *,
         client: Client | ClientFunction | None = None,
         api_key: str | None = None,
         base_url: str | None = None,
     ) -> None:
-        self.model = model
         self._rlm = RLM_REPL(recursive_model=model, client=client, api_key=api_key, base_url=base_url)
+        self.model = self._rlm.settings.recursive_model if model is None else model
         self._closed = False
 
     def completion(self, prompt: Prompt) -> str:

@@ -25,8 +25,6 @@ from rlm._async import preload
 from rlm._async.closing import GuestOwner, RunningWork
 from rlm._async.portal import Portal, lease, leave_to_parent
 from rlm._async.twins import AsyncContext, BlockingContext, blocking, on_portal
-from rlm.clients.function import as_client
-from rlm.clients.openai import AsyncOpenAIClient, warm_up
 from rlm.engine import prompts
 from rlm.engine.conversation import Conversation
 from rlm.engine.run import Run, new_run_id
@@ -34,9 +32,8 @@ from rlm.engine.run_events import Listeners, RunEvents
 from rlm.errors import LimitReached, SessionClosed, SettingsError
 from rlm.events import Warned, ignore
 from rlm.metering.bounds import bound
-from rlm.metering.prices import Price, missing_price, price
+from rlm.metering.prices import missing_price, price
 from rlm.metering.tokens import Counter
-from rlm.offline.client import OfflineClient
 from rlm.sandbox.session import open_session
 from rlm.scheduler.ledger import Ledger
 from rlm.scheduler.scheduler import Scheduler
@@ -51,6 +48,7 @@ if TYPE_CHECKING:
     from rlm.display import Display
     from rlm.errors import CallError
     from rlm.events import Emit, Event
+    from rlm.metering.prices import Price
     from rlm.options import RunOptions
     from rlm.sandbox.launchers import Launcher
     from rlm.sandbox.session import Session
@@ -122,24 +120,20 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
         **run_options: Unpack[RunOptions],
     ) -> None:
         models = options.models_of(model, recursive_model, own_endpoint=base_url is not None)
-        if isinstance(client, str):
-            client = options.client_named(client)
-        elif client is not None:
-            client = as_client(client)
+        given_client = options.given_client(client)
         self.settings = options.settings_of(
             models,
             {"max_iterations": max_iterations, "max_depth": max_depth, **run_options},
             sandbox=sandbox,
             scheduler=scheduler,
-            only_model=getattr(client, "only_model", None),
+            only_model=getattr(given_client, "only_model", None),
         )
         self.budget = options.budget_of(budget)
-        options.require_prices(prices)
-        self.client = _openai_client(models[1], api_key, base_url) if client is None else client
+        self.client = (
+            options.openai_client(models[1], api_key, base_url) if given_client is None else given_client
+        )
         self._counter = counter = Counter()
-        if isinstance(self.client, OfflineClient):
-            prices = {self.client.only_model: Price(input=0.0, output=0.0), **(prices or {})}
-        self._price = partial(price, overrides=prices, endpoint=base_url)
+        self._price = partial(price, overrides=options.prices_of(prices, self.client), endpoint=base_url)
         self._new_scheduler = partial(
             Scheduler,
             self.client,
@@ -400,10 +394,3 @@ class _LoopState:
         async with anyio.create_task_group() as tasks:
             for owner in self.guests:
                 tasks.start_soon(owner.end)
-
-
-def _openai_client(model: str, api_key: str | None, base_url: str | None) -> Client:
-    """Make the default client; its library starts to load at once, to be ready for the first turn."""
-    client = AsyncOpenAIClient(model, api_key=api_key, base_url=base_url)
-    warm_up()
-    return client

@@ -169,7 +169,7 @@ def require_query(query: object, call: str) -> None:
 
 
 def _release_guest(owner: GuestOwner, portal: Portal, process: int) -> None:
-    """Release the guest of a session that was garbage-collected, on whatever thread that happened."""
+    """Release the guest of a session that was garbage-collected, on the thread where that happened."""
     if process == os.getpid():
         portal.post(owner.release)
     else:

@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-from rlm import RLM_REPL, ScriptedClient, settings
+from rlm import RLM_REPL, ScriptedClient, Sub_RLM, settings
 from rlm.errors import SettingsError
 from rlm.options import OF_THE_SANDBOX, OF_THE_SCHEDULER, RunOptions, models_of
 from rlm.settings import RunSettings, SandboxSettings, SchedulerSettings, options_of
@@ -135,3 +135,9 @@ def test_the_docstring_of_the_facade_has_each_option_with_help_type_and_default(
     (option,) = (option for option in options_of(HOMES.get(name, RunSettings)) if option.name == name)
     line = f"    {name}: {option.help} ({option.type}, default {option.default!r})"
     assert RLM_REPL.__doc__.splitlines().count(line) == 1
+
+
+def test_environments_and_sub_models_use_the_model_of_the_environment(monkeypatch):
+    monkeypatch.setenv("RLM_RECURSIVE_MODEL", "small")
+    with Sub_RLM(client=ScriptedClient(str)) as sub, Sub_RLM("mine", client=ScriptedClient(str)) as named:
+        assert (sub.model, named.model) == ("small", "mine")
