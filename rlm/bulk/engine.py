@@ -275,7 +275,7 @@ class _RunningJob:
             )
             async with (
                 aclosing(self._items(stage, limit, is_first=is_first)) as items,
-                aclosing(fill_packs(items, settings.room(task))) as packs,
+                aclosing(fill_packs(items, settings.pack_budget(task))) as packs,
             ):
                 per_call = await self._ask_packs(
                     self._tree, packs, task, record, settings, checkpoint=self.checkpoint, stage=stage

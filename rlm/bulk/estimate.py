@@ -126,7 +126,7 @@ def count_rows(
     job = Job(prompt=prompt, **options)
     counter = RequestCounter(job, count_tokens)
     settings = MapSettings(model=job.models[0], per_call=job.rows_per_call, window_chars=job.window_chars)
-    pack_size = settings.room(counter.task)
+    pack_size = settings.pack_budget(counter.task)
     longest: list[tuple[int, int]] = [(0, 0)] * LONGEST_SHOWN
     heapify(longest)
     number = calls = total = input_tokens = 0
@@ -140,11 +140,11 @@ def count_rows(
         if (key := key_of(content)) in keys:
             continue
         keys.add(key)
-        if not pack_size.takes(content_chars(content)):
+        if not pack_size.fits(content_chars(content)):
             input_tokens += counter.of_call(pack)
             calls += 1
             pack = []
-            pack_size.empty()
+            pack_size.reset()
         pack_size.add(content_chars(content))
         pack.append(content)
     if not number:

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from rlm.structured.json_text import canonical
 from rlm.structured.map import Mapped
-from rlm.structured.packs import canonical
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -49,17 +49,9 @@ from rlm.errors import (
     PromptTruncated,
     Refused,
 )
-from rlm.structured.packs import (
-    CHARS_PER_TOKEN,
-    Outcome,
-    Room,
-    Task,
-    Valid,
-    canonical,
-    content_chars,
-    even_packs,
-    read_json,
-)
+from rlm.structured.json_text import canonical
+from rlm.structured.packs import CHARS_PER_TOKEN, PackBudget, Task, content_chars, even_packs
+from rlm.structured.reply_json import ItemResult, Valid, read_json
 from rlm.structured.schema import Schema, SchemaSource, schema_of
 from rlm.values import Call, Message, Reply
 
@@ -180,11 +172,11 @@ class MapSettings:
             if (name, value) != ("per_call", "auto"):
                 whole_number(name, value)
 
-    def room(self, task: Task) -> Room:
+    def pack_budget(self, task: Task) -> PackBudget:
         """An empty pack for this task."""
         per_call = None if self.per_call == "auto" else self.per_call
         tokens = self.max_output_tokens or self.output_tokens
-        return Room(task, per_call, self.window_chars, int(tokens * CHARS_PER_TOKEN))
+        return PackBudget(task, per_call, self.window_chars, int(tokens * CHARS_PER_TOKEN))
 
 
 async def map_items(
@@ -211,7 +203,7 @@ async def map_items(
     for key, content in zip(keys, items, strict=True):
         distinct.setdefault(key, Item(key, content))
     waiting = list(distinct.values())
-    packs = even_packs([content_chars(item.content) for item in waiting], settings.room(task))
+    packs = even_packs([content_chars(item.content) for item in waiting], settings.pack_budget(task))
     settings = replace(settings, max_concurrent=max(1, min(settings.max_concurrent, len(waiting))))
     outcomes: dict[Hashable, Mapped] = {}
 
@@ -265,18 +257,20 @@ async def map_packs(
         raise mapping.stopped_by
 
 
-async def fill_packs(chunks: AsyncIterator[Iterable[Item]], room: Room) -> AsyncGenerator[list[Item], None]:
+async def fill_packs(
+    chunks: AsyncIterator[Iterable[Item]], budget: PackBudget
+) -> AsyncGenerator[list[Item], None]:
     """Items as they come, a few at a time, in packs that fit."""
     pack: list[Item] = []
-    room.empty()
+    budget.reset()
     async for chunk in chunks:
         for item in chunk:
             size = content_chars(item.content)
-            if not room.takes(size):
+            if not budget.fits(size):
                 yield pack
                 pack = []
-                room.empty()
-            room.add(size)
+                budget.reset()
+            budget.add(size)
             pack.append(item)
     if pack:
         yield pack
@@ -351,7 +345,7 @@ class _Pack:
     tries: int = 0
     call: Call | None = None
 
-    def left_over(self, outcomes: Sequence[Outcome]) -> _Pack:
+    def left_over(self, outcomes: Sequence[ItemResult]) -> _Pack:
         """The items that got no value."""
         reasons = {
             index: outcome.reason for index, outcome in enumerate(outcomes) if not isinstance(outcome, Valid)
@@ -513,7 +507,7 @@ class _Mapping:
             await self._take_outcomes(pack, self._task.read(reply.text, len(pack.items)), reply)
 
     async def _take_outcomes(
-        self, pack: _Pack, outcomes: Sequence[Outcome], reply: Reply | None = None
+        self, pack: _Pack, outcomes: Sequence[ItemResult], reply: Reply | None = None
     ) -> None:
         settled = [
             (item, Mapped(outcome.value))

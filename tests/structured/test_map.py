@@ -279,7 +279,7 @@ async def test_packs_are_pulled_only_as_fast_as_they_are_settled():
 
     settings = MapSettings(model="m", per_call=10, max_concurrent=5)
     task = Task("Say.")
-    packs = fill_packs(source(), settings.room(task))
+    packs = fill_packs(source(), settings.pack_budget(task))
     await map_packs(tree_of(ScriptedClient(upper)), packs, task, keep, settings)
     assert settled_count == 2_000
     assert ahead <= (5 + 5 + 2) * 10

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlm.structured.packs import Invalid, Missing, Room, Task, Valid, even_packs, suggested_size
+from rlm.structured.packs import PackBudget, Task, even_packs, suggested_size
+from rlm.structured.reply_json import Invalid, Missing, Valid
 from rlm.structured.schema import schema_of
 
 LABEL = schema_of("'spam'|'ham'")
@@ -245,7 +246,7 @@ def test_shorter_items_make_larger_packs(chars, least, most):
 
 
 def test_packs_are_even_and_keep_the_order():
-    packs = even_packs([50] * 26, Room(Task("x"), None, 400_000, 50_000))
+    packs = even_packs([50] * 26, PackBudget(Task("x"), None, 400_000, 50_000))
     assert [len(pack) for pack in packs] == [13, 13]
     assert [index for pack in packs for index in pack] == list(range(26))
 
@@ -253,7 +254,7 @@ def test_packs_are_even_and_keep_the_order():
 @given(st.lists(st.integers(0, 5_000)), st.none() | st.integers(1, 30), st.integers(500, 10_000))
 def test_packs_hold_every_item_once_within_the_window(sizes, per_call, window):
     task = Task("x", LABEL)
-    packs = even_packs(sizes, Room(task, per_call, window, 2_000))
+    packs = even_packs(sizes, PackBudget(task, per_call, window, 2_000))
     assert [index for pack in packs for index in pack] == list(range(len(sizes)))
     for pack in packs:
         assert len(pack) == 1 or task.lead_chars + sum(sizes[index] for index in pack) <= window

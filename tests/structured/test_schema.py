@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlm.errors import SchemaError
-from rlm.structured.schema import _problems, schema_of
+from rlm.structured.check import problems
+from rlm.structured.schema import schema_of
 
 
 @dataclass
@@ -202,7 +203,7 @@ def test_the_quick_check_never_lets_pass_what_the_full_one_refuses(value):
         schema = schema_of(text)
         for tried in (value, {"a": value, "b": value, "c": value}, [value]):
             if schema._meets(tried):
-                assert next(_problems(tried, schema.json, ""), None) is None
+                assert next(problems(tried, schema.json, ""), None) is None
 
 
 def test_the_quick_check_knows_common_schemas():

@@ -50,12 +50,13 @@ from rlm.metering.prices import price as price_of
 from rlm.scheduler.budget import Amount
 from rlm.scheduler.ledger import Reservation, certainly_unbilled
 from rlm.structured.map import Item, Mapped, MapSettings, PlainModels, Settled, pack_call
-from rlm.structured.packs import Outcome, Task, Valid
+from rlm.structured.reply_json import ItemResult, Valid
 from rlm.values import Call, Reply, Usage
 
 if TYPE_CHECKING:
     from rlm.bulk.job import PerCall
     from rlm.scheduler.scheduler import Tree
+    from rlm.structured.packs import Task
 
 __all__ = ["BatchAPI"]
 
@@ -591,7 +592,7 @@ class _Pass:
             )
         return read_reply(json.dumps(body).encode(), request.call, endpoint, {})
 
-    async def _settle(self, request: _Request, outcomes: Sequence[Outcome], reply: Reply | None) -> None:
+    async def _settle(self, request: _Request, outcomes: Sequence[ItemResult], reply: Reply | None) -> None:
         settled: list[tuple[Item, Mapped]] = []
         left: list[int] = []
         for key, outcome in zip(request.keys, outcomes, strict=True):
