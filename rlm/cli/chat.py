@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlm.cli.command import Command as RLMCommand
+from rlm.cli.command import Command
 from rlm.cli.failures import FAILED, complain, exit_code_of
 from rlm.cli.options import encoding_option, files_argument, run_options
 
@@ -37,7 +37,7 @@ SHOWN_LINES = 60
 SHOWN_CHARS = 500
 
 
-@click.command("chat", cls=RLMCommand)
+@click.command("chat", cls=Command)
 @files_argument
 @encoding_option
 @run_options()
@@ -85,12 +85,12 @@ class _Chat:
 
     def follow(self, lines: Iterable[str]) -> int:
         """Run each line. Return the exit code of the first failure if the lines came from a pipe, else 0."""
-        from rlm.cli.chat_inputs import Command, parse
+        from rlm.cli.chat_inputs import ChatCommand, parse
 
         first_failure = 0
         for line in lines:
             wanted = parse(line)
-            if wanted == Command("quit"):
+            if wanted == ChatCommand("quit"):
                 break
             code = self._do_safely(wanted)
             first_failure = first_failure or code
@@ -115,7 +115,7 @@ class _Chat:
 
     def _do(self, wanted: Input) -> int:
         from rlm.cli.answers import show_answer
-        from rlm.cli.chat_inputs import AskModel, Command, RunCode, ShowVariable, Unknown
+        from rlm.cli.chat_inputs import AskModel, ChatCommand, RunCode, ShowVariable, Unknown
         from rlm.cli.running import budget_of, spent
 
         match wanted:
@@ -128,13 +128,13 @@ class _Chat:
                 return _show_result(self._session.run(text))
             case ShowVariable(name):
                 return self._show(name)
-            case Command("vars"):
+            case ChatCommand("vars"):
                 _show_variables(self._session.variables())
-            case Command("cost"):
+            case ChatCommand("cost"):
                 click.echo(f"{spent(self._rlm)}\n{budget_of(self._rlm)}")
-            case Command("reset"):
+            case ChatCommand("reset"):
                 self._reset()
-            case Command("help"):
+            case ChatCommand("help"):
                 click.echo(HELP)
             case Unknown(text):
                 complain(f"there is no command {text}; /help lists the commands")

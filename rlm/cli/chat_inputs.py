@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias, get_args
 
 __all__ = [
     "AskModel",
-    "Command",
+    "ChatCommand",
     "CommandName",
     "Input",
     "Nothing",
@@ -44,7 +44,7 @@ class ShowVariable:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class ChatCommand:
     """A command of the chat."""
 
     name: CommandName
@@ -62,7 +62,7 @@ class Nothing:
     """An empty line."""
 
 
-Input: TypeAlias = AskModel | RunCode | ShowVariable | Command | Unknown | Nothing
+Input: TypeAlias = AskModel | RunCode | ShowVariable | ChatCommand | Unknown | Nothing
 
 _ALSO: dict[str, CommandName] = {"exit": "quit", "q": "quit", "h": "help", "?": "help"}
 _BARE: dict[str, CommandName] = {
@@ -75,7 +75,7 @@ def parse(text: str) -> Input:
     """Return what a line means: `!code`, `?name`, `/command`, or a question."""
     text = text.strip()
     if text.lower() in _BARE:
-        return Command(_BARE[text.lower()])
+        return ChatCommand(_BARE[text.lower()])
     mark, rest = text[:1], text[1:].strip()
     match mark:
         case "":
@@ -83,7 +83,7 @@ def parse(text: str) -> Input:
         case "!":
             return RunCode(text[1:].lstrip(" ")) if rest else Nothing()
         case "?":
-            return ShowVariable(rest) if rest else Command("vars")
+            return ShowVariable(rest) if rest else ChatCommand("vars")
         case "/":
             return _command(rest)
         case _:
@@ -120,5 +120,5 @@ def _command(word: str) -> Input:
     name = _ALSO.get(word.lower(), word.lower())
     for known in get_args(CommandName):
         if name == known:
-            return Command(known)
+            return ChatCommand(known)
     return Unknown(f"/{word}")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from rlm.cli.command import PathOption, TextOrFile
+from rlm.cli.command import Option, PathOption, TextOrFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,11 +85,13 @@ def _apply(context: click.Context, _parameter: click.Parameter, value: str | Non
 
 settings_option = click.option(
     "--settings",
+    cls=Option,
+    group="Job",
     metavar="FILE",
     is_eager=True,
     expose_value=False,
     callback=_apply,
-    help="Read options from a .toml or .json file; those given here win.",
+    help="Read options from a .toml or .json file; the command line is stronger.",
 )
 
 

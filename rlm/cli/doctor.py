@@ -1,13 +1,11 @@
-"""`rlm doctor`: what works on this machine."""
+"""`rlm doctor`: check this machine."""
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shutil
 import sys
-import tempfile
 import textwrap
 import time
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlm.cli.command import Command
 from rlm.cli.failures import FAILED
 
 if TYPE_CHECKING:
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Finding", "command", "examine"]
 
 DISTRIBUTION = "rlm-cells"
-VOCABULARY_URL = "https://openaipublic.blob.core.windows.net/encodings/o200k_base.tiktoken"
+VOCABULARY = "o200k_base"
 PACKAGES = ("openai", "anyio", "tiktoken", "rich", "click")
 EXTRAS = {
     "fast": ("aiohttp", "more calls per second"),
@@ -41,18 +40,18 @@ MARKS = {"ok": "ok  ", "note": "note", "bad": "BAD "}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at: `state` is ok, note (works, less well) or bad (does not work)."""
+    """Result of one check: `state` is ok, note (works, less well) or bad (does not work)."""
 
     state: str
     what: str
     words: str
 
 
-@click.command("doctor")
+@click.command("doctor", cls=Command)
 def command() -> int:
-    """Say what works here: isolation, keys, packages.
+    """Check this machine: isolation, keys, packages.
 
-    Opens a real guest and runs a cell in it. Keys are never shown. Exit code 0 when runs can work, else 1.
+    Starts a real guest and runs a cell in it. Keys are never shown. Exit code 0 if runs can work, else 1.
 
     \b
     Examples:
@@ -76,7 +75,7 @@ def command() -> int:
 
 
 def _show(finding: Finding) -> None:
-    """One line; on a terminal folded below its beginning."""
+    """Print a finding as one line; on a terminal wrapped and indented."""
     from rlm.display.text import visible
 
     line = f"{MARKS[finding.state]}  {finding.what}: {visible(finding.words)}"
@@ -87,7 +86,7 @@ def _show(finding: Finding) -> None:
 
 
 def examine() -> Iterator[Finding]:
-    """Look at everything, one thing after another."""
+    """Run all checks in order."""
     yield Finding(
         "ok", "python", f"{platform.python_version()} on {platform.platform(terse=True)} ({sys.executable})"
     )
@@ -107,7 +106,7 @@ def _versions() -> Finding:
 
 
 def _foreign_distributions() -> Iterator[Finding]:
-    """Whoever else installs a package `rlm` overwrites ours file by file."""
+    """Report other distributions that install a package `rlm`: they overwrite ours file by file."""
     owners = set(metadata.packages_distributions().get("rlm", ()))
     foreign = sorted(owners - {DISTRIBUTION})
     if foreign:
@@ -123,7 +122,7 @@ def _isolation() -> Iterator[Finding]:
     try:
         with lease() as portal:
             isolation, seconds = portal.call(_open_a_guest)
-    except Exception as error:  # noqa: BLE001 - whatever keeps a guest from working is what this command is to say
+    except Exception as error:  # noqa: BLE001 - the command reports any reason why a guest cannot work
         yield Finding("bad", "guest", f"{type(error).__name__}: {error}")
         return
     tier = isolation.tier
@@ -138,7 +137,7 @@ def _isolation() -> Iterator[Finding]:
 
 
 async def _open_a_guest() -> tuple[Isolation, float]:
-    """Start a guest and run a cell in it; what confines it, and the seconds until the cell was done."""
+    """Start a guest and run a cell in it. Return its isolation, and the seconds until the cell was done."""
     from rlm.errors import GuestDied, HostCallRefused
     from rlm.sandbox.session import open_session
 
@@ -167,13 +166,13 @@ def _key() -> Finding:
     return Finding(
         "note",
         "models",
-        "no key (OPENAI_API_KEY) and no endpoint (OPENAI_BASE_URL, --base-url): rlm ask then answers offline, "
-        "with quotes only",
+        "no key (OPENAI_API_KEY) and no endpoint (OPENAI_BASE_URL, --base-url): only rlm ask --client offline, "
+        "without a language model",
     )
 
 
 def _endpoint() -> tuple[str, str]:
-    """Whether the endpoint of the environment answers, and what."""
+    """Ask the endpoint of the environment for its models. Return the state of the finding, and its words."""
     import anyio
 
     from rlm.clients.openai import AsyncOpenAIClient
@@ -191,17 +190,16 @@ def _endpoint() -> tuple[str, str]:
 
 
 def _vocabulary() -> Finding:
-    """Whether tiktoken can count without the network; it is not asked, because it would fetch the file."""
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    path = Path(tempfile.gettempdir(), "data-gym-cache") if folder is None else Path(folder)
-    file = path / hashlib.sha1(VOCABULARY_URL.encode(), usedforsecurity=False).hexdigest()
-    if folder != "" and file.is_file():
-        return Finding("ok", "tiktoken", "its vocabulary is at hand")
+    """Say if tiktoken can count without the network. It is not called, because it would download the file."""
+    from rlm.metering.tokens import cached_vocabulary
+
+    path = cached_vocabulary(VOCABULARY)
+    if path is not None and path.is_file():
+        return Finding("ok", "tiktoken", "its vocabulary is on disk")
     if util.find_spec(EXTRAS["tokens"][0]) is not None:
         return Finding("ok", "tiktoken", "its vocabulary is not needed, because the extra tokens counts")
-    return Finding(
-        "note", "tiktoken", f"tokens are estimated: its vocabulary is not in {path}, and is never fetched"
-    )
+    where = "its cache is off" if path is None else f"its vocabulary is not in {path.parent}"
+    return Finding("note", "tiktoken", f"tokens are estimated: {where}, and is never downloaded")
 
 
 def _extras() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""FILE arguments and piped data → context."""
+"""Read the context from FILE arguments or piped data."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ STDIN_NAME = "standard input"
 def read_context(
     files: tuple[str, ...], encoding: str | None, *, may_read_stdin: bool = True
 ) -> str | dict[str, str]:
-    """The text of one file, or a dict from name to text of several; `-`, or no file and a pipe, is stdin.
+    """Return the text of one file, or a dict from name to text of several. `-` is stdin, as are no files and a pipe.
 
     Raises:
         click.UsageError: there is nothing to read.
-        ContextError: a file cannot be read, is not text, or all hold nothing but white space.
+        ContextError: a file cannot be read or is not text, or all of them are empty or white space.
     """
     if not files:
         if not may_read_stdin or sys.stdin is None or sys.stdin.isatty():
@@ -52,7 +52,7 @@ def read_context(
 
 
 def _each_once(files: tuple[str, ...]) -> tuple[str, ...]:
-    """The files without those that are named again, by whatever path, which are told."""
+    """Return the files without repetitions, also by another path; print a note for each."""
     first: dict[object, str] = {}
     for name in files:
         identity = name if name == "-" else _identity(Path(name))
@@ -65,7 +65,7 @@ def _each_once(files: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _identity(path: Path) -> object:
-    """What is the same of two paths to one file; the path itself where there is no such file."""
+    """Return a value that is equal for two paths to one file; the path itself if there is no such file."""
     try:
         found = path.stat()
     except (OSError, ValueError):

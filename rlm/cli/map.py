@@ -110,11 +110,11 @@ def _option(*names: str, group: str, **keywords: Any) -> Callable[[F], F]:
 @_option("--budget", group="Limits", type=ABOVE_ZERO, metavar="DOLLARS", help="Never spend more.")
 @job_option("pilot", group="Limits", type=click.IntRange(min=0), default="20 on a terminal")
 @_option("-y", "--yes", group="Limits", is_flag=True, help="Go on after the pilot without asking.")
-@job_option("resume", group="Again")
-@job_option("overwrite", group="Again")
+@job_option("resume", group="Resume and retry")
+@job_option("overwrite", group="Resume and retry")
 @_option(
     "--retry",
-    group="Again",
+    group="Resume and retry",
     type=PathOption(),
     metavar="OUT.failed.jsonl",
     help="Ask the failed rows of a finished job again.",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rlm.values import Call, Usage
 
-__all__ = ["Counter", "Encoder", "encoder_for", "estimate", "is_exact"]
+__all__ = ["Counter", "Encoder", "cached_vocabulary", "encoder_for", "estimate", "is_exact"]
 
 
 @runtime_checkable
@@ -255,12 +255,12 @@ class _Toktok:
 
 
 def _tiktoken(name: str) -> Encoder | None:
-    path = _cached_vocabulary(name)
+    path = cached_vocabulary(name)
     return _load_tiktoken(name, path) if path and path.is_file() else None
 
 
-def _cached_vocabulary(name: str) -> Path | None:
-    """Where tiktoken would look for a vocabulary before it downloads, or None where it would not look."""
+def cached_vocabulary(name: str) -> Path | None:
+    """Return the path where tiktoken looks for a vocabulary before it downloads it, or None if its cache is off."""
     folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
     if name not in _TIKTOKEN_FILES or folder == "":
         return None
