@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rlm.cli.command import Command, Option
+from rlm.cli.failures import complain
 from rlm.cli.options import encoding_option, files_argument, json_option, run_options
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def command(
     from rlm.cli.inputs import read_context
     from rlm.cli.running import open_rlm
 
-    context = read_context(files, encoding)
+    context = read_context(files, encoding, quiet=options.quiet)
     with open_rlm(options) as rlm:
         answer = rlm.completion(context, query)
         return show_answer(answer, rlm, as_json=as_json, quiet=options.quiet)
@@ -85,6 +86,10 @@ def _only_query(queries: tuple[str, ...], files: tuple[str, ...]) -> str:
     if len(queries) > 1:
         raise click.UsageError(f"{len(queries)} questions: ask takes one, rlm chat takes several")
     if queries and queries[0].strip():
+        if not set(queries[0]) & set(" ?\n") and Path(queries[0]).is_file():
+            complain(
+                f"note: the question is the text {queries[0]!r}, not the content of the file with that name"
+            )
         return queries[0]
     perhaps = next((name for name in files if " " in name and not Path(name).exists()), None)
     if perhaps is not None:

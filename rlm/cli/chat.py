@@ -66,7 +66,7 @@ def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -
 
     interactive = can_prompt()
     lines = lines_of_terminal() if interactive else lines_of_stdin()
-    context = read_context(files, encoding, may_read_stdin=False)
+    context = read_context(files, encoding, may_read_stdin=False, quiet=options.quiet)
     with open_rlm(options) as rlm:
         if interactive:
             click.echo(f"{_describe(context)} {_who_answers(rlm)} /help shows what you can type.", err=True)

@@ -29,12 +29,12 @@ from rlm.cli.tables import (
     rows_per_call_option,
     schema_option,
 )
-from rlm.display.job_line import JobLine
+from rlm.display.status_line import StatusLine, job_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from rlm.bulk import JobEstimate, JobReport
+    from rlm.bulk import JobEstimate, JobProgress, JobReport
 
 __all__ = ["command"]
 
@@ -136,7 +136,7 @@ def command(
     """Ask the same question about every row of a table, many rows in one call.
 
     The output has every row of the input, in order, with the new columns. Rows that failed are in
-    OUT.failed.jsonl with the reason, and the answers, as they arrive, in OUT.journal. Progress goes to stderr.
+    OUT.failed.jsonl with the reason, and the answers, as they arrive, in OUT.journal. JobProgress goes to stderr.
 
     \b
     Examples:
@@ -244,8 +244,8 @@ async def _run(job: dict[str, Any], *, yes: bool, waits: bool, quiet: bool) -> J
     stronger = [job["escalate_to"]] if "escalate_to" in job else []
     job["prices"] = by_model(job.pop("prices", ()), (*models, *stronger))
     async with AsyncExitStack() as stack:
-        line = None if quiet else stack.enter_context(JobLine())
-        job["on_progress"] = None if line is None else line.show
+        line = None if quiet else stack.enter_context(StatusLine())
+        job["on_progress"] = None if line is None else partial(_show_progress, line)
         if uses_batch_api:
             job["ask_packs"] = await stack.enter_async_context(
                 BatchAPI(base_url=job.get("base_url"), prices=job["prices"], wait=waits)
@@ -265,6 +265,10 @@ async def _run(job: dict[str, Any], *, yes: bool, waits: bool, quiet: bool) -> J
         ).report
 
 
+def _show_progress(line: StatusLine, progress: JobProgress) -> None:
+    line.show(partial(job_in_words, progress))
+
+
 def _models_of_job(dead_letters: str | None) -> tuple[str, ...]:
     """Return the models of the job that is retried, with the one for rows in doubt; or the default model."""
     if dead_letters is None or not dead_letters.endswith(".failed.jsonl"):
@@ -282,7 +286,7 @@ async def _cancel(job: dict[str, Any]) -> int:
         return await batch_api.cancel(Path(f"{job['output']}.journal"))
 
 
-def _confirm(yes: bool, line: JobLine | None, estimate: JobEstimate) -> bool:
+def _confirm(yes: bool, line: StatusLine | None, estimate: JobEstimate) -> bool:
     """Print the estimate, and return True to go on after the pilot; without a terminal, only `--yes` goes on."""
     if line is not None:
         line.end()

@@ -76,7 +76,10 @@ def _status_line(state: RunState, columns: int, now: float) -> Text:
 def _fields(state: RunState, now: float) -> list[tuple[int, str]]:
     asking = "the root model writes" if state.written else "asking the root model"
     doing = {"root": asking, "cell": f"running cell {state.cell}"}.get(state.doing, "")
-    turn = f"turn {state.turn} of {state.max_iterations}" if state.max_iterations else ""
+    loading = "loading the context"
+    turn = (
+        f"turn {state.turn} of {state.max_iterations}" if state.turn else loading * bool(state.max_iterations)
+    )
     caps, usage = state.caps, state.usage
     calls = counted(state.calls, "call") if caps.calls is None else of_cap(usage.calls, caps.calls, "call")
     tokens = of_cap(usage.total_tokens, caps.tokens, "token")

@@ -121,6 +121,12 @@ def test_the_environment_names_the_models(folder, server):
     assert (answer["model"], answer["recursive_model"]) == ("a", "b")
 
 
+def test_a_question_that_is_the_name_of_a_file_is_noted_before_it_is_paid_for(folder, server):
+    ask = ("ask", "a.txt", "--quiet", "--base-url", server.base_url)
+    assert b"note: the question is the text 'a.txt', not" in rlm(*ask, "-q", "a.txt", folder=folder).stderr
+    assert rlm(*ask, "-q", "Which fee?", folder=folder).stderr == b""
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script_and_the_script_gets_the_names(folder, shell):
     done = rlm("completion", shell, folder=folder)

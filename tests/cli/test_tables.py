@@ -15,7 +15,7 @@ from labelling import answer, parity
 from openai_server import OpenAIServer
 
 from rlm.bulk import JobProgress
-from rlm.display.job_line import job_in_words
+from rlm.display.status_line import job_in_words
 
 RLM = [sys.executable, "-m", "rlm"]
 JOB = ("map", "in.csv", "-p", "Label {{text}}", "--schema", "label: 'odd'|'even'", "-o", "out.csv")
@@ -143,14 +143,7 @@ def test_a_model_may_have_a_temperature_of_its_own(folder, server):
 def progress(**changes):
     numbers = {"rows": 1_200, "total": 10_000, "settled": 1_200, "failed": 3, "seconds": 4.0}
     return JobProgress(
-        **{
-            **numbers,
-            "tokens": 48_000,
-            "max_concurrent": 64,
-            "cost_usd": 0.0123,
-            "budget_usd": 5.0,
-            **changes,
-        }
+        **{**numbers, "tokens": 48_000, "concurrency": 64, "cost_usd": 0.0123, "budget_usd": 5.0, **changes}
     )
 
 
