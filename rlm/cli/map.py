@@ -136,7 +136,7 @@ def command(
     """Ask the same question about every row of a table, many rows in one call.
 
     The output has every row of the input, in order, with the new columns. Rows that failed are in
-    OUT.failed.jsonl with the reason, and the answers, as they arrive, in OUT.journal. JobProgress goes to stderr.
+    OUT.failed.jsonl with the reason, and the answers, as they arrive, in OUT.journal. Progress goes to stderr.
 
     \b
     Examples:

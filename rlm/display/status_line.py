@@ -92,7 +92,7 @@ def _parts(progress: JobProgress) -> list[str]:
         f"{progress.tokens_per_second:,.0f} tokens/s" if progress.tokens else "",
         f"{money(progress.cost_usd)}{cap}" if progress.cost_usd is not None else "",
         f"{progress.failed:,} failed" if progress.failed else "",
-        f"{progress.concurrency:,} at once",
+        f"{progress.max_concurrent:,} at once",
         one_line(progress.trouble, TROUBLE_COLUMNS) if progress.trouble else "",
         f"{seconds(left)} left" if left is not None and progress.rows < progress.total else "",
     ]
