@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rlm.clients.error_mapping import call_error, quoted, read_failure, redact
 from rlm.clients.headers import non_negative, rate_limits
 from rlm.errors import BadReply, BadRequest, ConnectionFailed, OutputTruncated, Refused
+from rlm.metering.tokens import estimate
 from rlm.values import Reply, Usage
 
 if TYPE_CHECKING:
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
 __all__ = ["Dialect", "StreamReader", "encode_body", "read_reply", "request_body"]
 
 OutputCap = Literal["max_completion_tokens", "max_tokens"]
-
-CHARS_PER_TOKEN = 3.3
-"""Estimates the usage if an endpoint reports none; measured over code, Markdown and prose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,18 +209,14 @@ def _reply(
         raise OutputTruncated(message, text=text, **known)
     if not text:
         raise BadReply(f"{endpoint} sent an answer of {call.model!r} without text", **known)
-    warnings = []
-    if finished == "length":
-        warnings.append(f"an answer of {call.model!r} was cut at its output cap")
-    if usage.estimated:
-        warnings.append(f"{endpoint} reports no usage for {call.model!r}: its tokens are estimated")
+    unreported = f"{endpoint} reports no usage for {call.model!r}: its tokens are estimated"
     return Reply(
         text=text,
         model=str(body.get("model") or call.model),
         usage=usage,
         finish_reason=finished,
         rate_limits=rate_limits(headers),
-        warnings=tuple(warnings),
+        warnings=(unreported,) if usage.estimated else (),
     )
 
 
@@ -231,10 +225,8 @@ def _usage(body: Mapping[str, Any], call: Call, text: str) -> Usage:
     usage = usage if isinstance(usage, dict) else {}
     input_tokens = _token_count(usage.get("prompt_tokens"))
     if not input_tokens:
-        prompt_chars = sum(len(message.content) for message in call.messages)
-        return Usage(
-            calls=1, input_tokens=_estimate(prompt_chars), output_tokens=_estimate(len(text)), estimated=True
-        )
+        prompt_tokens = sum(estimate(message.content) for message in call.messages)
+        return Usage(calls=1, input_tokens=prompt_tokens, output_tokens=estimate(text), estimated=True)
     return Usage(
         calls=1,
         input_tokens=input_tokens,
@@ -251,10 +243,6 @@ def _detail(usage: Mapping[str, Any], group: str, name: str) -> int:
 
 def _token_count(value: object) -> int:
     return max(0, int(value)) if isinstance(value, (int, float)) and math.isfinite(value) else 0
-
-
-def _estimate(chars: int) -> int:
-    return math.ceil(chars / CHARS_PER_TOKEN)
 
 
 def _text_of(content: object) -> str:

@@ -19,7 +19,7 @@ from rlm._async.groups import for_each
 from rlm._async.portal import lease
 from rlm.checks import model_name, positive_number, whole_number
 from rlm.clients.address import EndpointAddress, is_like_a_key
-from rlm.clients.base import Prompt, messages_of
+from rlm.clients.base import Prompt, cut_at_cap, messages_of
 from rlm.clients.chat_format import Dialect, StreamReader, encode_body, read_reply, request_body
 from rlm.clients.error_mapping import (
     failure_in,
@@ -147,8 +147,9 @@ class AsyncOpenAIClient:
             CallError: as `complete`.
             TypeError: the prompt is neither text nor messages.
         """
-        reply = await self.complete(self._call(prompt, max_tokens, temperature))
-        _warn(reply.warnings)
+        call = self._call(prompt, max_tokens, temperature)
+        reply = await self.complete(call)
+        _warn(_warnings_of(call, reply))
         return reply.text
 
     async def batch_completion(
@@ -167,7 +168,8 @@ class AsyncOpenAIClient:
         if calls:
             await self._pools.of_running_loop()  # raises settings errors once, not in each slot
         results = await _complete_all(self, calls, max_concurrent)
-        _warn(warning for result in results if isinstance(result, Reply) for warning in result.warnings)
+        pairs = zip(calls, results, strict=True)
+        _warn(text for call, reply in pairs if isinstance(reply, Reply) for text in _warnings_of(call, reply))
         return [result.text if isinstance(result, Reply) else FailedCall(result) for result in results]
 
     async def available_models(self) -> tuple[str, ...]:
@@ -319,10 +321,10 @@ class OpenAIClient:
         self, prompt: Prompt, max_tokens: int | None = None, *, temperature: float | None = None
     ) -> str:
         """See `AsyncOpenAIClient.completion`."""
-        reply = self.complete(self._client._call(prompt, max_tokens, temperature))  # noqa: SLF001 - its twin
-        _warn(
-            reply.warnings
-        )  # here, so that the warning names the caller's line and not one of the loop thread
+        call = self._client._call(prompt, max_tokens, temperature)  # noqa: SLF001 - its twin
+        reply = self.complete(call)
+        # Here, so that the warning names the caller's line and not one of the loop thread.
+        _warn(_warnings_of(call, reply))
         return reply.text
 
     def batch_completion(
@@ -389,6 +391,11 @@ async def _complete_all(
 
     await for_each(enumerate(calls), ask, max_concurrent=min(max_concurrent, len(calls)))
     return [results[index] for index in range(len(calls))]
+
+
+def _warnings_of(call: Call, reply: Reply) -> tuple[str, ...]:
+    """Return the warnings for a caller who sees only the text of the reply."""
+    return (*reply.warnings, cut_at_cap(call)) if reply.finish_reason == "length" else reply.warnings
 
 
 def _warn(texts: Iterable[str]) -> None:

@@ -22,6 +22,7 @@ import anyio
 import anyio.to_thread
 
 from rlm._async.semaphore import FairSemaphore
+from rlm.scheduler.dedupe import identity
 from rlm.values import Call, Reply, Usage
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Cache", "cache_path", "key_of"]
 
-FORMAT = 1
+FORMAT = 2
 BUSY_TIMEOUT_S = 10.0
 KEPT_AFTER_EVICTION = 0.9
 PRECISION_OF_LAST_USE_S = 60.0
@@ -60,18 +61,9 @@ def key_of(call: Call, *, endpoint: str, occurrence: int = 0) -> bytes:
 
     `occurrence` distinguishes the samples of one prompt: the second sample never gets the answer of the first.
     """
-    content = [
-        FORMAT,
-        endpoint,
-        call.model,
-        [[message.role, message.content] for message in call.messages],
-        call.max_output_tokens,
-        call.temperature,
-        call.schema if call.schema is None else dict(call.schema),
-        dict(call.extra),
-        occurrence,
-    ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=repr).encode()).digest()
+    content = (FORMAT, endpoint, identity(call), occurrence)
+    # `repr` escapes lone surrogates, which UTF-8 cannot encode.
+    return hashlib.sha256(repr(content).encode()).digest()
 
 
 class Cache:
@@ -137,10 +129,7 @@ class Cache:
         """Return the key of a call, or None for a call whose answer is not stored."""
         if self.problem or (call.temperature and not self._sampled):
             return None
-        try:
-            return key_of(call, endpoint=self._endpoint, occurrence=occurrence)
-        except (TypeError, ValueError):  # `extra` holds a value that JSON cannot represent
-            return None
+        return key_of(call, endpoint=self._endpoint, occurrence=occurrence)
 
     async def _do(self, operation: Operation) -> Reply | None:
         request = _Request(operation)

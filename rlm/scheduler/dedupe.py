@@ -1,4 +1,4 @@
-"""Find equal calls of one batch, which are sent once."""
+"""Decide which calls are equal: equal calls of one batch are sent once, and the cache answers a call sent before."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from rlm.values import Call
 
-__all__ = ["first_of_each", "occurrences"]
+__all__ = ["first_of_each", "identity", "occurrences"]
 
 
 def first_of_each(calls: Sequence[Call]) -> list[int]:
@@ -20,7 +20,7 @@ def first_of_each(calls: Sequence[Call]) -> list[int]:
     A batch that repeats one prompt is sampling: each of its calls is its own first.
     """
     first: dict[Hashable, int] = {}
-    indices = [first.setdefault(_identity(call), index) for index, call in enumerate(calls)]
+    indices = [first.setdefault(identity(call), index) for index, call in enumerate(calls)]
     return list(range(len(calls))) if len(first) == 1 else indices
 
 
@@ -29,13 +29,14 @@ def occurrences(calls: Sequence[Call]) -> list[int]:
     seen: dict[Hashable, int] = {}
     numbers = []
     for call in calls:
-        identity = _identity(call)
-        numbers.append(seen.get(identity, 0))
-        seen[identity] = numbers[-1] + 1
+        key = identity(call)
+        numbers.append(seen.get(key, 0))
+        seen[key] = numbers[-1] + 1
     return numbers
 
 
-def _identity(call: Call) -> Hashable:
+def identity(call: Call) -> Hashable:
+    """Return everything of a call that reaches the model, hashable; its `repr` is the same in every process."""
     return (
         call.model,
         call.messages,
@@ -46,10 +47,10 @@ def _identity(call: Call) -> Hashable:
     )
 
 
-def _text_of(options: Mapping[str, Any] | None) -> str:
-    if not options:
-        return ""
+def _text_of(options: Mapping[str, Any] | None) -> str | None:
+    if options is None:
+        return None
     try:
-        return json.dumps(options, sort_keys=True, default=repr)
-    except TypeError:  # keys of several types have no order
+        return json.dumps(dict(options), sort_keys=True, default=repr)
+    except (TypeError, ValueError):  # keys of several types have no order; a list may contain itself
         return repr(options)

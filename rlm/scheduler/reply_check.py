@@ -9,6 +9,7 @@ import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from rlm.clients.base import cut_at_cap
 from rlm.errors import BadReply, OutputTruncated, PromptTruncated, Refused
 from rlm.metering.bounds import utf8_size
 from rlm.values import Call, Message, Reply
@@ -104,7 +105,7 @@ def _check_empty(call: Call, reply: Reply) -> Reply:
 
 
 def _check_cut(call: Call, reply: Reply) -> Reply:
-    message = f"an answer of {call.model} was cut at its output cap{_cap(call)}"
+    message = cut_at_cap(call)
     if call.schema is not None:
         raise OutputTruncated(
             f"{message}, so its JSON is incomplete: raise max_output_tokens",

@@ -29,6 +29,8 @@ from openai_server import (
 from rlm import errors
 from rlm.clients.base import Client
 from rlm.clients.openai import AsyncOpenAIClient, OpenAIClient
+from rlm.metering.tokens import estimate
+from rlm.scheduler import Scheduler
 from rlm.utils import llm
 from rlm.values import Call, FailedCall, Message, Reply, Usage
 
@@ -149,7 +151,7 @@ def test_a_missing_usage_is_estimated_and_said():
     with OpenAIServer(plan=[reply("four tokens or so", usage=None)]) as server:
         answered = ask(server, call("x" * 330))
     assert answered.usage.estimated
-    assert answered.usage.input_tokens == 100
+    assert answered.usage.input_tokens == estimate("x" * 330)
     assert "reports no usage" in answered.warnings[0]
 
 
@@ -158,11 +160,16 @@ def test_a_zero_usage_is_no_usage():
         assert ask(server, call()).usage.estimated
 
 
-def test_an_answer_cut_at_its_cap_says_so():
-    with OpenAIServer(plan=[reply("the first ha", finish_reason="length")]) as server:
+def test_an_answer_cut_at_its_cap_says_so_and_the_scheduler_warns_once():
+    async def main():
+        async with AsyncOpenAIClient(base_url=server.base_url) as client:
+            return await Scheduler(client).tree(run_id="r").complete(call())
+
+    with OpenAIServer(plan=[reply("the first ha", finish_reason="length")] * 2) as server:
         answered = ask(server, call())
-    assert (answered.text, answered.finish_reason) == ("the first ha", "length")
-    assert "cut at its output cap" in answered.warnings[0]
+        assert (answered.text, answered.finish_reason) == ("the first ha", "length")
+        (warning,) = anyio.run(main).warnings
+    assert "cut at its output cap" in warning
 
 
 def test_the_request_carries_what_the_call_says(server):
