@@ -143,7 +143,14 @@ def test_a_model_may_have_a_temperature_of_its_own(folder, server):
 def progress(**changes):
     numbers = {"rows": 1_200, "total": 10_000, "settled": 1_200, "failed": 3, "seconds": 4.0}
     return JobProgress(
-        **{**numbers, "tokens": 48_000, "max_concurrent": 64, "cost_usd": 0.0123, "budget_usd": 5.0, **changes}
+        **{
+            **numbers,
+            "tokens": 48_000,
+            "max_concurrent": 64,
+            "cost_usd": 0.0123,
+            "budget_usd": 5.0,
+            **changes,
+        }
     )
 
 
