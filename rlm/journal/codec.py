@@ -28,7 +28,8 @@ from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_t
 
 from rlm.errors import JournalError
 from rlm.events import Event
-from rlm.sandbox.guest.values import DEPTH, Uncrossable, WireError, chunks, decode, encode
+from rlm.sandbox.guest.decoding import decode
+from rlm.sandbox.guest.values import DEPTH, Uncrossable, WireError, chunks, encode
 from rlm.values import Answer
 
 __all__ = ["EVENT_TYPES", "event_of", "record_of"]

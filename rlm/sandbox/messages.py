@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import anyio.to_thread
 
 from rlm.errors import ProtocolViolation
-from rlm.sandbox.guest import values
+from rlm.sandbox.guest import decoding, values
 from rlm.sandbox.shared_contexts import MOST_CONTEXT_VALUES
 from rlm.values import Final, HostCall, Variable
 
@@ -47,7 +47,7 @@ async def off_the_loop(read: Callable[[bytes | bytearray], T], payload: bytes | 
 def decoded(payload: bytes | bytearray) -> Any:
     """The value of a message."""
     try:
-        return values.decode(payload, max_values=DECODED_VALUES)
+        return decoding.decode(payload, max_values=DECODED_VALUES)
     except values.WireError as error:
         raise ProtocolViolation(f"the guest sent what is not a value: {error}") from None
 

@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlm.sandbox.guest import frames, values
+from rlm.sandbox.guest import decoding, frames, values
 
 LIMITS = {frames.OUTPUT: frames.FRAME_BYTES, frames.CALL: 1000, frames.DONE: 10_000_000, frames.ENDED: 1000}
 
@@ -29,7 +29,7 @@ def flat(parts):
 
 
 def there_and_back(value):
-    return values.decode(flat(values.encode(value)))
+    return decoding.decode(flat(values.encode(value)))
 
 
 def same(left, right):
@@ -180,7 +180,7 @@ def test_a_limit_of_bytes_is_kept(value):
 @settings(max_examples=500, deadline=None)
 def test_any_bytes_decode_to_a_value_or_a_wire_error(data):
     try:
-        values.decode(data, max_values=1000)
+        decoding.decode(data, max_values=1000)
     except values.WireError:
         pass
 
@@ -192,7 +192,7 @@ def test_a_damaged_value_is_a_value_or_a_wire_error(value, data):
     for _ in range(data.draw(st.integers(1, 4))):
         encoded[data.draw(st.integers(0, len(encoded) - 1))] = data.draw(st.integers(0, 255))
     try:
-        values.decode(encoded[: data.draw(st.integers(0, len(encoded)))], max_values=1000)
+        decoding.decode(encoded[: data.draw(st.integers(0, len(encoded)))], max_values=1000)
     except values.WireError:
         pass
 
@@ -281,12 +281,12 @@ def test_the_last_word_drops_a_message_under_way_and_output_passes_between():
 )
 def test_a_promise_without_bytes_is_refused_at_once(data):
     with pytest.raises(values.WireError):
-        values.decode(data)
+        decoding.decode(data)
 
 
 def test_more_values_than_allowed_are_refused():
     with pytest.raises(values.WireError, match="too many values"):
-        values.decode(flat(values.encode([None] * 100)), max_values=50)
+        decoding.decode(flat(values.encode([None] * 100)), max_values=50)
 
 
 def test_keys_that_collide_are_refused_before_they_cost_time():
@@ -294,5 +294,5 @@ def test_keys_that_collide_are_refused_before_they_cost_time():
     data = flat(values.encode({key * modulus: None for key in range(1, 1200)}))
     began = time.perf_counter()
     with pytest.raises(values.WireError, match="collide"):
-        values.decode(data)
+        decoding.decode(data)
     assert time.perf_counter() - began < 5

@@ -8,7 +8,7 @@ import time
 import anyio
 import pytest
 
-from rlm.sandbox.guest import values
+from rlm.sandbox.guest import decoding, values
 from rlm.sandbox.session import open_session
 from rlm.settings import SandboxSettings
 
@@ -38,7 +38,7 @@ def integers(numbers):
 )
 def test_values_made_to_be_slow_or_large_are_refused(payload):
     with pytest.raises(values.WireError, match=r"collide|too many values"):
-        values.decode(payload, max_values=VALUES)
+        decoding.decode(payload, max_values=VALUES)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_values_made_to_be_slow_or_large_are_refused(payload):
 )
 def test_honest_values_of_the_same_kinds_pass(value):
     assert (
-        values.decode(
+        decoding.decode(
             b"".join(
                 part if isinstance(part, (bytes, bytearray)) else part.encode()
                 for part in values.encode(value)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rlm import RLM_REPL, ScriptedClient
 from rlm.engine import prompts
 from rlm.errors import ContextError, HostCallRefused
-from rlm.sandbox.guest import frames, values
+from rlm.sandbox.guest import decoding, frames, values
 from rlm.sandbox.guest.shared_memory import (
     ALIGNMENT,
     MemoryReader,
@@ -711,7 +711,7 @@ def test_the_words_are_made_from_a_sketch_and_are_what_they_were(context, words)
     assert prompts.describe_context(context) == words
     drawn = sketch(context)
     if drawn is not None and "Point" not in words:
-        crossed = values.decode(
+        crossed = decoding.decode(
             b"".join(frames.message_frames(0, 0, values.encode(drawn.to_tuple())))[frames.HEADER.size :]
         )
         assert prompts.describe_context(Sketch.from_tuple(crossed)) == words
@@ -744,7 +744,9 @@ PLAIN = [
 
 @pytest.mark.parametrize("value", PLAIN, ids=lambda value: type(value).__name__)
 def test_a_plain_value_is_of_the_type_that_arrives(value):
-    arrived = values.decode(b"".join(frames.message_frames(0, 0, values.encode(value)))[frames.HEADER.size :])
+    arrived = decoding.decode(
+        b"".join(frames.message_frames(0, 0, values.encode(value)))[frames.HEADER.size :]
+    )
     assert (type(values.received_form(value)), values.received_form(value)) == (type(arrived), arrived)
 
 
@@ -812,7 +814,7 @@ def test_a_memory_reader_reads_as_a_buffer_does(data, counts):
     memory = make_shared_contexts()
     try:
         os.pwrite(memory.writing, data, 11)
-        part, buffer = MemoryReader(memory.writing, 11, len(data)), values.Buffer(data)
+        part, buffer = MemoryReader(memory.writing, 11, len(data)), decoding.Buffer(data)
         for count in counts:
             if count > buffer.left():
                 with pytest.raises(values.WireError):

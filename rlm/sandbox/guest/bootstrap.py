@@ -1,10 +1,11 @@
-"""The first code of a guest, given to `python3 -c` as text: move the channel aside, read the sources, start.
+"""The first code of a guest, passed to `python3 -c` as text: move the pipes, read the modules, start.
 
-Prints of a cell, of a C extension or of a child process go to descriptors 0 to 2. So the two ends of the pipe to
-the host leave these numbers before anything else happens, and stdin becomes empty and stdout the log. Then come
-the modules: the magic number of the host's Python, their count, and for each its name, its source and its compiled
-code, every one but the count preceded by its length in four bytes. An interpreter of the same version saves itself
-the compiling, which is half of a guest's start.
+Prints of a cell, of a C extension or of a child process go to descriptors 1 and 2. So the pipes to the host are moved
+to other numbers before anything else happens; then stdin is empty, and stdout is the log.
+
+The modules follow on the pipe: the magic number of the host's Python, their count in four bytes, and for each its name,
+source and compiled code, each preceded by its length in four bytes. An interpreter of the same version uses the
+compiled code, since compiling is half of a guest's start.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from _frozen_importlib_external import MAGIC_NUMBER
 
 
 def move_aside() -> tuple[int, int]:
-    """Free the descriptors 0 and 1; the ends of the channel, to read and to write."""
+    """Free the descriptors 0 and 1; return the pipe from the host and the pipe to it."""
     incoming, outgoing = os.dup(0), os.dup(1)  # not inheritable
     nothing = os.open(os.devnull, os.O_RDWR)
     os.dup2(nothing, 0)
@@ -27,7 +28,7 @@ def move_aside() -> tuple[int, int]:
 
 
 def read_exactly(descriptor: int, count: int) -> bytes:
-    """Read `count` bytes; the host being gone is the end."""
+    """Read `count` bytes; exit if the host has closed the pipe."""
     data = bytearray()
     while len(data) < count:
         piece = os.read(descriptor, count - len(data))
@@ -38,12 +39,12 @@ def read_exactly(descriptor: int, count: int) -> bytes:
 
 
 def read_part(descriptor: int) -> bytes:
-    """Read what is preceded by its length."""
+    """Read bytes that are preceded by their length."""
     return read_exactly(descriptor, int.from_bytes(read_exactly(descriptor, 4), "big"))
 
 
 def load_modules(descriptor: int) -> types.ModuleType:
-    """Make the package `guest` out of the sources, in the order they come; give the last of its modules."""
+    """Make the package `guest` of the modules, in the order they arrive; return the last one, the supervisor."""
     package = types.ModuleType("guest")
     package.__path__ = []
     sys.modules["guest"] = module = package

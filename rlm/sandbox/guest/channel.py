@@ -8,7 +8,7 @@ import select
 import signal
 import threading
 
-from . import frames, shared_memory, values
+from . import decoding, frames, shared_memory, values
 from . import sketch as sketches
 from .failures import LLMError
 
@@ -232,7 +232,7 @@ class Channel:
         kind, number, payload = self._receive_in_cell(cell)
         if kind != frames.REPLY:
             return
-        reply = values.decode(payload)
+        reply = decoding.decode(payload)
         with self._calls:
             self._shared.pop(number, None)
             target = self._waiting.pop(number, None)

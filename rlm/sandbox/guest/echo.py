@@ -33,7 +33,7 @@ class NoInput(io.TextIOBase):
 
     def readline(self, size: int = -1, /) -> str:  # type: ignore[override]  # noqa: ARG002
         """Raise `EOFError` with what to do instead: `input()` reads lines."""
-        raise EOFError("a cell cannot read input: nobody is there to type; the data is in `context`")
+        raise EOFError("a cell cannot read input: no one is there to type; the data is in `context`")
 
     def read(self, size: int | None = -1, /) -> str:  # noqa: ARG002
         """Return no text, as at the end of a file."""

@@ -10,8 +10,8 @@ cell; every later worker is a fork of it, so the measures hold for all of them a
     isolated   and namespaces for processes, network, mounts, IPC; scratch in memory with a quota (`namespaces`)
 
 The order matters. The private user comes first, while this process is still root. Namespaces come second: seccomp
-would refuse them, and mounting scratch in them needs capabilities that `confine` drops. Landlock comes before seccomp,
-which leaves its calls out of no list, but its rules name paths that must still be open to this process.
+would refuse them, and mounting scratch in them needs capabilities that `confine` drops. seccomp comes last, since it
+refuses calls that the measures before it make.
 
 What remains in every tier: bugs of the kernel that the allowed system calls reach, side channels, `stat` of any path,
 and the sum of memory over several processes. In `process`, a hostile cell may do all that its user may do.

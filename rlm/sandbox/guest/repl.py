@@ -30,7 +30,7 @@ FUTURE_FLAGS = 0x1FF0000 & ~ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
 class Repl:
     """The namespace of the cells and the context, and the answer that a cell gives.
 
-    Reserved names (`context`, `llm_query`, `FINAL`, …) are put back after each cell, whatever it did to them.
+    Reserved names (`context`, `llm_query`, `FINAL`, …) are put back after each cell.
     """
 
     def __init__(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 
-from . import frames, values
+from . import decoding, frames, values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class MemoryReader:
 def read_context(descriptor: int, offset: int, length: int, max_values: int) -> Any:
     """Decode the one value in a range; raises `WireError` if it is no value or holds more than `max_values` values."""
     reader = MemoryReader(descriptor, offset, length)
-    value = values.decode_from(reader, max_values=max_values)
+    value = decoding.decode_from(reader, max_values=max_values)
     if reader.left():
         raise values.WireError(f"{reader.left()} bytes too many after a value")
     return value

@@ -1,7 +1,7 @@
-"""What is told of a context before anybody looks at it: its type, its size, the first of its keys. Data, no words.
+"""Sketch of a context: its type, its size, the first of its keys; data from which the prompt describes it.
 
-Whoever has the value makes the sketch. Of a child run's context that is the cell that gives it, and the host never
-sees the value; so what comes from a cell is read with `Sketch.from_tuple`, which takes nothing but the form below.
+For a child run's context in shared memory the cell makes the sketch, since the host never sees the value. So a sketch
+that comes from a guest is read with `Sketch.from_tuple`, which accepts nothing but the form below.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ ITEM_TYPES = frozenset(
 
 
 class Sketch:
-    """Of one context.
+    """Facts about one context.
 
     Attributes:
         form: "str", "bytes", "dict" or "items".
         kind: the name of its type.
         length: its `len`.
-        keys: of a dict the first keys, each as the two ends of its `repr` and how long that is.
-        types: of items the names of their types, the first few in the order of the alphabet.
-        texts: how many characters the texts among its items or values have in all, and the longest; or None.
-        is_messages: whether it is a list of chat messages.
+        keys: the first keys of a dict, each as both ends of its `repr` and the length of that.
+        types: names of the types of items, the first few in alphabetical order.
+        texts: characters of all texts among its items or values, and of the longest; None if there are none.
+        is_messages: it is a list of chat messages.
     """
 
     __slots__ = ("form", "is_messages", "keys", "kind", "length", "texts", "types")
@@ -70,13 +70,13 @@ class Sketch:
         self.is_messages = is_messages
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The sketch as a value that can cross."""
+        """Return the sketch as a value that can cross."""
         return self.form, self.kind, self.length, self.keys, self.types, self.texts, self.is_messages
 
     @classmethod
-    def from_tuple(cls, told: Any) -> Sketch:
-        """The sketch that `to_tuple` made; raises `ValueError` at anything else."""
-        match told:
+    def from_tuple(cls, value: Any) -> Sketch:
+        """Return the sketch that `to_tuple` made; raises `ValueError` for anything else."""
+        match value:
             case (str(form), str(kind), int(length), tuple(keys), tuple(types), texts, bool(is_messages)):
                 made = cls(form, kind, length, keys=keys, types=types, texts=texts, is_messages=is_messages)
                 if kind in KINDS.get(form, ()) and _is_count(length) and made._has_sound_parts():
@@ -94,27 +94,27 @@ class Sketch:
         )
 
 
-def sketch(context: Any, plain: Callable[[Any], Any] = lambda value: value) -> Sketch | None:
-    """The sketch of a context, or None where it is neither text nor bytes nor a container.
+def sketch(context: Any, received_form: Callable[[Any], Any] = lambda value: value) -> Sketch | None:
+    """Return the sketch of a context, or None if it is neither text nor bytes nor a container.
 
     Args:
         context: any value.
-        plain: makes of a value, but not of what it holds, what it will be where it arrives.
+        received_form: maps a value to its form on the other side, as `values.received_form` does.
     """
-    context = plain(context)
+    context = received_form(context)
     kind = type(context).__name__
     if isinstance(context, str):
         return Sketch("str", "str", len(context))
     if isinstance(context, (bytes, bytearray)):
         return Sketch("bytes", kind, len(context))
     if isinstance(context, Mapping):
-        keys = [_written(plain(key)) for key, _ in zip(context, range(SHOWN_KEYS), strict=False)]
+        keys = [_written(received_form(key)) for key, _ in zip(context, range(SHOWN_KEYS), strict=False)]
         return Sketch(
             "dict", "dict", len(context), keys=tuple(map(_ends, keys)), texts=_texts(context.values())
         )
     if isinstance(context, (list, tuple, set, frozenset)):
         examples = {type(item): item for item in context}
-        names = sorted({type(plain(item)).__name__ for item in examples.values()})
+        names = sorted({type(received_form(item)).__name__ for item in examples.values()})
         return Sketch(
             "items",
             kind,
@@ -127,7 +127,7 @@ def sketch(context: Any, plain: Callable[[Any], Any] = lambda value: value) -> S
 
 
 def _written(key: Any) -> str:
-    """As `repr`; an int of more digits than Python writes out, or what holds one, is named by its type."""
+    """Return `repr(key)`; for an int of more digits than Python writes, or a value that holds one, its type."""
     try:
         return repr(key)
     except ValueError:

@@ -22,7 +22,7 @@ import signal
 import sys
 import time
 
-from . import folders, frames, hardening, limits, procfs, shared_memory, values, worker
+from . import decoding, folders, frames, hardening, limits, procfs, shared_memory, values, worker
 from .cell_watch import BACKLOG_BYTES, CellWatch, drain_output
 from .pipes import HostGone, HostPipe, PipeReader
 from .worker_process import WorkerLost, WorkerProcess, describe_end
@@ -69,7 +69,7 @@ def receive_settings(host: HostPipe) -> dict[str, Any]:
     kind, payload = host.next_message()
     if kind != frames.START:
         raise values.WireError("a host begins with START")
-    settings: dict[str, Any] = values.decode(payload)
+    settings: dict[str, Any] = decoding.decode(payload)
     settings["owns_scratch"] = not settings["scratch"]
     settings["scratch"], settings["scratch_lock"] = enter_scratch(settings["scratch"])
     settings["counts_processes"] = settings["bounds_processes"] = settings["quota"] = False
@@ -144,7 +144,7 @@ class Supervisor:
             elif kind == frames.LOAD:
                 self._load(payload, more=False)
             elif kind == frames.LOAD_SHARED:
-                self._load_shared(**values.decode(payload))
+                self._load_shared(**decoding.decode(payload))
             elif kind == frames.INSPECT:
                 self._inspect(payload)
             elif kind == frames.RESET:
@@ -154,7 +154,7 @@ class Supervisor:
     def _load(self, first: bytes, *, more: bool) -> None:
         self._forget()
         message = PipeReader(self._host, first, more=more)
-        self._context = values.decode_from(message)
+        self._context = decoding.decode_from(message)
         message.finish()
         self._report_loaded(None)
 
@@ -198,7 +198,7 @@ class Supervisor:
             self._memory,
             self._settings,
             checkpoint=0 if self._checkpoint is None else self._checkpoint.pid,
-            timeout=values.decode(payload)["timeout"],
+            timeout=decoding.decode(payload)["timeout"],
         )
         outcome, error = watch.run(payload)
         if outcome == "":
@@ -256,7 +256,7 @@ class Supervisor:
 
     def _fork_next(self, process: WorkerProcess) -> WorkerProcess:
         """Have the process that ran the cell fork the next worker: the proof that the process can go on."""
-        self._kill_leftovers(process)  # a fork bomb would leave no room for the fork
+        self._kill_leftovers(process)  # a fork bomb may have used up the process numbers
         process.outbox.drop_queued()  # replies that the cell did not wait for
         return self._fork(process, PROOF_SECONDS)
 

@@ -14,7 +14,7 @@ import signal
 import sys
 import warnings
 
-from . import frames, hardening, limits, values
+from . import decoding, frames, hardening, limits
 from .channel import Channel
 from .descriptors import adopt, close_with_copies, receive_with_descriptors
 from .echo import show
@@ -78,10 +78,10 @@ class Worker:
             elif kind == frames.REAP:
                 self._channel.send(frames.STATUS, self._reap(number))
             elif kind == frames.RUN:
-                self._run(values.decode(payload))
+                self._run(decoding.decode(payload))
             elif kind == frames.INSPECT:
                 with limits.cell_limits():
-                    answer = self._repl.inspect(values.decode(payload))
+                    answer = self._repl.inspect(decoding.decode(payload))
                 self._channel.send(frames.INSPECTED, 0, answer)
 
     def _receive(self) -> tuple[int, int, bytes, list[int]]:

@@ -1,4 +1,4 @@
-"""A launcher is a command prefix."""
+"""Launchers: the command that starts a guest, and the guest's code as its bootstrap reads it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ if TYPE_CHECKING:
 __all__ = ["Launcher", "local"]
 
 PASSED_ON = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ")
+# In the order in which they are executed: each imports only those before it.
 MODULES = (
-    "values", "frames", "shared_memory", "sketch", "libc", "procfs", "folders", "limits", "landlock",
-    "seccomp", "users", "trials", "namespaces", "hardening", "failures", "channel", "api", "echo", "repair",
-    "repl", "descriptors", "worker", "pipes", "worker_process", "cell_watch", "supervisor",
+    "values", "decoding", "frames", "shared_memory", "sketch", "libc", "procfs", "folders", "limits",
+    "landlock", "seccomp", "users", "trials", "namespaces", "hardening", "failures", "channel", "api",
+    "echo", "repair", "repl", "descriptors", "worker", "pipes", "worker_process", "cell_watch",
+    "supervisor",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Launcher:
-    """Starts a guest by a command.
+    """Command that starts a guest.
 
     Attributes:
-        name: what to call it in messages and reports.
+        name: for messages and reports.
         prefix: the command that takes another command, as in `("docker", "run", "-i", "--rm", "--network",
             "none", "python:3.13-slim")`; empty for a process of this machine.
         python: the interpreter there, 3.11 or newer.
@@ -38,8 +40,8 @@ class Launcher:
         inherit: further variables to pass on by name, for a command that needs them (`HOME`, `SSH_AUTH_SOCK`).
         through_shell: the prefix hands the rest to a shell, as `ssh` does, so it must be quoted.
         shares_files: the guest sees this machine's files, so its scratch folder can be made here.
-        keeps_descriptors: the guest has the descriptors that its command was started with, so contexts of child
-            runs can lie in memory that both have.
+        keeps_descriptors: the guest inherits the descriptors that its command was started with, so contexts of child
+            runs can be passed in shared memory.
     """
 
     name: str
@@ -52,32 +54,32 @@ class Launcher:
     keeps_descriptors: bool = False
 
     def command(self) -> list[str]:
-        """The whole command that starts a guest."""
+        """Return the whole command that starts a guest."""
         start = [self.python, "-I", "-S", "-u", "-c", guest_source("bootstrap")]
         if self.through_shell:
             start = [shlex.quote(word) for word in start]
         return [*self.prefix, *start]
 
     def variables(self) -> dict[str, str]:
-        """The whole environment of that command."""
+        """Return the whole environment of that command."""
         passed = {name: os.environ[name] for name in (*PASSED_ON, *self.inherit) if name in os.environ}
         return {**passed, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **self.environment}
 
 
 def local(*, python: str = sys.executable) -> Launcher:
-    """A guest that is a process of this machine; what confines it is what it can do to itself."""
+    """Return the launcher of guests that are processes of this machine and confine themselves."""
     return Launcher(name="local", python=python, shares_files=True, keeps_descriptors=True)
 
 
 @cache
 def guest_source(module: str) -> str:
-    """The text of one file of the guest."""
+    """Return the source of one module of the guest."""
     return resources.files("rlm.sandbox.guest").joinpath(f"{module}.py").read_text(encoding="utf-8")
 
 
 @cache
 def guest_code() -> bytes:
-    """All modules of the guest as its bootstrap reads them."""
+    """Return all modules of the guest, encoded as `bootstrap` reads them."""
     data = bytearray(_sized(MAGIC_NUMBER) + len(MODULES).to_bytes(4, "big"))
     for module in MODULES:
         source = guest_source(module)
