@@ -382,7 +382,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
 
 @dataclass(slots=True)
 class _LoopState:
-    """What is bound to the event loop of one process."""
+    """State that is bound to the event loop of one process."""
 
     scheduler: Scheduler
     work: RunningWork = field(default_factory=partial(RunningWork, "this RLM_REPL", RuntimeError))

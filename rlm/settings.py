@@ -148,7 +148,7 @@ class SandboxSettings:
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerSettings:
-    """How calls are sent."""
+    """Settings of the calls: limits, retries and cache."""
 
     max_concurrent: int | Literal["auto"] = option(
         "auto",
@@ -223,7 +223,7 @@ class SchedulerSettings:
 @documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunSettings:
-    """How a run goes."""
+    """Settings of a run: models, depth and limits."""
 
     model: str = option(
         "gpt-5",
