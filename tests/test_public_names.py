@@ -31,6 +31,8 @@ PUBLIC = {
     "rlm.bulk": {
         "Count",
         "FinishedRow",
+        "Job",
+        "JobControls",
         "JobEstimate",
         "JobGroup",
         "JobProgress",
