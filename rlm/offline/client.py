@@ -1,15 +1,15 @@
-"""A client without a language model: it answers by rules, with quotes, and says so.
+"""Client without a language model: it answers by rules, with quotes, and says so.
 
-It is asked through the same machine as a model, so that a whole run works with no key and no network. As the
-root model it writes cells: look, search, combine; or look and count; or look and list. As a sub-model it ranks the
-sentences of the passage it is given and quotes the best by their positions. The cells are the files of
-`cells/`, sent as they stand below a few assignments.
+It is called like any model, so a whole run works without a key or a network. As the root model it writes cells: look,
+search, combine; or look and count; or look and list. As a sub-model it ranks the sentences of the passage in its
+prompt and quotes the best by their positions. The cells are the files of `cells/`, sent verbatim below a few
+assignments.
 
-An answer holds what the text says, verbatim, with its position as an expression: `context[120:187]` is the quote.
-It is NOT FOUND where the words of the question do not stand together in the text. There is no inference, summary,
-comparison, translation or counting of distinct things; an answer to a question that wants one says that too.
+An answer quotes the text verbatim, with the position as an expression: `context[120:187]` evaluates to the quote. It is
+NOT FOUND if the words of the question do not occur close together. The client cannot infer, summarise, compare,
+translate or count distinct things; an answer to a question that needs this says so.
 
-The client is stateless: what to do next is read from the dialogue alone, so one object serves any number of runs.
+The client is stateless: it reads the next step from the dialogue alone, so one object serves any number of runs.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ __all__ = ["NO_MODEL", "Dialogue", "OfflineClient", "read_dialogue", "root_reply
 
 
 class OfflineClient:
-    """Answers calls with no language model: as root by writing cells, as sub-model by quoting the prompt."""
+    """Client that writes cells as the root model and quotes its prompt as a sub-model."""
 
     only_model = "offline"
 
     def __init__(self) -> None:
-        """Read the cells, so that answering touches no file."""
+        """Read the files of the cells, so that `complete` reads none."""
         for name in CELLS:
             _cell_text(name)
 
     async def complete(self, call: Call) -> Reply:
-        """Answer one call; never fails. A long prompt is read in a thread, because reading it takes a while."""
+        """Answer one call; never fails. A long prompt is processed in a thread, to keep the event loop responsive."""
         if call.role == "root":
             text = root_reply(call.messages)
         else:
@@ -58,7 +58,7 @@ class OfflineClient:
 
 
 def root_reply(messages: Sequence[Message]) -> str:
-    """What to do next in a root dialogue: a sentence and the next cell, or several when replies run out."""
+    """Return the root model's next reply: a sentence and the next cell, or all remaining cells if replies run out."""
     dialogue = read_dialogue(messages)
     if dialogue.failures > 1:
         return _give_up(dialogue.last_failure)
@@ -71,16 +71,16 @@ def root_reply(messages: Sequence[Message]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """What a root dialogue says of where it stands.
+    """State of a root dialogue.
 
     Attributes:
         question: the latest question.
-        is_first: whether it is the first of its session.
-        replies: what was replied to it so far.
-        failures: how many of these replies had a cell that failed.
-        has_just_failed: whether the last one did.
-        last_failure: the error of the latest cell that failed, or ''.
-        replies_left: how many replies the run still allows.
+        is_first: True if it is the first question of its session.
+        replies: the replies to it so far.
+        failures: the number of these replies whose cell failed.
+        has_just_failed: True if the cell of the last reply failed.
+        last_failure: the error of the latest failed cell, or ''.
+        replies_left: the number of replies that the run still allows.
     """
 
     question: str
@@ -93,10 +93,10 @@ class Dialogue:
 
 
 def read_dialogue(messages: Sequence[Message]) -> Dialogue:
-    """Read the state of a run off its messages; the one place that knows the form of the runtime's prompts."""
+    """Read the state of a run from its messages; the one function that knows the form of the runtime's prompts."""
     question, asked_at = "", -1
     for index, message in enumerate(messages):
-        # Only the first message opens with `Question:`; in a later one it is something that a cell printed.
+        # Only the first message opens with `Question:`; in a later message, a cell printed it.
         pattern = _FIRST_QUESTION if asked_at < 0 else _NEXT_QUESTION
         if message.role == "user" and (found := pattern.search(message.content)):
             question, asked_at = _without_context(found["text"]), index
@@ -133,7 +133,7 @@ def _without_context(text: str) -> str:
 
 def _next_step(dialogue: Dialogue, plan: Plan) -> int:
     if dialogue.has_just_failed:
-        return 0  # the variables may be gone: start again with a look
+        return 0  # the variables may be lost: start again with `look`
     if not dialogue.replies:
         return 0 if dialogue.is_first else 1
     sent = [index for index, step in enumerate(plan.steps) if step.says in dialogue.replies[-1]]

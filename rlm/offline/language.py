@@ -1,8 +1,8 @@
-"""Words and sentences by rule: what the offline client knows of language, and it is not much.
+"""Rules about words and sentences for the offline client.
 
-A *key term* is a word of the question that could tell where the answer is. Its *stem* is what its forms have in
-common (`raised`: `rais`), found by taking off English endings; other languages mostly keep their whole word,
-which a few letters may still follow. Scripts written without spaces are cut into pairs of characters.
+A *key term* is a word of the question that may locate the answer. Its *stem* is the common part of its forms
+(`raised`: `rais`), found by removing English endings; words of other languages mostly stay whole and match with a few
+more letters. Text in scripts without spaces is split into pairs of characters.
 """
 
 # ruff: noqa: RUF001 - quotation marks and full stops of several scripts are what it reads
@@ -28,15 +28,15 @@ __all__ = [
 ]
 
 FIRST_UNSPACED = "\u2e80"
-"""From this character on scripts (Chinese, Japanese, …) are written without spaces between words."""
+"""First character of the scripts (Chinese, Japanese, …) that have no spaces between words."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyTerm:
-    """A word of a question and its stem.
+    """Word of a question and its stem.
 
-    `is_kind` marks a word that says what kind of thing is asked for (`which city`, `how tall`): the answer is one
-    of that kind, and its sentence seldom uses the word.
+    `is_kind` marks a word that names the kind of thing asked for (`which city`, `how tall`): the sentence with the
+    answer seldom uses it.
     """
 
     word: str
@@ -45,9 +45,9 @@ class KeyTerm:
 
 
 def key_terms(question: str) -> list[KeyTerm]:
-    """The words of a question that carry its meaning, each stem once, in their order.
+    """Return the words of a question that carry its meaning, each stem once, in their order.
 
-    Where all are small words (`Who is it?`) those are returned, because something has to be searched for.
+    If all are small words (`Who is it?`), those are returned, because the search needs some word.
     """
     words = list(_words(question))
     small_words = _small_words(question)
@@ -62,7 +62,7 @@ def key_terms(question: str) -> list[KeyTerm]:
 
 @lru_cache(maxsize=1_000)
 def matcher(stem: str) -> re.Pattern[str]:
-    """A compiled search for the forms of a word in lowered text; the search cell has the same."""
+    """Return a pattern that finds the forms of a word in lower-case text; the search cell has a copy."""
     stem, *irregular = stem.split("|")
     if stem >= FIRST_UNSPACED:
         return re.compile(re.escape(stem))
@@ -75,14 +75,14 @@ def matcher(stem: str) -> re.Pattern[str]:
 
 
 def may_use(stem: str, text: str) -> bool:
-    """Whether lowered text could have a form of the word: quicker than its matcher, and never wrong with False."""
+    """Return False if lower-case text has no form of the word; a fast test before the exact `matcher`."""
     return any(form.removesuffix("y") in text for form in stem.split("|"))
 
 
 def stem_of(word: str) -> str:
-    """What the forms of a lowered word have in common: `statements` → `statement`, `raising` → `rais`.
+    """Return the common part of the forms of a lower-case word: `statements` → `statement`, `raising` → `rais`.
 
-    Irregular forms follow it: `left` → `leav|left`.
+    Irregular forms are appended: `left` → `leav|left`.
     """
     stem = _regular_stem(word)
     return _IRREGULAR.get(word) or _IRREGULAR.get(stem) or stem
@@ -104,15 +104,15 @@ def _regular_stem(word: str) -> str:
 
 
 def lowered(text: str) -> str:
-    """`text` in lower case and of the same length, so that positions in one hold in the other."""
+    """Return the text in lower case with the same length, so that positions are valid in both."""
     return text.replace("\u0130", "I").lower()
 
 
 def sentence_spans(text: str) -> list[tuple[int, int]]:
-    """Start and end of each sentence: up to its full stop, or to an empty line, a heading or the item of a list.
+    """Return start and end of each sentence: it ends at a full stop, an empty line, a heading or a list item.
 
-    A line without a full stop stays with the indented sentence below it: what a term of a glossary means, or the
-    example that a colon announces, is one quote.
+    A line without a full stop is joined with the indented sentence below it, so that a glossary term and its meaning,
+    or a colon and its example, are one quote.
     """
     borders = [border.span(border.lastgroup or 0) for border in _BORDER.finditer(text)]
     starts = [0, *(end for _, end in borders)]
@@ -218,11 +218,11 @@ _SMALL_WORDS = {
         """,
     }.items()
 }
-"""The words that hold a question together, by language: `die` and `war` say little in one and much in another."""
+"""Function words by language: `die` and `war` carry meaning in English and none in German."""
 
 
 def _small_words(question: str) -> frozenset[str]:
-    """Those of the question's language: the one that has most of its words; English where that is not clear."""
+    """Return the function words of the question's language: the one with most of its words, English if in doubt."""
     words = [word.lower() for word in _WORD.findall(question)]
     return max(_SMALL_WORDS.values(), key=lambda small: sum(word in small for word in words))
 
@@ -240,7 +240,7 @@ def _words(question: str) -> Iterator[KeyTerm]:
 
 
 def _pairs(run: str) -> list[str]:
-    """Each two characters that stand together, but not across a word that only asks or joins."""
+    """Return each two adjacent characters, but not across a word that only asks or joins."""
     parts = [part for part in _JOINING.split(run) if part]
     pairs = [part[i : i + 2] for part in parts for i in range(max(1, len(part) - 1))]
     return [pair for pair in pairs if not _HIRAGANA.fullmatch(pair)] or pairs or [run]
@@ -257,7 +257,7 @@ def _trimmed(text: str, start: int, end: int) -> Iterator[tuple[int, int]]:
     piece = text[start:end]
     start += len(piece) - len(piece.lstrip())
     end -= len(piece) - len(piece.rstrip())
-    if _HAS_WORD.search(text, start, end):  # else it is a ruler or an underline
+    if _HAS_WORD.search(text, start, end):  # otherwise it is a ruler or an underline
         yield start, end
 
 

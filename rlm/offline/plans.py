@@ -1,7 +1,7 @@
-"""What a question asks of the offline client: a count, a list or a search, and what of it is out of reach.
+"""Plans of the offline client: the cells that answer a question by counting, listing or searching.
 
-A `Plan` is the cells that answer a question and the values that stand at their tops. Counting and listing are
-recognised by the verbs of a question about the text itself (`occur`, `mention`); everything else is searched for.
+A `Plan` holds the cells and the values assigned at their tops. Verbs of a question about the text itself (`occur`,
+`mention`) select counting and listing; every other question is searched for.
 """
 
 # ruff: noqa: RUF001 - quotation marks of several languages are what it reads and writes
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 __all__ = ["CELLS", "Plan", "Step", "caveat_for", "plan_for"]
 
 CELLS = ("look", "search", "combine", "count", "places", "ask")
-"""The cells that a plan may use, by the names of their files."""
+"""Names of the files in `cells/` that a plan may use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One cell and the sentence before it; `values` names what is assigned at its top."""
+    """One cell and the sentence before it; `values` names the variables assigned at its top."""
 
     cell: str
     says: str
@@ -33,14 +33,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The steps that answer a question, and the values their cells need."""
+    """Steps that answer a question, and the values of the variables of their cells."""
 
     steps: tuple[Step, ...]
     values: Mapping[str, object] = field(default_factory=dict)
 
 
 def plan_for(question: str) -> Plan:
-    """Choose how to answer: by counting, by listing, or, for all else, by searching. Reads 2,000 characters."""
+    """Return the plan for a question: counting, listing or else searching. Reads the first 2,000 characters."""
     if len(question) > _LONGEST_READ:
         question = question[:_LONGEST_READ].rpartition(" ")[0] or question[:_LONGEST_READ]
     caveat = caveat_for(question)
@@ -64,7 +64,7 @@ def plan_for(question: str) -> Plan:
 
 
 def caveat_for(question: str) -> str:
-    """What this question wants that only a language model could do, as a sentence, or ''."""
+    """Return a sentence that names what only a language model could answer about the question, or ''."""
     for pattern, what in _BEYOND:
         if pattern.search(question):
             return f"This question asks for {what}, which needs a language model; these are only quotes."
@@ -76,7 +76,7 @@ _MOST_TERMS = 40
 
 _IN_CONTEXT = "that the context itself contains"
 _ASK = Step("ask", "I was asked no question of its own; a sub-call looks for one in the context.")
-_LOOK = Step("look", "I use no language model. First I look at what there is.")
+_LOOK = Step("look", "I use no language model. First I look at the context.")
 _SEARCH = Step(
     "search",
     "Now I search: the pieces with the rarest terms of the question go to sub-calls.",

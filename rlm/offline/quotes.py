@@ -1,7 +1,8 @@
 """The offline client as a sub-model: it ranks the sentences of a passage and quotes the best.
 
-The root role's own prompts are answered in lines with positions and scores, which its cells parse. In any other
-prompt the question and the passage are told apart by their form, and the answer is the best sentence, verbatim.
+Prompts of the search cell are answered with lines of positions and scores, which the combine cell parses. In any
+other prompt, labels, question marks and blank lines separate question and passage, and the answer is the best
+sentence, verbatim.
 """
 
 # ruff: noqa: RUF001 - quotation marks of several languages are what it reads and writes
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["NO_MODEL", "Quote", "rank", "split_prompt", "sub_reply"]
 
 NO_MODEL = "No language model was used"
-"""Stands in every answer of the offline client."""
+"""Part of every answer of the offline client."""
 
 
 def sub_reply(prompt: str) -> str:
-    """Quote from a passage: in the line format of our own root role, or in words for any other prompt."""
+    """Quote from a passage: in lines for the combine cell, or in words for any other prompt."""
     if own := _OWN_PROMPT.match(prompt):
         weights = {word: float(weight) for word, weight in _WEIGHT.findall(own["terms"])}
         found = rank(own["question"], weights, own["passage"])
@@ -43,7 +44,14 @@ def sub_reply(prompt: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Quote:
-    """A sentence of a passage: where it stands, its terms, the share of all terms' weight these are, its rank."""
+    """Sentence of a passage.
+
+    Attributes:
+        start, end: its position in the passage, in characters.
+        has: the key terms that it or a neighbour uses.
+        covers: the weight of these terms as a share of the weight of all terms.
+        rank: `covers` with bonuses and penalties; the higher, the better.
+    """
 
     start: int
     end: int
@@ -53,10 +61,10 @@ class Quote:
 
 
 def rank(question: str, weights: Mapping[str, float], passage: str) -> list[Quote]:
-    """The sentences of a passage that use a key term, the best first.
+    """Return the sentences of a passage that use a key term, the best first.
 
-    A term counts in full where the sentence has it and in part where a neighbour has it. What breaks the ties is
-    whether the sentence holds the kind of thing that is asked for (a number, a name), and its length.
+    A term counts in full if the sentence uses it, and in part if a neighbour does. Ties are decided by the kind of
+    thing asked for (a number, a name) and by length.
     """
     small = lowered(passage)
     terms = [term for term in key_terms(question) if term.word in weights]
@@ -76,14 +84,14 @@ def rank(question: str, weights: Mapping[str, float], passage: str) -> list[Quot
         quote = passage[start:end]
         bonus = _BONUS * bool(cue and cue.search(quote))
         if is_definition:
-            bonus += 2 * _BONUS * _names(quote, terms) or _BONUS * _opens_with(quote, terms)
+            bonus += 2 * _BONUS * _defines(quote, terms) or _BONUS * _opens_with(quote, terms)
         penalty = min(_BONUS, len(quote) / 4_000) + 2 * _BONUS * (_is_table(quote) or _is_heading(quote))
         quotes.append(Quote(start, end, (*shares[index], *near), covers, covers + bonus - penalty))
     return sorted(quotes, key=lambda quote: -quote.rank)
 
 
 def split_prompt(prompt: str) -> tuple[str, str]:
-    """The question and the passage of a prompt that somebody wrote, by labels, question marks and blank lines."""
+    """Split a free-form prompt into question and passage, by labels, question marks and blank lines."""
     question, passage = _split_by_label(prompt) or _split_by_form(prompt.strip())
     if instruction := _INSTRUCTION.match(passage):
         passage = passage[instruction.end() :]
@@ -136,7 +144,9 @@ def _last_match(pattern: re.Pattern[str], text: str) -> re.Match[str] | None:
 def _quote_in_words(prompt: str) -> str:
     question, passage = split_prompt(prompt)
     if not passage:
-        return f"{NO_MODEL}: I can only quote from text that stands in the prompt, and I see no text besides the question."
+        return (
+            f"{NO_MODEL}: I can only quote from text in the prompt, and I see no text besides the question."
+        )
     terms = key_terms(question)
     small = lowered(passage)
     missing = [term.word for term in terms if not matcher(term.stem).search(small)]
@@ -154,7 +164,7 @@ def _quote_in_words(prompt: str) -> str:
 
 
 def _shares(terms: Sequence[KeyTerm], sentence: str) -> dict[str, float]:
-    """The key terms that a lowered sentence has: 1.0 as in the question, less in another form."""
+    """Return the key terms of a lower-case sentence: 1.0 for the form in the question, less for another form."""
     found = {}
     for term in terms:
         if may_use(term.stem, sentence) and (form := matcher(term.stem).findall(sentence)):
@@ -167,8 +177,8 @@ def _opens_with(quote: str, terms: Sequence[KeyTerm]) -> bool:
     return opening is not None and any(lowered(opening[1]) == lowered(term.word) for term in terms)
 
 
-def _names(quote: str, terms: Sequence[KeyTerm]) -> bool:
-    """Whether a sentence gives one of the terms its meaning, as contracts do: `Ms Novak ("the Tenant")`."""
+def _defines(quote: str, terms: Sequence[KeyTerm]) -> bool:
+    """Return True if a sentence defines one of the terms, as contracts do: `Ms Novak ("the Tenant")`."""
     return any(
         lowered(named[1] or named[2]) == lowered(term.word)
         for named in _NAMED.finditer(quote)

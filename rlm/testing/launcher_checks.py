@@ -1,10 +1,10 @@
-"""What every launcher must pass: `check_launcher` starts a guest with it and tries.
+"""Checks that every launcher must pass: `check_launcher` starts a guest with the launcher and runs them.
 
     for check in await check_launcher(Launcher(name="docker", prefix=("docker", "run", "-i", "--rm", IMAGE))):
         print(check)
 
-The list says what a user of a launcher may rely on: values arrive as they were sent, cells are a real REPL, limits
-hold, a cell that dies costs only itself, and what the guest claims of its isolation is true.
+Users of a launcher rely on these properties: values arrive as they were sent, cells behave as in a real REPL, limits
+hold, a cell that dies costs only itself, and the isolation that the guest reports is in force.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ VALUES: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was tried: `problem` is '' where it held, else what was seen instead."""
+    """Result of one check: `problem` is '' if it passed, else it describes what was observed."""
 
     name: str
     problem: str = ""
 
     @property
     def passed(self) -> bool:
-        """Whether it held."""
+        """True if the property holds."""
         return not self.problem
 
     def __str__(self) -> str:
@@ -72,10 +72,14 @@ class Check:
 async def check_launcher(
     launcher: Launcher | None = None, *, settings: SandboxSettings = SETTINGS
 ) -> list[Check]:
-    """Try everything with guests of this launcher, and tell how each went.
+    """Run all checks on a guest of this launcher and return their results.
+
+    Args:
+        launcher: starts the guest; by default a process on this machine.
+        settings: limits of the guest; the defaults keep the checks of limits short.
 
     Raises:
-        GuestStartFailed: it starts no guest, so there is nothing to try.
+        GuestStartFailed: the launcher did not start a guest.
     """
     session = await open_session(settings, launcher=launcher)
     try:
@@ -95,7 +99,7 @@ async def _try(name: str, trial: Trial, session: Session) -> Check:
 
 
 class _Failed(Exception):
-    """What was seen is not what must be."""
+    """An observation differs from the expectation."""
 
 
 def _require(*, seen: object, wanted: object) -> None:
@@ -104,7 +108,7 @@ def _require(*, seen: object, wanted: object) -> None:
 
 
 async def _serve(call: HostCall) -> Any:
-    """A host with simple answers."""
+    """Answer a host call: uppercase for a prompt, the context itself for a child run."""
     match call.name, call.arguments:
         case "llm_query", {"prompt": "fail"}:
             raise CallError("no such luck")
@@ -127,7 +131,7 @@ async def _run(session: Session, code: str) -> CellResult:
 
 
 async def _expect(session: Session, code: str, *, stdout: str = "", outcome: str = "ok") -> CellResult:
-    """Run a cell that must go like this; where it shows less than all, `stdout` is what it must contain."""
+    """Run a cell that must end with this outcome and print text that contains `stdout`."""
     result = await _run(session, code)
     if result.outcome != outcome or stdout not in result.stdout:
         raise _Failed(f"{code!r} gave {result.outcome}: {result.stdout!r} {result.error!r}"[:500])
@@ -199,7 +203,7 @@ async def _identity(session: Session) -> Any:
 
 
 def _form(value: Any) -> Any:
-    """A value with its types, so that 1, 1.0 and True differ, and -0.0 and 0.0."""
+    """Return a value with its types, so that 1, 1.0 and True compare as different, and -0.0 and 0.0."""
     if isinstance(value, (list, tuple)):
         return [type(value), *map(_form, value)]
     if isinstance(value, dict):
@@ -271,7 +275,7 @@ async def _answers(session: Session) -> None:
 
 
 async def _claims_hold(session: Session) -> None:
-    """What the guest says is in force, tried from within a cell."""
+    """Attempt from within a cell what the reported isolation forbids."""
     attempts = {
         "files": "__import__('os').listdir('/')",
         "network": "__import__('socket').socket()",

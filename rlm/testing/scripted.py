@@ -1,6 +1,6 @@
-"""Answers from a script or a function, for tests: no key, no network, no chance.
+"""Client with prepared answers, for tests without a key, a network or randomness.
 
-The root model and the sub-models may each have a script of their own:
+The root model and the sub-models may have separate scripts:
 
     client = ScriptedClient(root=["FINAL(the answer)"], sub=lambda call: "hi")
     RLM_REPL(client=client).completion("a context", "a question")
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["Script", "ScriptedAnswer", "ScriptedClient"]
 
 ScriptedAnswer: TypeAlias = "str | Reply | Exception"
-"""What a script says to one call; an exception is raised instead of answered."""
+"""Answer to one call; an exception is raised."""
 
 Script: TypeAlias = "Iterable[ScriptedAnswer] | Callable[[Call], ScriptedAnswer | Awaitable[ScriptedAnswer]]"
 """Answers in the order of the calls, or a function of the call, which may be async and may raise."""
@@ -35,14 +35,14 @@ CHARS_PER_TOKEN = 4
 
 
 class ScriptedClient:
-    """A client whose answers are written down beforehand.
+    """Client that answers from a script or a function.
 
     Attributes:
-        calls: every call it was asked, in order.
-        most_in_flight: how many calls it was answering at once, at most.
+        calls: all calls so far, in order.
+        most_in_flight: the largest number of calls in flight at once.
 
-    A `str` is answered with a usage of one token per four characters, begun or whole; a `Reply` goes out as it is,
-    but for an empty `model`, which becomes the call's.
+    A `str` becomes a reply with a usage of one token per four characters, rounded up. A `Reply` is returned unchanged,
+    except that an empty `model` becomes the call's.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class ScriptedClient:
         sub: Script | None = None,
         latency_s: float = 0.0,
     ) -> None:
-        """Take one script for all calls, or one each for the root model and the sub-models.
+        """Accept one script for all calls, or separate ones for the root model and the sub-models.
 
         Args:
-            script: answers the calls of every role that has no script of its own.
+            script: answers the calls of each role that has no separate script.
             root: answers the root model's calls.
             sub: answers the sub-models' calls.
-            latency_s: seconds that each call takes, on the clock of the event loop.
+            latency_s: duration of each call in seconds, on the clock of the event loop.
 
         Raises:
             TypeError: a script is a single `str`.
@@ -75,17 +75,19 @@ class ScriptedClient:
         self._in_flight = 0
 
     async def complete(self, call: Call) -> Reply:
-        """Give the next answer of the call's role.
+        """Return the next answer for the role of the call.
 
         Raises:
-            AssertionError: the script has no further answer; the message shows the prompt that found none.
-            Exception: where the script says so.
+            AssertionError: the script has no further answer; the message shows the prompt.
+            Exception: an exception of the script.
         """
         self.calls.append(call)
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
         try:
-            answer = self._answers[call.role](call)  # in the order of arrival, whatever each takes
+            answer = self._answers[call.role](
+                call
+            )  # before any await, so that answers go out in the order of arrival
             if inspect.isawaitable(answer):
                 answer = await answer
             await anyio.sleep(self.latency_s)
@@ -96,7 +98,7 @@ class ScriptedClient:
         return _as_reply(answer, call)
 
     async def stream(self, call: Call) -> AsyncIterator[str | Reply]:
-        """The same in two pieces, then the whole; raises what `complete` raises."""
+        """Yield the text of `complete` in two parts, then the reply; raise what `complete` raises."""
         reply = await self.complete(call)
         middle = len(reply.text) // 2
         for piece in (reply.text[:middle], reply.text[middle:]):

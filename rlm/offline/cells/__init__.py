@@ -1,7 +1,7 @@
-"""The cells that the offline client writes, one file each: what follows the line `# The cell:` is sent.
+"""Cells that the offline client writes, one file each: the text after the line `# The cell:` is sent.
 
-What stands above that line is for linters and type checkers, and these files are never imported: `given.pyi`
-declares the names that a cell finds in the guest and the values that the client assigns at its top.
+The text above that line serves linters and type checkers, and these files are never imported: `given.pyi` declares the
+names that exist in the guest and the variables that the client assigns at the top of a cell.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Turn 2 without a question: the context may hold one, so a sub-call gets it as its prompt."""
+"""Turn 2 without a question: the context may contain one, so it becomes the prompt of a sub-call."""
 
 from __future__ import annotations
 

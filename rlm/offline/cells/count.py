@@ -1,4 +1,4 @@
-"""Turn 2 of a count: how often does a word or phrase occur?"""
+"""Turn 2 of a count: the number of occurrences of a word or phrase."""
 
 # ruff: noqa: PLR2004 - a cell's numbers stand where they are used
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Turn 1: what is there?"""
+"""Turn 1: find the texts in the context."""
 
 # ruff: noqa: T201 - a cell prints what the model is to see
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Turn 2 of a list: which headings, sections, documents, lines or paragraphs are there, or use a phrase?"""
+"""Turn 2 of a list: the headings, sections, documents, lines or paragraphs, all or those with a phrase."""
 
 # ruff: noqa: PLR2004 - a cell's numbers stand where they are used
 from __future__ import annotations
@@ -19,7 +19,7 @@ STYLES = (
 
 
 def headings(text: str) -> list[tuple[int, int]]:
-    """Where the titles stand, in the first of the styles that the text uses more than once."""
+    """Positions of the titles, in the first style that the text uses more than once."""
     for style in STYLES:
         found = [hit.span("title") for hit in re.finditer(style, text, re.MULTILINE)]
         if len(found) > 1:
