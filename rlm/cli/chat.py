@@ -69,7 +69,7 @@ def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -
     context = read_context(files, encoding, may_read_stdin=False, quiet=options.quiet)
     with open_rlm(options) as rlm:
         if interactive:
-            click.echo(f"{_describe(context)} {_who_answers(rlm)} /help shows what you can type.", err=True)
+            click.echo(f"{_describe(context)} {_who_answers(rlm)} /help lists the commands.", err=True)
         return _Chat(rlm, context, interactive=interactive, quiet=options.quiet).follow(lines)
 
 
@@ -221,7 +221,7 @@ def _who_answers(rlm: RLM_REPL) -> str:
     from rlm.cli.endpoint import OFFLINE
 
     model = rlm.settings.model
-    return "NO LANGUAGE MODEL: rules answer, with quotes." if model == OFFLINE else f"Asks {model}."
+    return "Rules answer, no model." if model == OFFLINE else f"Asks {model}."
 
 
 def _describe(context: str | dict[str, str]) -> str:
