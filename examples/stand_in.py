@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from rlm.bulk.io.formats import Row
+    from rlm.bulk.io.rows import Row
     from rlm.bulk.templates import Template
     from rlm.values import Call
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from rlm.bulk.estimate import Count, count_rows
 from rlm.bulk.group import JobGroup, MappedRows
-from rlm.bulk.io.formats import Row
+from rlm.bulk.io.rows import Row
 from rlm.bulk.job import Job
 from rlm.bulk.options import JobControls
 from rlm.bulk.report import JobEstimate, JobProgress, JobReport, total

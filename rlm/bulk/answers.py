@@ -18,7 +18,7 @@ from rlm.structured.schema import schema_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
 
-    from rlm.bulk.io.formats import Row
+    from rlm.bulk.io.rows import Row
     from rlm.bulk.job import Job
 
 __all__ = ["AnswerResolver", "MappedAt"]

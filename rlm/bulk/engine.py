@@ -25,7 +25,7 @@ from rlm._async.groups import ungrouped
 from rlm.bulk.answers import AnswerResolver
 from rlm.bulk.asking import ask_at_once
 from rlm.bulk.checkpoint import Checkpoint, forget
-from rlm.bulk.io.formats import FileSource, Row, Source
+from rlm.bulk.io.formats import FileSource
 from rlm.bulk.job import JobRecord
 from rlm.bulk.output import BackgroundWriter, OutputWriter, RowResult, check_output
 from rlm.bulk.progress import ProgressReporter, SessionCounts
@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 
     from rlm.bulk.asking import TreeFactory
+    from rlm.bulk.io.rows import Row, Source
     from rlm.bulk.job import Job, PerCall
     from rlm.bulk.options import JobControls
 

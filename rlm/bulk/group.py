@@ -32,7 +32,7 @@ from rlm._async.closing import RunningWork
 from rlm._async.portal import lease, leave_to_parent
 from rlm.bulk.checkpoint import read_job
 from rlm.bulk.engine import run_job
-from rlm.bulk.io.formats import FileSource, Row, Source, as_source
+from rlm.bulk.io.formats import FileSource, as_source
 from rlm.bulk.options import JobControls, JobOptions, RetryOptions, controls_of, job_of, refuse_unknown
 from rlm.bulk.streaming import ROWS_AHEAD, FinishedRow, OnRow, RowStream
 from rlm.clients.base import check_reachable
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rlm._async.portal import Portal
+    from rlm.bulk.io.rows import Row, Source
     from rlm.bulk.job import Job
     from rlm.bulk.report import JobReport
     from rlm.clients.base import Client

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from rlm.bulk.asking import AskPacks
-    from rlm.bulk.io.formats import Row
+    from rlm.bulk.io.rows import Row
     from rlm.bulk.report import JobEstimate, JobProgress
     from rlm.clients.base import Client
     from rlm.clients.function import ClientFunction

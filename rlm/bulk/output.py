@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, Self
 import anyio
 from anyio import lowlevel
 
-from rlm.bulk.io.formats import FileSource, Row, Source, Writer, create, require
+from rlm.bulk.io.formats import FileSource, create, require
 from rlm.bulk.report import LabelCounts
 from rlm.errors import OutputError
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
+    from rlm.bulk.io.rows import Row, Source, Writer
     from rlm.bulk.job import Job
     from rlm.structured.map import Mapped
 

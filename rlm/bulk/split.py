@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from rlm.bulk.estimate import RequestCounter
-from rlm.bulk.io.formats import Row, as_source, create
+from rlm.bulk.io.formats import as_source, create
 from rlm.bulk.job import Job
 from rlm.checks import or_else, whole_number
 from rlm.errors import InputError, OutputError, SettingsError
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
+    from rlm.bulk.io.rows import Row
     from rlm.structured.schema import SchemaSource
 
 __all__ = ["split_rows"]

@@ -14,7 +14,7 @@ import anyio
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from rlm.bulk.io.formats import Row
+    from rlm.bulk.io.rows import Row
     from rlm.bulk.output import RowResult
     from rlm.bulk.report import JobReport
 

@@ -16,7 +16,7 @@ from rlm.structured.schema import schema_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable
 
-    from rlm.bulk.io.formats import Row
+    from rlm.bulk.io.rows import Row
     from rlm.bulk.job import Job
 
 __all__ = ["PlannedRow", "RowPlanner", "SkippedByRule", "Survey", "check_rule"]

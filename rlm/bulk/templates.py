@@ -42,7 +42,7 @@ class Template:
         for name in () if self.fields else available:
             if f"{{{name}}}" in self.text:
                 raise InputError(
-                    f"the prompt has {{{name}}}, which stands for itself, so that the whole row would be asked about: "
+                    f"the prompt has {{{name}}}, which is plain text, so that the prompt would hold the whole row: "
                     f"write {{{{{name}}}}} for the field"
                 )
 
@@ -101,7 +101,7 @@ def read_template(text: str) -> Template:
 
 
 def escape(text: str) -> str:
-    """The text as a piece of a template that stands for just this text, whatever stands before and after it."""
+    """Return the text escaped, so that a template renders it verbatim, independent of the text around it."""
     return _BRACES.sub(r'{{"\g<0>"}}', text)
 
 

@@ -1,39 +1,34 @@
-"""Rows in and out of files: CSV, TSV, JSONL and JSON with the standard library, Parquet and Excel by `tables.py`.
+"""Rows from and to files: CSV, TSV, JSONL and JSON with the standard library, Parquet and Excel by `tables.py`.
 
-A `Source` gives its rows again and again, each time from the start, a few at a time, so that a file of any size
-fits. A `Writer` takes rows as they come. A file is written under another name and takes its own when it is whole.
+A `Source` can be read several times, each time from the start, a few rows at a time, so that a file of any size
+fits into memory. A file is written under a temporary name and renamed when it is complete.
 """
 
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import math
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, Final, Protocol, TypeAlias
+from typing import IO, Any, Final
 
+from rlm.bulk.io.rows import Row, Source, Writer, refuse_repeated
 from rlm.errors import InputError, MissingExtra, OutputError
 
 __all__ = [
     "FileSource",
     "ListSource",
-    "Row",
-    "Source",
-    "Writer",
     "as_source",
     "create",
     "format_of",
-    "refuse_repeated",
     "require",
 ]
-
-Row: TypeAlias = dict[str, Any]
 
 LARGEST_FIELD: Final = 1 << 28
 FORMATS: Final = {
@@ -47,60 +42,35 @@ FORMATS: Final = {
 }
 
 
-class Source(Protocol):
-    """Rows that can be read more than once."""
-
-    @property
-    def name(self) -> str:
-        """What errors call it."""
-
-    def rows(self) -> Iterator[Row]:
-        """The rows from the start.
-
-        Raises:
-            InputError: a row cannot be read; the message says which.
-        """
-
-
-class Writer(Protocol):
-    """Takes rows, one after the other."""
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Add a row."""
-
-    def close(self) -> None:
-        """The last row was written."""
-
-
 @dataclass(frozen=True, slots=True)
 class ListSource:
-    """Rows in memory."""
+    """Source of rows in memory."""
 
     records: Sequence[Row]
     name: str = "the rows"
 
     def rows(self) -> Iterator[Row]:
-        """The rows."""
+        """Return an iterator over the rows."""
         return iter(self.records)
 
 
 @dataclass(frozen=True, slots=True)
 class FileSource:
-    """Rows of a file, in the format that its name says."""
+    """Source of the rows of a file, whose name determines the format."""
 
     path: Path
     encoding: str = "utf-8-sig"
 
     @property
     def name(self) -> str:
-        """The file's name."""
+        """Return the path of the file."""
         return str(self.path)
 
     def stamp(self) -> tuple[int, int, int]:
-        """Something that is another when the file has changed.
+        """Return inode, size in bytes and modification time in ns: they differ if the file has changed.
 
         Raises:
-            InputError: it is not there.
+            InputError: the file cannot be read.
         """
         try:
             status = self.path.stat()
@@ -109,10 +79,10 @@ class FileSource:
         return status.st_ino, status.st_size, status.st_mtime_ns
 
     def rows(self) -> Iterator[Row]:
-        """The rows from the start.
+        """Yield the rows from the start.
 
         Raises:
-            InputError: the file cannot be read, or one of its rows.
+            InputError: the file or one of its rows cannot be read.
             MissingExtra: the format needs a package that is not installed.
         """
         kind = format_of(self.path)
@@ -144,10 +114,10 @@ class FileSource:
 
 
 def as_source(rows: Any, *, encoding: str = "utf-8-sig") -> Source:
-    """Rows of a path, an iterable of mappings, or a data frame of pandas or polars.
+    """Return a source of the rows of a path, an iterable of mappings, or a data frame of pandas or polars.
 
     Raises:
-        InputError: it is none of these.
+        InputError: `rows` is none of these.
     """
     if isinstance(rows, (FileSource, ListSource)):
         return rows
@@ -178,7 +148,7 @@ def as_source(rows: Any, *, encoding: str = "utf-8-sig") -> Source:
 
 
 def _or_none(value: Any) -> Any:
-    """A value of pandas, in which what is missing may be a NaN, a NaT or an NA."""
+    """Return a value of pandas, or None for its missing values NaN, NaT and NA."""
     is_missing = type(value).__name__ in {"NaTType", "NAType"} or (
         isinstance(value, float) and math.isnan(value)
     )
@@ -186,10 +156,10 @@ def _or_none(value: Any) -> Any:
 
 
 def format_of(path: Path) -> str:
-    """The format that a file's name says.
+    """Return the format of a file by its name.
 
     Raises:
-        InputError: it says none that is known.
+        InputError: the extension is unknown.
     """
     try:
         return FORMATS[path.suffix.lower()]
@@ -198,24 +168,11 @@ def format_of(path: Path) -> str:
         raise InputError(f"{path}: its name does not say what it is; names end in {known}") from None
 
 
-def refuse_repeated(names: Iterable[str], where: str) -> None:
-    """Make sure that no two columns have one name.
-
-    Raises:
-        InputError: two of them have.
-    """
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise InputError(f"{where} has two columns named {name!r}: rename one of them")
-        seen.add(name)
-
-
 def require(path: Path) -> None:
-    """Make sure that files of this name can be read and written here.
+    """Raise an error unless files of this name can be read and written here.
 
     Raises:
-        InputError: the name says no format.
+        InputError: the extension is unknown.
         MissingExtra: the format needs a package that is not installed.
     """
     needed = {"parquet": "pyarrow", "excel": "openpyxl"}.get(format_of(path))
@@ -225,17 +182,17 @@ def require(path: Path) -> None:
 
 @contextmanager
 def create(path: Path, fields: Sequence[str]) -> Iterator[Writer]:
-    """A writer for a file, which is there, whole, when the block has ended without an error.
+    """Open a writer for a file, which replaces `path` when the block ends without an error.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the file cannot be written.
         MissingExtra: its format needs a package that is not installed.
     """
     kind = format_of(path)
-    path = path.resolve()  # a link goes on to be one
+    path = path.resolve()  # so that a symbolic link is kept and its target replaced
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with _alone(partial):
+        with _exclusive(partial):
             try:
                 writer = _WRITERS[kind](partial, fields)
                 try:
@@ -250,18 +207,13 @@ def create(path: Path, fields: Sequence[str]) -> Iterator[Writer]:
 
 
 @contextmanager
-def _alone(partial: Path) -> Iterator[None]:
-    """Make the file, which not every writer opens before it is closed, and let nobody else write it.
+def _exclusive(partial: Path) -> Iterator[None]:
+    """Create the file and lock it against other jobs; not every writer opens it before it is closed.
 
     Raises:
-        OutputError: somebody else does.
+        OutputError: another job holds the lock.
     """
     partial.touch()
-    if sys.platform == "win32":  # where an open file can have no other name
-        yield
-        return
-    import fcntl
-
     with partial.open("ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -372,7 +324,7 @@ class _JsonWriter(_JsonlWriter):
 
 
 def _json(value: Any) -> str:
-    """As JSON that any reader takes: it knows no NaN, and no infinity."""
+    """Return a value as JSON that every parser accepts: NaN and infinity become null."""
     try:
         return json.dumps(value, ensure_ascii=False, default=str, allow_nan=False)
     except ValueError:
@@ -392,7 +344,7 @@ def _without_nan(value: Any) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """A value as CSV has it: nothing for null, JSON for what is no plain value."""
+    """Return a value for a CSV cell: empty for None, JSON for booleans, lists and objects."""
     match value:
         case None | str() | int() | float() if not isinstance(value, bool):
             return value

@@ -1,4 +1,4 @@
-"""Parquet and Excel, by the extra `[tables]`: the only room that knows pyarrow and openpyxl."""
+"""Parquet and Excel, with the extra `[tables]`: the only module that imports pyarrow and openpyxl."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Final
 
-from rlm.bulk.io.formats import refuse_repeated
+from rlm.bulk.io.rows import refuse_repeated
 from rlm.errors import InputError, MissingExtra, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from rlm.bulk.io.formats import Row, Writer
+    from rlm.bulk.io.rows import Row, Writer
 
 __all__ = ["READERS", "WRITERS"]
 
@@ -40,7 +40,7 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} holds values that Python has no type for: {error}") from error
+        raise InputError(f"{path} has values that Python has no type for: {error}") from error
 
 
 def _excel_rows(path: Path) -> Iterator[Row]:
@@ -77,10 +77,10 @@ def _excel_rows(path: Path) -> Iterator[Row]:
 
 
 class _ParquetWriter:
-    """Collects rows and writes them in groups; the first group decides the types of the columns.
+    """Writer of Parquet files in groups of rows; the first group determines the types of the columns.
 
-    Where a later value would not fit without a loss, the file is written anew with a wider type: a float for whole
-    numbers, a struct with more fields, and text for all else.
+    If a later value does not fit its column without loss, the file is rewritten with a wider type: float for whole
+    numbers, a struct with more fields, and text otherwise.
     """
 
     def __init__(self, path: Path, fields: Sequence[str]) -> None:
@@ -115,15 +115,15 @@ class _ParquetWriter:
             self._kind_for(kind, values) for kind, values in zip(self._schema.types, columns, strict=True)
         ]
         if kinds != self._schema.types:
-            self._begin_anew(kinds)
+            self._rewrite(kinds)
         self._add(columns)
 
     def _begin(self, kinds: Sequence[Any]) -> None:
         self._schema = self._pa.schema(list(zip(self._fields, kinds, strict=True)))
         self._writer = self._pq.ParquetWriter(self._path, self._schema)
 
-    def _begin_anew(self, kinds: Sequence[Any]) -> None:
-        """Give columns other types; where what is written does not fit them, they become text."""
+    def _rewrite(self, kinds: Sequence[Any]) -> None:
+        """Rewrite the file with other types; columns whose written values do not fit become text."""
         self._writer.close()
         as_text = [
             kind if kind == before else self._pa.string()
@@ -156,7 +156,7 @@ class _ParquetWriter:
         return self._pa.array(values, kind)
 
     def _kind_for(self, before: Any, values: list[Any]) -> Any:
-        """The type that takes what a column had before, and these values."""
+        """Return the type that holds the earlier values of a column and these."""
         nothing, text = self._pa.null(), self._pa.string()
         found = self._type_of(values)
         if before == text or found == nothing:
@@ -180,7 +180,7 @@ class _ParquetWriter:
         return kind
 
     def _wider(self, one: Any, other: Any) -> Any:
-        """A type for the values of both, text where there is none that loses nothing."""
+        """Return a type that holds the values of both without loss, or text if there is none."""
         types, schema = self._pa.types, self._pa.schema
         exact = [types.is_decimal(one), types.is_decimal(other)]
         if any(exact) and not all(exact) and (types.is_floating(one) or types.is_floating(other)):
@@ -193,7 +193,7 @@ class _ParquetWriter:
 
 
 class _ExcelWriter:
-    """Writes one sheet, row by row."""
+    """Writer of one Excel sheet, row by row."""
 
     def __init__(self, path: Path, fields: Sequence[str]) -> None:
         try:
