@@ -1,4 +1,4 @@
-"""One question about many items: packs of them as calls, what is missing asked again, failures kept apart.
+"""Map many items to answers: packs of items become calls, open items are retried, failures are separate results.
 
     map_items(tree, items, instruction)      a list in, a list of `Mapped` out, in order; equal items asked once
     map_packs(tree, packs, task, sink)       the engine: packs in as they come, settled items out as they come
@@ -75,14 +75,14 @@ __all__ = [
 ]
 
 ATTEMPTS: Final = 3
-"""Answers in a row that an item may fail to get, the last of them asked alone, before it has failed."""
+"""Unusable answers in a row after which an item has failed; the last attempt asks about it alone."""
 SPLITTABLE: Final = (ContextTooLong, OutputTruncated, PromptTruncated, Refused)
 """Failures that may be the fault of one item of a pack, or of its size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mapped:
-    """What became of one item: a value, or why there is none. `kind` is then the name of the error, else ''."""
+    """Answer for one item: a value, or a failure with the name of its error as `kind` and its `reason`."""
 
     value: Any = None
     kind: str = ""
@@ -90,13 +90,13 @@ class Mapped:
 
     @property
     def failed(self) -> bool:
-        """Whether there is no value."""
+        """Return True if the item has no value."""
         return bool(self.kind)
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing to ask about: `content` is any JSON value, `key` is the caller's name for it."""
+    """One item: `content` is any JSON value, `key` identifies it for the caller."""
 
     key: Any
     content: Any
@@ -111,18 +111,18 @@ class Settled:
 
 
 Sink: TypeAlias = Callable[[Settled], Awaitable[None]]
-"""Takes what each call settled, as it comes; while it works, its worker asks nothing."""
+"""Receiver of the items that each call settled; its worker makes no call until it returns."""
 
 
 @dataclass(slots=True)
 class PlainModels:
-    """Which models refuse a schema with their request, and which have taken one."""
+    """Record of the models that refuse a schema in the request, and of those that accepted one."""
 
     refusing: set[str] = field(default_factory=set)
     taking: set[str] = field(default_factory=set)
 
     def note_refusal(self, call: Call, error: CallError) -> bool:
-        """Whether the call is worth asking again without its schema; from then on it is left out."""
+        """Return True if the call should be retried without its schema; later calls then omit it."""
         if call.schema is None or not isinstance(error, BadRequest) or isinstance(error, ContextTooLong):
             return False
         if call.model in self.taking:
@@ -131,14 +131,14 @@ class PlainModels:
         return True
 
     def note_answer(self, call: Call) -> None:
-        """A call was answered: if it had a schema, the model takes one."""
+        """Record an answered call: if it had a schema, the model accepts schemas."""
         if call.schema is not None:
             self.taking.add(call.model)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapSettings:
-    """How items are asked.
+    """Settings of a mapping.
 
     Attributes:
         model: the model that is asked.
@@ -146,7 +146,7 @@ class MapSettings:
         max_concurrent: calls at once; the scheduler may allow fewer.
         window_chars: characters of a whole prompt.
         max_output_tokens: output cap of each call, or None for the model's own.
-        output_tokens: tokens of a reply that packs are made for where there is no cap.
+        output_tokens: assumed size of a reply, in tokens, if `max_output_tokens` is None.
         temperature: passed to the model.
         run_id: the run that asks.
         depth: its depth.
@@ -248,7 +248,7 @@ async def map_packs(
     Raises:
         CallError: one that `settings.stops_at` names; the calls in flight are finished first.
         LimitReached: the tree may spend no more; the calls in flight are finished first.
-        Exception: whatever `packs` or `sink` raise, at once.
+        Exception: any error that `packs` or `sink` raises, at once.
     """
     mapping = _Mapping(tree, packs, task, sink, settings=settings, plain_models=plain_models or PlainModels())
     with ungrouped():
@@ -260,7 +260,7 @@ async def map_packs(
 async def fill_packs(
     chunks: AsyncIterator[Iterable[Item]], budget: PackBudget
 ) -> AsyncGenerator[list[Item], None]:
-    """Items as they come, a few at a time, in packs that fit."""
+    """Yield packs that fit the budget from items that arrive in chunks."""
     pack: list[Item] = []
     budget.reset()
     async for chunk in chunks:
@@ -365,10 +365,9 @@ class _Mapping:
     """The state that the workers of one mapping share.
 
     Packs are read, and their prompts written, ahead of need, so that a worker which has an answer can ask again at
-    once: with many calls in flight that is what keeps them in flight. A worker whose call waits to be asked again
-    gives its place to another, so there may be twice as many workers as places; each is started when there is a
-    pack that nobody is free for. There are as many places as may be in flight, and where the gate adapts, about twice
-    as many as it lets through now.
+    once, and many calls stay in flight. A worker whose call waits for a retry releases its permit to another, so there
+    may be twice as many workers as permits; a worker is started when a pack is ready and no worker is idle. There are
+    as many permits as calls may be in flight, but at most twice the current limit of an adaptive scheduler.
     """
 
     def __init__(
@@ -433,7 +432,7 @@ class _Mapping:
                     self._idle.append(anyio.Event())
                     await self._idle[-1].wait()
                 if self._semaphore.is_full:
-                    permit.release()  # to a call that comes back to be asked again, if there is one
+                    permit.release()  # so that a call waiting for its retry can have it
                 await permit.acquire()
         finally:
             permit.release()
@@ -457,7 +456,7 @@ class _Mapping:
         return min(self._settings.max_concurrent, 2 * self._tree.in_flight_limit(self._settings.model))
 
     def _wake(self, packs: int) -> None:
-        """There is something to do for so many."""
+        """Wake or start workers for so many packs."""
         for _ in range(packs):
             if self._idle:
                 self._idle.popleft().set()
@@ -466,7 +465,7 @@ class _Mapping:
                 self._workers.start_soon(self._work)
 
     def _wake_all(self) -> None:
-        """Let all who are idle look whether they are still needed."""
+        """Wake all idle workers, so that they check if work remains."""
         while self._idle:
             self._idle.popleft().set()
 

@@ -87,7 +87,7 @@ class Task:
         return closed_object({"results": {"type": "array", "items": entry}})
 
     def read(self, reply: str, count: int) -> list[ItemResult]:
-        """Return the result of each of the `count` items of a prompt; never raise, whichever text the reply is."""
+        """Return the result of each of the `count` items of a prompt; never raise, for any text."""
         if count == 1:
             return [self._read_single(reply)]
         lists = [self._read_list(pairs, count) for pairs in entry_lists(reply, self.schema)]

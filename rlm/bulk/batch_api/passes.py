@@ -1,16 +1,15 @@
-"""Packs asked through a Batch API: in files, within a day, at half the price.
+"""Packs sent through the Batch API of a provider: in files, within a day, at half the price.
 
     async with BatchAPI() as batch_api:
         await amap_rows(..., ask_packs=batch_api)
 
 Each pack of rows is one request of a file. A file is started as a batch as soon as it is full: 50,000 requests, so
-many bytes, or so many tokens as the account may have enqueued. Batches are looked at less and less often; what one
-has answered is settled when it ends, whether it was completed, cancelled or has expired.
+many bytes, or so many tokens as the account may have enqueued. The pause between two polls grows; the
+replies of a batch are settled when it ends, completed, cancelled or expired.
 
-What a batch leaves open goes into the next pass over the rows: expired requests and those that the endpoint failed
-as they were; items whose answers cannot be used in smaller packs, at last alone. A batch is written into the journal
-before it is started, under a tag that finds it at the provider: whoever resumes the job, days later and in another
-process, collects it, and pays for nothing twice. The ledger books every request, and reserves it before it is sent.
+Open items go into the next pass over the rows: expired and failed requests unchanged, items with unusable answers in
+smaller packs and finally alone. A batch is written into the journal before it is started, under a tag that finds it
+at the provider: a process that resumes the job, even days later, collects it and pays for no request twice. The ledger books every request, and reserves it before it is sent.
 """
 
 from __future__ import annotations
@@ -65,24 +64,24 @@ MOST_BYTES: Final = 200_000_000
 ATTEMPTS: Final = 3
 SMALL_PACK: Final = 5
 FRUITLESS_PASSES: Final = 3
-"""Passes in a row that settle nothing, after which a job ends: its batches expire or fail, one after the other."""
+"""Passes in a row that settle nothing, after which the job stops."""
 
 Sink = Callable[[Settled], Awaitable[None]]
 
 
 class BatchAPI:
-    """A way to ask packs for `amap_rows(ask_packs=...)`; an async context manager.
+    """Sender of packs through the Batch API, for `amap_rows(ask_packs=...)`; an async context manager.
 
     Args:
         api_key: by default `OPENAI_API_KEY`.
         base_url: by default `OPENAI_BASE_URL`, else OpenAI.
-        prices: of models that the price list does not have; they are halved.
+        prices: prices of models that are not in the price list; they are halved.
         max_requests: requests of one file, at most 50,000.
         max_bytes: bytes of one file, at most 200 million; it is held in memory while it is uploaded.
         enqueued_tokens: tokens that all unfinished batches of a model may have together: the account's limit.
-        first_poll_s: seconds before a batch is looked at; the pause grows to `longest_poll_s`.
+        first_poll_s: seconds before the first poll of a batch; the pause grows to `longest_poll_s`.
         longest_poll_s: the longest pause, in seconds.
-        out_of_reach_s: seconds for which the endpoint may be out of reach while batches are waited for.
+        out_of_reach_s: seconds for which the endpoint may be unreachable while batches are polled.
         wait: False ends the job, with `JobStopped`, when all is submitted; resume it to collect.
     """
 
@@ -119,7 +118,7 @@ class BatchAPI:
         self.plain_models = PlainModels()
         self._prices = dict(prices or {})
         self.enqueued = _Enqueued(enqueued_tokens)
-        self._courses: WeakKeyDictionary[Checkpoint, dict[int, _Course]] = WeakKeyDictionary()
+        self._stages: WeakKeyDictionary[Checkpoint, dict[int, _StageState]] = WeakKeyDictionary()
 
     async def __aenter__(self) -> Self:
         await self.batches.__aenter__()
@@ -139,18 +138,18 @@ class BatchAPI:
         checkpoint: Checkpoint,
         stage: int,
     ) -> PerCall | None:
-        """Ask all packs, and settle what their batches answer; gives the size of packs for what is left, if any.
+        """Send all packs and settle their replies; return the pack size for the next pass, or None if no item is open.
 
         Raises:
             CallError: the endpoint refuses batches as such.
             LimitReached: the tree may spend no more; what was sent is collected first.
             JobStopped: all is submitted and `wait` is False, or batches come to nothing again and again.
         """
-        course = self._courses.setdefault(checkpoint, {}).setdefault(stage, _Course())
+        stage_state = self._stages.setdefault(checkpoint, {}).setdefault(stage, _StageState())
         one = _Pass(
             self,
             tree,
-            course=course,
+            stage_state=stage_state,
             task=task,
             sink=sink,
             settings=settings,
@@ -160,19 +159,19 @@ class BatchAPI:
         await one.run(packs)
         if not one.released:
             return None
-        course.fruitless = 0 if one.settled else course.fruitless + 1
-        if course.fruitless >= FRUITLESS_PASSES:
+        stage_state.fruitless = 0 if one.settled else stage_state.fruitless + 1
+        if stage_state.fruitless >= FRUITLESS_PASSES:
             raise JobStopped(
-                f"stopped: {course.fruitless} times in a row no request of a batch was answered ({one.last_problem}); "
+                f"stopped: {stage_state.fruitless} times in a row no request of a batch was answered ({one.last_problem}); "
                 "resume to try again"
             )
-        return course.next_size(one.released, settings.per_call)
+        return stage_state.next_size(one.released, settings.per_call)
 
     async def cancel(self, journal: Path) -> int:
-        """Ask for the end of all batches of a job that were not collected; gives their number.
+        """Cancel all uncollected batches of a job; return their number.
 
-        What they have answered is to be paid for, and is collected when the job is resumed. A batch that the
-        provider does not have any more is forgotten, so that its rows are asked again.
+        Replies they already have are billed, and are collected when the job is resumed. A batch that the provider
+        no longer has is removed from the journal, so that a resumed job sends its rows in a new batch.
 
         Raises:
             JournalError: the journal cannot be used.
@@ -200,28 +199,28 @@ class BatchAPI:
         return True
 
     def price(self, model: str, usage: Usage) -> float | None:
-        """Dollars of a usage through the Batch API."""
+        """Return the price of a usage through the Batch API, in dollars."""
         return price_of(
             model, usage, overrides=self._prices, endpoint=self.batches.endpoint, factor=BATCH_FACTOR
         )
 
 
 class _Enqueued:
-    """The tokens of unfinished batches, by tag, so that those of one model are never more than an account may have."""
+    """Limit on the tokens of all unfinished batches of one model, as the account has it; counted by tag."""
 
     def __init__(self, most: int) -> None:
         self.most = most
         self._taken: dict[str, tuple[str, int]] = {}
         self._changed = anyio.Event()
 
-    async def take(self, model: str, tag: str, tokens: int) -> None:
-        """Wait until so many fit; a batch that would never fit goes by itself."""
+    async def acquire(self, model: str, tag: str, tokens: int) -> None:
+        """Wait until so many tokens fit; a batch larger than the limit waits until it is the only one."""
         while (taken := self._of(model)) and taken + tokens > self.most:
             await self._changed.wait()
         self._taken[tag] = model, tokens
 
-    def give_back(self, tag: str) -> None:
-        """The batch has ended, or nobody here waits for it any more; again is no error."""
+    def release(self, tag: str) -> None:
+        """Release the tokens of a batch that has ended or is no longer awaited; a second call has no effect."""
         if self._taken.pop(tag, None) is not None:
             self._changed.set()
             self._changed = anyio.Event()
@@ -231,19 +230,19 @@ class _Enqueued:
 
 
 @dataclass(slots=True)
-class _Course:
-    """How one stage of one job has gone so far: a `BatchAPI` may serve several."""
+class _StageState:
+    """Failed attempts of one stage of one job; a `BatchAPI` may serve several jobs."""
 
     tries: dict[int, int] = field(default_factory=dict)
     fruitless: int = 0
 
     def note_failure(self, key: int) -> bool:
-        """One more answer for this item could not be used; whether that was the last try."""
+        """Count an unusable answer for this item; return True if it was the last attempt."""
         self.tries[key] = self.tries.get(key, 0) + 1
         return self.tries[key] >= ATTEMPTS
 
     def next_size(self, released: Sequence[int], per_call: PerCall) -> PerCall:
-        """How many of the items that are left go into a request."""
+        """Return the pack size of the next pass over the open items."""
         worst = max(self.tries.get(key, 0) for key in released)
         if worst == 0:
             return per_call
@@ -254,9 +253,9 @@ class _Course:
 
 @dataclass(slots=True)
 class _Request:
-    """One line of a file: the items it asks about, what is set aside for it, and whether it may have been sent.
+    """One line of a file: its items, its reservation in the budget, and `sent`, True if it may have been sent.
 
-    One of an earlier session has nothing set aside, and nobody knows whether it had a schema.
+    A request of an earlier session has no reservation, and it is unknown if it had a schema.
     """
 
     keys: list[int]
@@ -278,9 +277,9 @@ class _File:
 
 @dataclass(slots=True)
 class _Batch:
-    """A batch at the provider; `requests` are known by their place, which their `custom_id` ends with.
+    """A batch at the provider; the `custom_id` of a request ends with its index in `requests`.
 
-    `seen` are those whose line was read, which may be less than all where a download breaks off.
+    `seen` has the indices whose lines were read: not all of them if a download is interrupted.
     """
 
     tag: str
@@ -297,7 +296,7 @@ class _Pass:
         api: BatchAPI,
         tree: Tree,
         *,
-        course: _Course,
+        stage_state: _StageState,
         task: Task,
         sink: Sink,
         settings: MapSettings,
@@ -309,7 +308,7 @@ class _Pass:
         self.last_problem = "they expired"
         self._api = api
         self._tree = tree
-        self._course = course
+        self._stage_state = stage_state
         self._task = task
         self._sink = sink
         self._settings = settings
@@ -329,10 +328,10 @@ class _Pass:
         try:
             await self._run(packs)
         finally:
-            self._leave()
+            self._settle_reservations()
 
     async def _run(self, packs: AsyncGenerator[list[Item], None]) -> None:
-        await self._take_up_earlier_batches()
+        await self._collect_earlier_batches()
         with ungrouped():
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._collect_all)
@@ -340,25 +339,25 @@ class _Pass:
         if self._exceeded is not None:
             raise self._exceeded
         if self._running:
-            raise self._come_back()
+            raise self._uncollected_error()
 
-    def _leave(self) -> None:
-        """Let go of what is set aside: of requests that are still out, nobody knows here what they will cost."""
+    def _settle_reservations(self) -> None:
+        """Settle open reservations: sent requests keep theirs, because their cost is unknown; the others release it."""
         for tag in self._running:
-            self._api.enqueued.give_back(tag)
+            self._api.enqueued.release(tag)
         for request in list(self._unsettled.values()):
-            reservation = self._take_reservation(request)
+            reservation = self._pop_reservation(request)
             if request.sent:
                 self._tree.ledger.settle_unknown(reservation)
             else:
                 self._tree.ledger.settle(reservation, None, None)
 
-    def _take_reservation(self, request: _Request) -> Reservation:
+    def _pop_reservation(self, request: _Request) -> Reservation:
         self._unsettled.pop(id(request), None)
         reservation, request.reservation = request.reservation, None
         return reservation or Reservation(request.call, Amount())
 
-    def _come_back(self) -> JobStopped:
+    def _uncollected_error(self) -> JobStopped:
         number = self._checkpoint.uncollected
         batches = "1 batch is" if number == 1 else f"{number} batches are"
         return JobStopped(
@@ -385,7 +384,7 @@ class _Pass:
                 await self._write(request)
             await self._send()
         self._all_sent = True
-        self._tell_change()
+        self._notify_change()
 
     async def _fits_window(self, pack: Sequence[Item], call: Call) -> bool:
         chars = len(call.messages[0].content)
@@ -395,14 +394,14 @@ class _Pass:
         reason = f"the prompt has {chars:,} characters, and the model is given at most {self._settings.window_chars:,}"
         if len(keys) > 1:
             for key in keys:
-                self._course.note_failure(key)
+                self._stage_state.note_failure(key)
             self._release(keys)
         else:
             await self._fail(keys, ContextTooLong.__name__, reason)
         return False
 
     async def _reserve(self, call: Call) -> Reservation:
-        """Set the worst case aside; where it does not fit beside what waits in the file, that is sent first."""
+        """Reserve the worst case; if it does not fit beside the requests in the file, send the file first."""
         worst = Usage(calls=1, input_tokens=estimate_tokens(call), output_tokens=call.max_output_tokens or 0)
         amount = Amount.of(worst, self._api.price(call.model, worst))
         if self._file.requests and self._tree.ledger.budget.limits_calls:
@@ -434,18 +433,18 @@ class _Pass:
         )
 
     async def _send(self) -> None:
-        """Start a batch of the file, if there is anything in it, as soon as the account may enqueue it."""
+        """Start a batch of the file, unless it is empty, as soon as the account may enqueue it."""
         file = self._file
         if not file.requests:
             return
         self._file = _new_file(file.path.parent)
-        await self._api.enqueued.take(self._settings.model, file.tag, file.tokens)
+        await self._api.enqueued.acquire(self._settings.model, file.tag, file.tokens)
         self._checkpoint.add_batch(self._stage, file.tag, [request.keys for request in file.requests])
         state = await self._start(file)
         self._checkpoint.batch_submitted(file.tag, state.id)
         self._running[file.tag] = _Batch(file.tag, state, file.requests)
         file.path.unlink()
-        self._tell_change()
+        self._notify_change()
 
     async def _start(self, file: _File) -> BatchState:
         for request in file.requests:
@@ -453,7 +452,7 @@ class _Pass:
         try:
             return await self._api.batches.start(file.path, file.tag)
         except BaseException as error:
-            self._api.enqueued.give_back(file.tag)
+            self._api.enqueued.release(file.tag)
             if isinstance(error, CallError):
                 for request in file.requests:
                     request.sent = not certainly_unbilled(error)
@@ -461,11 +460,11 @@ class _Pass:
 
     # Collecting ------------------------------------------------------------------------------------------------
 
-    async def _take_up_earlier_batches(self) -> None:
-        """Wait for the batches of earlier sessions before any row is read: what they answer is not asked again."""
+    async def _collect_earlier_batches(self) -> None:
+        """Collect the batches of earlier sessions before any row is read, so that no answered row is sent twice."""
         for tag, number, packs in self._checkpoint.batches(self._stage):
-            state = await self._look_at_earlier(tag, number)
-            if state is None:  # the session ended between the journal and the provider
+            state = await self._find_earlier(tag, number)
+            if state is None:  # the earlier session ended after the journal entry and before the request
                 self._checkpoint.batch_collected(tag)
                 continue
             self._running[tag] = _Batch(tag, state, [self._earlier_request(keys) for keys in packs])
@@ -473,23 +472,23 @@ class _Pass:
             if await self._collect_ended():
                 continue
             if not self._api.wait:
-                raise self._come_back()
+                raise self._uncollected_error()
             await self._pause()
 
-    async def _look_at_earlier(self, tag: str, number: str | None) -> BatchState | None:
+    async def _find_earlier(self, tag: str, number: str | None) -> BatchState | None:
         try:
             return await (self._api.batches.retrieve(number) if number else self._api.batches.find(tag))
         except BadRequest as error:
             if error.status != NOT_FOUND:
                 raise
-            # To ask its rows again by ourselves would be to pay twice where only the key is another one.
+            # Sending its rows in a new batch would pay twice if only the API key has changed.
             raise BadRequest(
-                f"{error}; ask with the key that started it, or cancel it (--cancel) to have its rows asked again",
+                f"{error}; ask with the key that started it, or cancel it (--cancel) to send its rows in a new batch",
                 status=error.status,
             ) from error
 
     def _earlier_request(self, keys: list[int]) -> _Request:
-        # Where it is refused, it may be for its schema.
+        # A refusal of the request may be caused by its schema.
         schema = self._task.reply_schema(len(keys))
         return _Request(keys, Call(model=self._settings.model, messages=(), schema=schema), None)
 
@@ -507,7 +506,7 @@ class _Pass:
         self._poll_s = min(self._poll_s * 1.5, self._api.longest_poll_s)
 
     async def _collect_ended(self) -> bool:
-        """Look at all batches and settle those that have ended; whether there was one."""
+        """Poll all batches and settle those that have ended; return True if there was one."""
         found = False
         for batch in list(self._running.values()):
             try:
@@ -521,10 +520,10 @@ class _Pass:
         return found
 
     def _wait_for_endpoint(self, error: TransientError) -> None:
-        """Batches take hours, and a network may be away for a part of them."""
+        """Tolerate an unreachable endpoint for `out_of_reach_s`, because batches take hours."""
         if anyio.current_time() - self._reached_at > self._api.out_of_reach_s:
             raise JobStopped(
-                f"stopped: the batches could not be looked at for {self._api.out_of_reach_s:g} s ({error}); "
+                f"stopped: the batches could not be polled for {self._api.out_of_reach_s:g} s ({error}); "
                 "resume the job later to collect the answers",
                 cause=error,
             ) from error
@@ -532,7 +531,7 @@ class _Pass:
     async def _collect(self, batch: _Batch) -> None:
         state = batch.state
         if state.status == "failed" and state.code != TOO_MANY_TOKENS:
-            self._give_back(batch)
+            self._discard(batch)
             raise BadRequest(
                 f"{self._api.batches.endpoint} refuses the batch {state.id}: {state.problem or state.code}",
                 model=self._settings.model,
@@ -549,9 +548,9 @@ class _Pass:
             await anyio.sleep(self._api.longest_poll_s)
         self._checkpoint.batch_collected(batch.tag)
         self._forget(batch.tag)
-        self._tell_change()
+        self._notify_change()
         if self._stopped_by is not None:
-            raise self._stopped_by  # not before: a resumed job would read of it again, whatever was mended
+            raise self._stopped_by  # raised last: else a resumed job would read this failure again, even after its cause was fixed
 
     async def _collect_file(self, batch: _Batch, file_id: str) -> None:
         try:
@@ -559,19 +558,21 @@ class _Pass:
                 index = _index(line, batch)
                 if index is not None and index not in batch.seen:
                     batch.seen.add(index)
-                    await self._take_line(batch.requests[index], line)
+                    await self._settle_line(batch.requests[index], line)
         except BadRequest as error:
             if error.status != NOT_FOUND:
                 raise
-            self.last_problem = str(error)  # files do not stay forever: what was in it has to be asked again
+            self.last_problem = str(
+                error
+            )  # the provider deletes files after a time: the items go into a new batch
 
-    async def _take_line(self, request: _Request, line: Mapping[str, Any]) -> None:
+    async def _settle_line(self, request: _Request, line: Mapping[str, Any]) -> None:
         if any(self._checkpoint.is_settled(self._stage, key) for key in request.keys):
-            return  # collected before, by a session that ended in the middle of this batch
+            return  # already collected by a session that ended in the middle of this batch
         try:
             reply = self._read(request, line)
         except CallError as error:
-            await self._take_failure(request, error)
+            await self._settle_failure(request, error)
             return
         reply = replace(reply, cost_usd=self._api.price(request.call.model, reply.usage))
         if request.reservation is not None:
@@ -598,14 +599,14 @@ class _Pass:
         for key, outcome in zip(request.keys, outcomes, strict=True):
             if isinstance(outcome, Valid):
                 settled.append((Item(key, None), Mapped(outcome.value)))
-            elif self._course.note_failure(key):
+            elif self._stage_state.note_failure(key):
                 settled.append((Item(key, None), Mapped(kind=InvalidAnswer.__name__, reason=outcome.reason)))
             else:
                 left.append(key)
-        await self._hand_on(settled, reply)
+        await self._deliver(settled, reply)
         self._release(left)
 
-    async def _take_failure(self, request: _Request, error: CallError) -> None:
+    async def _settle_failure(self, request: _Request, error: CallError) -> None:
         self.last_problem = str(error)
         self._unbilled(request, error.usage)
         if isinstance(error, self._settings.stops_at):
@@ -620,20 +621,20 @@ class _Pass:
             await self._settle(request, self._task.read(text, len(request.keys)), None)
 
     async def _fail(self, keys: Sequence[int], kind: str, reason: str) -> None:
-        await self._hand_on([(Item(key, None), Mapped(kind=kind, reason=reason)) for key in keys], None)
+        await self._deliver([(Item(key, None), Mapped(kind=kind, reason=reason)) for key in keys], None)
 
-    async def _hand_on(self, settled: Sequence[tuple[Item, Mapped]], reply: Reply | None) -> None:
+    async def _deliver(self, settled: Sequence[tuple[Item, Mapped]], reply: Reply | None) -> None:
         self.settled += len(settled)
         await self._sink(Settled(settled, reply))
 
     def _book(self, request: _Request, reply: Reply) -> None:
-        self._tree.ledger.settle(self._take_reservation(request), reply.usage, reply.cost_usd)
+        self._tree.ledger.settle(self._pop_reservation(request), reply.usage, reply.cost_usd)
 
     def _unbilled(self, request: _Request, usage: Usage | None = None) -> None:
         cost_usd = None if usage is None else self._api.price(request.call.model, usage)
-        self._tree.ledger.settle(self._take_reservation(request), usage, cost_usd)
+        self._tree.ledger.settle(self._pop_reservation(request), usage, cost_usd)
 
-    def _give_back(self, batch: _Batch) -> None:
+    def _discard(self, batch: _Batch) -> None:
         for request in batch.requests:
             self._unbilled(request)
             self._release(request.keys)
@@ -642,19 +643,19 @@ class _Pass:
 
     def _forget(self, tag: str) -> None:
         del self._running[tag]
-        self._api.enqueued.give_back(tag)
+        self._api.enqueued.release(tag)
 
     def _release(self, keys: Sequence[int]) -> None:
         self.released += keys
         self._checkpoint.release(self._stage, keys)
 
-    def _tell_change(self) -> None:
+    def _notify_change(self) -> None:
         self._changed.set()
         self._changed = anyio.Event()
 
 
 LINE_BYTES: Final = 200
-"""What a line has around its body."""
+"""Upper bound of the bytes of a line besides its body."""
 OK: Final = 200
 NOT_FOUND: Final = 404
 EXPIRED_STATUS: Final = 408
@@ -667,7 +668,7 @@ def _new_file(folder: Path) -> _File:
 
 
 def _index(line: Mapping[str, Any], batch: _Batch) -> int | None:
-    """Which request of the batch a line answers, or None where it is none of them."""
+    """Return the index of the request that a line answers, or None if it belongs to none."""
     tag, _, number = str(line.get("custom_id")).rpartition("-")
     if (
         tag != batch.tag
