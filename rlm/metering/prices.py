@@ -1,4 +1,4 @@
-"""What usage costs, in dollars; the only module that knows the price library.
+"""Compute the cost of usage in dollars; the only module that knows the price library.
 
 Prices come from genai-prices, which holds them offline and is imported when the first price is needed, in a fraction
 of a second. It knows tiers that depend on the length of a prompt: price each call, never a sum of calls.
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 __all__ = ["BATCH_FACTOR", "Price", "load_price_list", "missing_price", "price"]
 
 BATCH_FACTOR = 0.5
-"""What calls through a provider's Batch API cost, relative to others: OpenAI, Anthropic, Google and Mistral agree."""
+"""Price of calls through a provider's Batch API, relative to other calls: the same at OpenAI, Anthropic, Google and Mistral."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
-    """Dollars per million tokens; cached input costs as much as other input where it has no price of its own.
+    """Dollars per million tokens; cached input costs as much as other input unless it has its own price.
 
     Raises:
         SettingsError: a price is negative or not a number.
@@ -42,7 +42,7 @@ class Price:
                 raise SettingsError(f"{name}={value!r}: a price is a number of dollars, 0 or more")
 
     def of(self, usage: Usage) -> float:
-        """What a usage costs, in dollars."""
+        """Return the cost of a usage in dollars."""
         cached = min(usage.cached_tokens, usage.input_tokens)
         cached_price = self.input if self.cached is None else self.cached
         dollars = (
@@ -61,14 +61,14 @@ def price(
     endpoint: str | None = None,
     factor: float = 1.0,
 ) -> float | None:
-    """What the usage of one call costs in dollars, or None where the model has no known price.
+    """Return the cost of one call's usage in dollars, or None if the price of the model is not known.
 
     Args:
         model: a name as it is sent or reported: `gpt-5`, `openai/gpt-5`, `gpt-5-2025-08-07`.
         usage: of one call; its reasoning tokens are a part of its output tokens.
-        overrides: prices by model name, ahead of the price list. A name also stands for its dated versions and for
-            itself behind a provider's name.
-        endpoint: the base URL that is asked, which tells the provider where several sell a model.
+        overrides: prices by model name, ahead of the price list. A name also matches its dated versions and itself
+            after a provider's name.
+        endpoint: the base URL of the endpoint, which identifies the provider if several sell the model.
         factor: `BATCH_FACTOR` for calls through a Batch API.
     """
     if overrides and (own := _overriding(model, overrides)) is not None:
@@ -112,7 +112,7 @@ def _calculated(model: str, usage: Usage, endpoint: str | None) -> Any:
 
 @lru_cache(maxsize=1_024)
 def _listed_as(model: str, endpoint: str | None) -> tuple[tuple[str, str], ...] | None:
-    """The arguments by which the library finds the model and a price for it, or None."""
+    """Return the arguments with which the library finds the model and its price, or None."""
     for reference in _references(model, endpoint):
         found = tuple(reference.items())
         if _has_price(_calculate(Usage(), found)):
@@ -121,7 +121,7 @@ def _listed_as(model: str, endpoint: str | None) -> tuple[tuple[str, str], ...] 
 
 
 def _references(model: str, endpoint: str | None) -> Iterator[dict[str, str]]:
-    """Ways to ask for a model, from the surest to the least sure; none of them guesses a provider."""
+    """Yield arguments to look up a model, most certain first; none of them guesses a provider."""
     model = model.strip().removeprefix("models/")
     if _OLLAMA_TAG.search(model):
         return  # `deepseek-r1:8b` runs on the user's machine, although the list has a `deepseek-r1`
@@ -157,7 +157,7 @@ def _calculate(usage: Usage, reference: tuple[tuple[str, str], ...]) -> Any:
 
 
 def _has_price(calculated: Any) -> bool:
-    """Whether there is a price for text; the list also has models whose price it does not know, at zero dollars."""
+    """Return True if text has a price; the list also has models with an unknown price, as zero dollars."""
     if calculated is None:
         return False
     prices = calculated.model_price

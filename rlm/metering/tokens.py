@@ -1,15 +1,15 @@
-"""Count, truncate and split text by tokens, with no network, ever.
+"""Count the tokens of texts, without any network access.
 
-Three ways to count, the best at hand first:
+Three ways to count; the first available one is used:
 
-- toktok-rs, where it is installed: exact for OpenAI's models, its vocabularies are inside the package.
-- tiktoken, where the vocabulary is already in its cache on disk (`TIKTOKEN_CACHE_DIR`, or `data-gym-cache` in the
-  temporary folder). It would download a vocabulary that is missing; here that is checked first, and never happens.
+- toktok-rs, if it is installed: exact for OpenAI's models, its vocabularies are inside the package.
+- tiktoken, if the vocabulary is already in its cache on disk (`TIKTOKEN_CACHE_DIR`, or `data-gym-cache` in the
+  temporary folder). tiktoken would download a missing vocabulary, so the cache is checked first.
 - An estimate from the bytes of the text: how many letters, digits, signs and characters of each script, each with a
   weight fitted to o200k. `tests/benchmarks/tokens.py` shows its error. A `Counter` calibrates it, model by model,
   with what providers report.
 
-A model whose vocabulary is not public (Claude, Gemini) is always estimated. An `Encoder` of your own goes first.
+A model whose vocabulary is not public (Claude, Gemini) is always estimated. An `Encoder` of your own takes precedence.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ __all__ = ["Counter", "Encoder", "cached_vocabulary", "encoder_for", "estimate",
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Counts tokens; bring your own for a model whose tokenizer you have."""
+    """Interface of token counters; implement it for a model whose tokenizer you have."""
 
     def count(self, text: str) -> int:
-        """How many tokens the text has."""
+        """Return the number of tokens of the text."""
         ...
 
 
 def estimate(text: str) -> int:
-    """About how many tokens a text has, from its bytes alone: linear, and about 0.01 s for a megabyte."""
+    """Estimate the tokens of a text from its bytes; linear, about 0.01 s per megabyte."""
     return _ESTIMATE.count(text)
 
 
 def encoder_for(model: str | None = None) -> Encoder:
-    """The best way to count for a model that is at hand; loading a vocabulary may take a second, once."""
+    """Return the most exact encoder available for a model; loading a vocabulary may take a second, once."""
     name = _vocabulary_of(model or "gpt-5")
     if name is None:
         return _ESTIMATE
@@ -53,16 +53,15 @@ def encoder_for(model: str | None = None) -> Encoder:
 
 
 def is_exact(model: str | None = None) -> bool:
-    """Whether texts are counted with the model's own vocabulary, and not estimated."""
+    """Return True if texts are counted with the model's own vocabulary, not estimated."""
     return encoder_for(model) is not _ESTIMATE
 
 
 class Counter:
-    """Counts fast and learns: for the many calls of a run, where an exact count would cost more than it is worth.
+    """Fast counter for the many calls of a run, calibrated per model by the usage that endpoints report.
 
-    An estimate is multiplied by what reports have shown of the model: tokens reported over tokens estimated, older
-    reports counting less. A model that was never observed is counted as `estimate` does it, or exactly where
-    toktok-rs knows its vocabulary.
+    An estimate is multiplied by the ratio of reported to estimated tokens of the model; older reports weigh less. A
+    model without reports is counted by `estimate`, or exactly if toktok-rs has its vocabulary.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder] | None = None) -> None:
@@ -70,16 +69,16 @@ class Counter:
         self._sums: dict[str, tuple[float, float]] = {}
 
     def count(self, text: str, model: str) -> int:
-        """About how many tokens the text has for the model."""
+        """Estimate the tokens of the text for the model."""
         return round(self._uncalibrated(text, model) * self.factor(model))
 
     def count_call(self, call: Call) -> int:
-        """About how many input tokens the call has, the marks between its messages included."""
+        """Estimate the input tokens of the call, including the tokens that mark its messages."""
         texts = sum(self._uncalibrated(message.content, call.model) for message in call.messages)
         return round(texts * self.factor(call.model)) + _TOKENS_PER_MESSAGE * len(call.messages)
 
     def observe(self, model: str, text: str, tokens: int) -> None:
-        """Learn from a provider's own count of a text.
+        """Calibrate by a provider's count of a text.
 
         A report below a quarter or above four times of the estimate is not believed: it says more of the endpoint,
         such as a prompt that was cut, than of the text. Short texts are ignored.
@@ -87,13 +86,13 @@ class Counter:
         self._learn(model, self._uncalibrated(text, model), tokens)
 
     def observe_call(self, call: Call, usage: Usage) -> None:
-        """Learn from the usage that was reported for a call; usage that is estimated teaches nothing."""
+        """Calibrate by the usage that was reported for a call; estimated usage is ignored."""
         if not usage.estimated:
             texts = sum(self._uncalibrated(message.content, call.model) for message in call.messages)
             self._learn(call.model, texts, usage.input_tokens - _TOKENS_PER_MESSAGE * len(call.messages))
 
     def factor(self, model: str) -> float:
-        """Tokens reported over tokens estimated; 1.0 for a model that was never observed."""
+        """Return the ratio of reported to estimated tokens; 1.0 for a model without reports."""
         estimated, reported = self._sums.get(model, (0.0, 0.0))
         return (reported + _PRIOR_TOKENS) / (estimated + _PRIOR_TOKENS)
 
@@ -121,7 +120,7 @@ _MEMORY_TOKENS = 1_000_000.0
 # --- The estimate -------------------------------------------------------------------------------------------------
 
 # Tokens per byte of each kind, fitted to o200k on 25 MB of text in 90 languages, code, markup and tables. A character
-# outside ASCII is told by its first byte in UTF-8, which names its script; the other bytes weigh nothing.
+# outside ASCII is classified by its first byte in UTF-8, which depends on its script; its other bytes weigh 0.
 _WEIGHTS: tuple[tuple[float, Iterable[int]], ...] = (
     (0.180, range(0x61, 0x7B)),  # a to z
     (0.635, range(0x41, 0x5B)),  # A to Z
@@ -167,7 +166,7 @@ def _shapes() -> bytes:
 
 
 class _Estimate:
-    """The estimate as an encoder; every step is one pass in C."""
+    """Encoder that estimates; every step is one pass in C."""
 
     def __init__(self) -> None:
         self._kinds = _kinds()
@@ -190,7 +189,7 @@ class _Estimate:
             + 0.743 * glued
             + 0.524 * shapes.count(_LETTER_AFTER_SPACE)
             - 0.303 * shapes.count(_TWO_SIGNS)
-            # English is what vocabularies hold most of, and this word tells it.
+            # Vocabularies hold more English than anything else; this word is a sign of English.
             - 3.0 * data.count(b" the "),
             len(data) / 64,
         )
@@ -225,7 +224,7 @@ _TIKTOKEN_FILES["o200k_harmony"] = _TIKTOKEN_FILES["o200k_base"]
 
 @lru_cache(maxsize=256)
 def _vocabulary_of(model: str) -> str | None:
-    """The name of a model's vocabulary, whatever provider or fine-tune stands before its name."""
+    """Return the name of a model's vocabulary; prefixes for a provider or a fine-tune are ignored."""
     name = model.lower().rpartition("/")[2].removeprefix("ft:")
     return next((vocabulary for prefix, vocabulary in _VOCABULARIES if name.startswith(prefix)), None)
 
@@ -279,7 +278,7 @@ def _load_tiktoken(name: str, path: Path) -> Encoder | None:
 
 
 class _Tiktoken:
-    """A tiktoken encoding: exact up to a few million characters, from samples beyond, since it is slow."""
+    """Encoder by tiktoken: exact up to a few million characters; longer texts are sampled, because it is slow."""
 
     def __init__(self, encoding: Any) -> None:
         self._encoding = encoding
@@ -303,7 +302,7 @@ _TIKTOKEN_PIECE = 100_000
 
 
 def _pieces(text: str) -> Iterator[str]:
-    """Pieces that end before a space where they can: no token reaches over it."""
+    """Split the text before spaces where possible: no token crosses such a border."""
     start = 0
     while start < len(text):
         end = start + _TIKTOKEN_PIECE
@@ -315,7 +314,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _encodable(text: str) -> str:
-    """The text with lone surrogates replaced, which tokenizers do not take."""
+    """Return the text with lone surrogates replaced, which tokenizers refuse."""
     try:
         text.encode()
     except UnicodeEncodeError:
