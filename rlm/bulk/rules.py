@@ -18,7 +18,7 @@ from rlm.errors import InputError
 __all__ = ["Rule", "fields_of", "read_expression"]
 
 Rule: TypeAlias = Callable[[Mapping[str, Any]], Any]
-"""The value of an expression for a row."""
+"""Function that returns the value of an expression for a row."""
 
 FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "len": len,
@@ -57,11 +57,11 @@ LONGEST: Final = 2_000
 
 
 def read_expression(text: str) -> Rule:
-    """Read an expression into a function of a row.
+    """Compile an expression into a function of a row.
 
     Raises:
-        InputError: it is no expression, or uses what rules may not; the function raises it, too, where a row
-            lacks a field or has a value that the expression cannot take.
+        InputError: the text is not an expression, or uses a form that rules do not allow. The function raises it
+            if a row lacks a field or has a value of a type that the expression cannot use.
     """
     if len(text) > LONGEST:
         raise InputError(f"the rule is longer than {LONGEST:,} characters")
@@ -87,7 +87,7 @@ def read_expression(text: str) -> Rule:
 
 
 def fields_of(text: str) -> tuple[str, ...]:
-    """The fields that an expression which `read_expression` takes asks for, in their order."""
+    """Return the fields that a valid expression reads, in order of appearance."""
     return tuple(dict.fromkeys(_fields(ast.parse(text.strip(), mode="eval").body)))
 
 

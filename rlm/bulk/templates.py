@@ -29,10 +29,10 @@ class Template:
     fields: tuple[str, ...]
 
     def check(self, available: Collection[str], where: str) -> None:
-        """Make sure that rows with these fields can fill the template.
+        """Raise an error unless rows with these fields can fill the template.
 
         Raises:
-            InputError: a field is not there; the message names those that are. Or there is none, and one is meant.
+            InputError: a field is missing (the message lists the available ones), or single braces hold a field name.
         """
         for name in self.fields:
             if name not in available:
@@ -47,7 +47,7 @@ class Template:
                 )
 
     def content(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """What of a row is asked about.
+        """Return the fields of a row that the prompt needs.
 
         Raises:
             InputError: the row lacks a field.
@@ -61,7 +61,7 @@ class Template:
         return content
 
     def render(self, content: Mapping[str, Any]) -> str:
-        """The prompt about one row."""
+        """Return the prompt for one row."""
         if not self.fields:
             return f"{self._with_braces()}\n\n{_text(content)}"
         return _PLACE.sub(lambda found: found["braces"] or _text(content[found["field"]]), self.text)
@@ -78,7 +78,7 @@ class Template:
         return f"{text}\n\n{names}; no other braces stand for anything."
 
     def _with_braces(self) -> str:
-        """The text with its fields as they are, and the braces that stand for themselves."""
+        """Return the text with escaped braces unescaped and its fields unchanged."""
         return _PLACE.sub(lambda found: found["braces"] or found[0], self.text)
 
 

@@ -84,7 +84,7 @@ async def test_equal_items_are_asked_once():
     assert len(client.calls) == 2
 
 
-async def test_items_that_python_takes_for_equal_are_told_apart():
+async def test_items_that_are_equal_only_in_python_stay_separate():
     client = ScriptedClient(lambda call: answer(call, repr))
     assert await mapped(client, [1, True, "1", [1], None]) == ["1", "True", "'1'", "[1]", "None"]
 
@@ -220,7 +220,7 @@ async def test_few_items_need_few_workers():
     assert [m.value for m in await map_items(tree_of(client), ["a", "b"], "Say.", settings)] == ["A", "B"]
 
 
-async def test_a_map_is_told_of_as_a_batch_of_its_first_calls():
+async def test_a_map_emits_its_first_calls_as_one_batch():
     events = []
 
     def sometimes(call):

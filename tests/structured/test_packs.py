@@ -67,7 +67,7 @@ def test_an_item_cannot_break_out_of_its_line():
     assert sum(line.startswith('{"id": 2') for line in prompt.splitlines()) == 1
 
 
-def test_a_note_tells_what_was_wrong_last_time():
+def test_a_note_states_why_the_last_answer_was_unusable():
     assert "item 2 could not be used: is missing" in Task("x").prompt(["a", "b"], {1: "is missing"})
     assert "could not be used: is missing" in Task("x", LABEL).prompt(["a"], {0: "is missing"})
 

@@ -145,7 +145,7 @@ def test_a_cell_may_not_bring_a_pattern_nor_a_huge_schema():
         ({"type": ["string", "null"]}, 5, "must be a string or null, not 5"),
     ],
 )
-def test_a_problem_is_told_in_words_a_model_can_act_on(schema, value, problem):
+def test_a_problem_is_a_sentence_that_a_model_can_act_on(schema, value, problem):
     assert schema_of(schema).check(value) == problem
 
 

@@ -312,7 +312,7 @@ async def test_opinions_of_one_model_share_the_tokens_that_may_be_enqueued():
     assert server.requests == len(server.batches) == 12  # none was refused
 
 
-async def test_rows_of_opinions_side_by_side_are_told_once_with_the_verdict_of_all():
+async def test_a_row_with_several_opinions_is_reported_once_with_the_result_of_all():
     with BatchServer(reply_of) as server:
         async with opened(server) as api, astream_rows(
             [*rows(20), *rows(20)], "Label {{text}}", schema=SCHEMA, model=("a", "b", "c"), rows_per_call=3,
@@ -323,7 +323,7 @@ async def test_rows_of_opinions_side_by_side_are_told_once_with_the_verdict_of_a
     assert {row.row["agreement"] for row in told} == {1.0}
 
 
-async def test_a_model_that_nobody_has_ends_the_job_at_once_and_what_was_submitted_is_collected_later(
+async def test_an_unknown_model_stops_the_job_at_once_and_submitted_batches_are_collected_later(
     tmp_path,
 ):
     asked, has_b = [], False

@@ -265,7 +265,7 @@ def test_an_output_that_is_a_link_goes_on_to_be_one(tmp_path):
 
 
 @pytest.mark.parametrize("ending", [".csv", ".xlsx", ".parquet"])
-def test_an_output_that_cannot_be_written_is_told_before_its_first_row(tmp_path, ending):
+def test_an_output_that_cannot_be_written_fails_before_its_first_row(tmp_path, ending):
     with pytest.raises(OutputError, match="too long"), create(tmp_path / ("a" * 245 + ending), ("a",)):
         pytest.fail("began to write")
 
