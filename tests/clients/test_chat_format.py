@@ -190,7 +190,7 @@ BODY = {"model": "m", "max_tokens": 5, "temperature": 0.2}
         (failure(500, "max_tokens is not supported"), None),
     ],
 )
-def test_only_a_refused_parameter_that_was_sent_is_a_lesson(reported, lesson):
+def test_only_a_refused_parameter_that_was_sent_is_left_out(reported, lesson):
     assert unsupported_parameter(reported, BODY) == lesson
 
 

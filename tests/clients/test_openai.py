@@ -113,7 +113,7 @@ def test_the_clients_keep_the_protocol(server):
     assert (llm.AsyncOpenAIClient, llm.OpenAIClient) == (AsyncOpenAIClient, OpenAIClient)
 
 
-def test_cached_and_reasoning_tokens_are_told_apart():
+def test_cached_and_reasoning_tokens_are_counted_separately():
     usage = {
         "prompt_tokens": 100,
         "completion_tokens": 50,
@@ -342,7 +342,7 @@ def test_a_failure_that_was_billed_says_what_it_cost():
         assert (error.usage.input_tokens, server.input_tokens) == (100, 100)
 
 
-def test_nobody_listening_is_a_connection_that_failed(transport):
+def test_a_server_that_does_not_listen_is_a_failed_connection(transport):
     with OpenAIServer() as server:
         pass
     error = ask(server, call())
@@ -383,7 +383,7 @@ def refusing(**hints):
     return OpenAIServer(answer)
 
 
-def test_the_name_of_the_output_cap_is_learned_once_and_said_once():
+def test_the_name_of_the_output_cap_is_learned_and_warned_about_once():
     with refusing(max_tokens="Use 'max_completion_tokens' instead.") as server:
         first, second = ask(server, call(max_output_tokens=7), call(max_output_tokens=8))
     assert [("max_tokens" in body, body.get("max_completion_tokens")) for body in server.bodies] == [
@@ -416,7 +416,7 @@ def test_what_one_model_refuses_another_is_still_asked_for():
     assert [("temperature" in body) for body in server.bodies] == [True, False, True, False]
 
 
-def test_a_cap_that_is_too_large_is_an_error_and_no_lesson():
+def test_a_cap_that_is_too_large_is_an_error_and_the_parameter_stays():
     message = "max_tokens is too large: 100000. This model supports at most 4096 completion tokens"
     with OpenAIServer(plan=[failed(400, message, code="invalid_value", param="max_tokens")]) as server:
         assert type(ask(server, call(max_output_tokens=100000))) is errors.BadRequest
@@ -469,7 +469,7 @@ def test_an_error_within_a_stream_is_raised():
     assert isinstance(error, errors.ServerError)
 
 
-def test_a_stream_left_early_gives_its_place_back(transport):
+def test_a_stream_left_early_releases_its_slot(transport):
     async def main():
         async with AsyncOpenAIClient(base_url=server.base_url, max_connections=1) as client:
             for _ in range(3):
@@ -541,7 +541,7 @@ def test_one_failed_slot_of_a_batch_is_falsy_and_hurts_no_other():
     assert "ServerError" in second
 
 
-def test_an_empty_batch_asks_nobody(server):
+def test_an_empty_batch_sends_no_request(server):
     with OpenAIClient(base_url=server.base_url) as client:
         assert client.batch_completion([]) == []
         with pytest.raises(TypeError, match="put it in a list"):
@@ -672,7 +672,7 @@ UNCLOSED = {
 
 @pytest.mark.parametrize("extra", ["aiohttp", "httpx2"])
 @pytest.mark.parametrize("form", UNCLOSED)
-def test_a_client_that_nobody_closes_says_nothing_at_exit(server, form, extra):
+def test_a_client_that_is_never_closed_prints_nothing_at_exit(server, form, extra):
     script = (
         "import sys, anyio\n"
         + ("sys.modules['aiohttp'] = None\n" if extra == "httpx2" else "")
@@ -689,7 +689,7 @@ def test_a_client_that_nobody_closes_says_nothing_at_exit(server, form, extra):
     assert (done.stdout, done.stderr) == ("answer to a\n", "")
 
 
-def test_the_room_can_be_imported_without_the_package():
+def test_the_module_can_be_imported_without_the_openai_package():
     script = (
         "import sys, rlm.clients.openai, rlm.utils.llm\n"
         "rlm.clients.openai.AsyncOpenAIClient(api_key='sk-x')\n"

@@ -109,7 +109,7 @@ def test_child_runs_of_any_depth_are_in_it_and_name_their_parents(path):
     assert sorted(numbers) == list(range(1, 13 + 9 + 1))
 
 
-def test_completions_at_once_share_it_and_are_told_apart(path):
+def test_completions_at_once_share_it_and_are_distinguished(path):
     client = ScriptedClient(lambda call: cell("FINAL(context * 2)"))
     with RLM_REPL(client=client, journal=path) as rlm, ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda n: rlm.completion(f"{n}.", "a question"), range(16)))
@@ -253,7 +253,7 @@ def test_a_full_disk_ends_the_journal_and_not_the_run(path, monkeypatch, after):
     assert heard[-1].answer is answer
 
 
-def test_a_disk_that_is_full_at_the_very_end_is_told_too(path, monkeypatch, caplog):
+def test_a_disk_that_is_full_at_the_very_end_is_logged_too(path, monkeypatch, caplog):
     heard = []
     with scripted("FINAL(x)", journal=path, on_event=heard.append) as rlm:
         fill_the_disk(monkeypatch, rlm, after=5)
@@ -275,7 +275,7 @@ def test_every_answer_after_that_says_it_is_not_in_the_journal(path, monkeypatch
     assert len(list(read_events(path))) == 3
 
 
-def test_a_disk_that_fails_at_the_end_is_told(path, monkeypatch, caplog):
+def test_a_disk_that_fails_at_the_end_is_logged(path, monkeypatch, caplog):
     def fail(descriptor):
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 

@@ -301,7 +301,7 @@ def test_headings_are_seen_in_several_styles(heads):
         ("Explain the storm.", "an explanation"),
     ],
 )
-def test_a_question_that_needs_a_model_is_told_so(question, what):
+def test_a_question_that_needs_a_model_is_answered_with_that(question, what):
     assert f"This question asks for {what}" in ask(STORY, question)
 
 
@@ -424,7 +424,7 @@ def test_a_prompt_of_any_form_is_answered_with_a_sentence_of_its_passage(prompt)
     assert NO_MODEL in note
 
 
-def test_a_prompt_without_a_passage_is_told_what_is_possible():
+def test_a_prompt_without_a_passage_is_answered_with_what_is_possible():
     assert sub("What is the capital of France?").startswith(f"{NO_MODEL}: I can only quote")
 
 
