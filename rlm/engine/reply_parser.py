@@ -14,8 +14,8 @@ Final       `FINAL(...)` or `FINAL_VAR(...)` at the start of a line, behind noth
             answer; in a code block it is the cell's business. `FINAL()` with nothing in it is no answer.
 Prose       All else.
 
-Where a block ends is decided by Python's own grammar: a fence inside a string is part of the string. Where the
-strings do not tell (one is never closed), the code that parses wins, and failing that the first fence.
+Where a block ends is decided by Python's own grammar: a fence inside a string is part of the string. If a
+string is never closed, the code that parses wins, and failing that the first fence.
 
 The work is linear in the length of the reply. What could grow faster, parsing Python and looking past a fence, draws
 on one allowance of characters per reply; when that is spent, the first fence wins.
@@ -35,21 +35,21 @@ __all__ = ["Code", "FinalText", "FinalVariable", "ParsedReply", "Prose", "Segmen
 
 @dataclass(frozen=True, slots=True)
 class Prose:
-    """Text for people, and everything that is nothing else."""
+    """Text for people: everything that is no other segment."""
 
     source: str
 
 
 @dataclass(frozen=True, slots=True)
 class Thinking:
-    """What the model thought aloud, with its tags."""
+    """Thinking of the model, with its tags."""
 
     source: str
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A block to run: `source` is the block with its fences, `code` what is inside, with LF line ends."""
+    """A block to run: `source` is the block with its fences, `code` its content with LF line ends."""
 
     source: str
     code: str
@@ -57,7 +57,7 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class FinalText:
-    """`FINAL(...)`: `text` is what the parentheses hold, unquoted where that is one whole string literal."""
+    """`FINAL(...)`: `text` is the text in the parentheses, unquoted if it is a single string literal."""
 
     source: str
     text: str
@@ -65,7 +65,7 @@ class FinalText:
 
 @dataclass(frozen=True, slots=True)
 class FinalVariable:
-    """`FINAL_VAR(...)`: `name` is what the parentheses hold, unquoted; nobody has checked that it exists."""
+    """`FINAL_VAR(...)`: `name` is the text in the parentheses, unquoted; the variable may not exist."""
 
     source: str
     name: str
@@ -130,17 +130,17 @@ _WORDS_FOLLOW = re.compile(r"[ \t]*[^\W\d_]{2}")
 
 
 def _is_announcement(text: str, end: int, after: list[Segment]) -> bool:
-    """Whether `FINAL(x) will be called once I know.` only tells of a plan, which the code behind it begins."""
+    """Return True if words follow, as in `FINAL(x) will be called once I know.`, and then code: that is only a plan."""
     return any(isinstance(segment, Code) for segment in after) and bool(_WORDS_FOLLOW.match(text, end))
 
 
 class _Allowance:
-    """The characters that may still be spent on one reply beyond reading it once."""
+    """Number of characters that may still be read for one reply beyond the first reading."""
 
     def __init__(self, characters: int) -> None:
         self.characters = characters
 
-    def take(self, characters: int) -> bool:
+    def spend(self, characters: int) -> bool:
         if characters > self.characters:
             return False
         self.characters -= characters
@@ -176,7 +176,7 @@ _OUR_LANGUAGES = frozenset({"repl", "tool_code"})
 
 @dataclass(frozen=True, slots=True)
 class _Fence:
-    """A line that opens or closes a block; `end` lies behind its line end. A `late` one has prose before it."""
+    """A line that opens or closes a block; `end` is after its line end. A late fence has prose before it on its line."""
 
     start: int
     end: int
@@ -232,10 +232,10 @@ def _as_event(match: re.Match[str]) -> _Fence | _Tag:
 
 @dataclass(frozen=True, slots=True)
 class _Opening:
-    """Where a final answer begins: `inside` is behind its parenthesis.
+    """Start of a final answer; `inside` is the position after its opening parenthesis.
 
-    An answer whose parentheses are never balanced reaches to `limit`. `prose_end` is the end of the prose it stands
-    in; where it fills a block of its own, `block_end` is the end of that block.
+    An answer with unbalanced parentheses reaches to `limit`. `prose_end` is the end of the prose around it. If it fills
+    a block of its own, `block_end` is the end of that block.
     """
 
     start: int
@@ -248,7 +248,7 @@ class _Opening:
 
 @dataclass(frozen=True, slots=True)
 class _Block:
-    """A segment that is not plain prose, its end, and the final answer that fills it, where one does."""
+    """A segment that is not plain prose, its end, and the final answer that fills it, if any."""
 
     segment: Prose | Thinking | Code
     end: int
@@ -256,7 +256,7 @@ class _Block:
 
 
 def _read_blocks(text: str, start: int, allowance: _Allowance) -> tuple[list[Segment], _Opening | None]:
-    """The segments of `text[start:]`, where the final answer is still prose, and the place where it opens."""
+    """Return the segments of `text[start:]`, with the final answer still as prose, and where that answer opens."""
     segments: list[Segment] = []
     opening: _Opening | None = None
     done = thought = start
@@ -289,7 +289,7 @@ def _read_blocks(text: str, start: int, allowance: _Allowance) -> tuple[list[Seg
 
 
 class _BlockReader:
-    """Reads the block that begins at one of the events of a text, if one does begin there."""
+    """Reads the block that begins at an event of a text, if one does."""
 
     def __init__(self, text: str, events: list[_Fence | _Tag], allowance: _Allowance) -> None:
         self.text = text
@@ -329,7 +329,7 @@ class _BlockReader:
         return self._quoted(fence, border)
 
     def _first_border(self, fence: _Fence, index: int) -> _Border:
-        """Where the block ends if Python's strings are not looked at."""
+        """Return the end of the block if the strings of Python are ignored."""
         enders = (
             _OUR_LANGUAGES if fence.language not in _CODE_LANGUAGES and not fence.is_bare else _CODE_LANGUAGES
         )
@@ -346,7 +346,7 @@ class _BlockReader:
         return _Border(len(self.text), len(self.text), is_closing=False)
 
     def _border_of_code(self, fence: _Fence, first: _Border) -> _Border:
-        """Where the block ends if it is Python: the first fence outside its strings."""
+        """Return the end of a block of Python: the first fence outside its strings."""
         scanned = _first_fence_outside_strings(self.text, fence, first.start, self.allowance)
         if scanned is None:
             return first
@@ -355,12 +355,12 @@ class _BlockReader:
         return first
 
     def _parses(self, source: str, fence: _Fence) -> bool:
-        return self.allowance.take(len(source)) and _parse(_outdented(source, fence.indent)) is not None
+        return self.allowance.spend(len(source)) and _parse(_outdented(source, fence.indent)) is not None
 
     def _is_code(self, code: str, fence: _Fence) -> bool:
         if not code or code.lstrip().startswith(">>>"):
             return False
-        return not fence.is_bare or (self.allowance.take(len(code)) and _does_something(_parse(code)))
+        return not fence.is_bare or (self.allowance.spend(len(code)) and _does_something(_parse(code)))
 
     def _quoted(self, fence: _Fence, border: _Border) -> _Block:
         opening = None
@@ -403,14 +403,14 @@ _LOOK_AHEAD = 100_000
 def _first_fence_outside_strings(
     text: str, fence: _Fence, first: int, allowance: _Allowance
 ) -> _Border | None:
-    """The fence that ends a block of Python, the end of the text if none does, or None where that cannot be told."""
+    """Return the fence that ends a block of Python, else the end of the text; None if a string is never closed."""
     limit = min(len(text), first + min(_LOOK_AHEAD, allowance.characters) + 1)
     for token in _PYTHON_TOKEN.finditer(text, fence.end, limit):
         if token.end() > first:
-            allowance.take(min(token.end() - first, allowance.characters))
+            allowance.spend(min(token.end() - first, allowance.characters))
             first = token.end()
         if token["never_closed"]:
-            allowance.take(min(limit - first, allowance.characters))
+            allowance.spend(min(limit - first, allowance.characters))
             return None
         if token["tag"]:
             return _Border(token.start(), token.start(), is_closing=False)
@@ -423,7 +423,7 @@ def _first_fence_outside_strings(
 
 
 def _outdented(source: str, indent: int) -> str:
-    """A block's content as a program: LF line ends, without the fence's indent and what the first line has above."""
+    """Return a block's content as a program: LF line ends, without the indent of the fence or of the first line."""
     source = source.replace("\r\n", "\n").rstrip()
     first_line = source.lstrip("\n").partition("\n")[0]
     indent = max(indent, len(first_line) - len(first_line.lstrip(" \t")))
@@ -435,7 +435,7 @@ _ESCAPE = re.compile(r"\\(?:N\{[^}\n]*+\}|[^\r\n])")
 
 
 def _parse(code: str) -> ast.Module | None:
-    """The program's tree, or None. Nothing is run, and nothing beyond the tree is compiled."""
+    """Return the syntax tree of a program, or None. The program is not compiled and not run."""
     try:
         return ast.parse(_ESCAPE.sub("__", code))
     except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError, Warning):
@@ -443,7 +443,7 @@ def _parse(code: str) -> ast.Module | None:
 
 
 def _does_something(tree: ast.Module | None) -> bool:
-    """Whether a program is more than values, names and `key: value` lines, which printed output can be as well."""
+    """Return True if a program is more than values, names and `key: value` lines, which may be printed output."""
     return tree is not None and any(_acts(statement) for statement in tree.body)
 
 
@@ -535,7 +535,7 @@ _ENUMERATOR_OR_SMILEY = re.compile(r"(?:(?:^|[\s(])\w{1,3}|[:;]-?)\Z")
 
 
 def _closing_parenthesis(text: str, opening: _Opening) -> int | None:
-    """Where the parenthesis of `FINAL(` closes, or None.
+    """Return where the parenthesis of `FINAL(` closes, or None.
 
     Prose has quotes and parentheses that do not pair (`5" (12 cm`, `1)`, `:)`), so three readings are tried: one
     string literal; balanced outside quotes and closing at the end of a line; balanced, quotes or not.
@@ -554,7 +554,7 @@ def _closing_parenthesis(text: str, opening: _Opening) -> int | None:
 
 
 def _later_closing(text: str, opening: _Opening, early: int) -> int | None:
-    """A surplus parenthesis that ends a line, where the one at `early` did not: as in `FINAL(1) this, 2) that)`."""
+    """Return an unmatched parenthesis at the end of a line after the one at `early`, as in `FINAL(1) this, 2) that)`."""
     end = opening.prose_end
     if not _ENUMERATOR_OR_SMILEY.search(text, max(opening.inside - 1, early - 5), early):
         end = text.find("\n", early, opening.prose_end)
@@ -580,7 +580,7 @@ def _balance(pattern: re.Pattern[str], text: str, start: int, limit: int) -> int
 
 
 def _unquoted(text: str) -> str:
-    """What a text says that is one whole string literal of Python or JSON; any other text as it is."""
+    """Return the value of a text that is one string literal of Python or JSON; any other text unchanged."""
     literal = _LITERAL.fullmatch(text)
     if literal is None:
         return text

@@ -1,4 +1,4 @@
-"""One cell under way: its output, its calls, its end; whatever it does, the session goes on."""
+"""One running cell: its output, its host calls, its end. No cell can make the session unusable."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from rlm.errors import CallError, GuestDied, HostCallRefused, ProtocolViolation
 from rlm.sandbox.guest import frames, values
 from rlm.sandbox.guest.sketch import Sketch
 from rlm.sandbox.messages import (
-    children_of,
-    host_call_of,
+    child_arguments,
+    host_ending,
     off_the_loop,
-    own_verdict,
-    places_of,
-    report_of,
-    verdict_of,
+    read_ending,
+    read_host_call,
+    read_locations,
+    read_report,
 )
 from rlm.sandbox.process import CALL_BYTES
 from rlm.sandbox.shared_contexts import ContextRef
@@ -48,12 +48,12 @@ class CellRun:
     """One cell from RUN to ENDED.
 
     Args:
-        guest: runs it.
-        cell: what is sent: its number, its code, its timeout in seconds, and whether it finds `answer` as at first.
+        guest: runs the cell.
+        cell: the value of the RUN message: number, code, timeout in seconds, and whether `answer` is reset.
         settings: the limits of the guest.
-        serve: answers its calls.
-        on_output: gets what it prints, as it comes.
-        discard: ends the guest, which the cell has made unusable.
+        serve: answers the host calls of the cell.
+        on_output: receives the output while the cell runs.
+        discard: ends the guest, if the cell made it unusable.
     """
 
     def __init__(
@@ -80,19 +80,19 @@ class CellRun:
         self._failure: BaseException | None = None
         self._complaint = ""
         self._calls: dict[int, int] = {}
-        self._told: tuple[int, list[tuple[int, int]]] | None = None
+        self._locations: tuple[int, list[tuple[int, int]]] | None = None
         self._began = anyio.current_time()
         self._watch = anyio.CancelScope()
 
     async def perform(self) -> CellResult:
-        """Run it; the guest is usable afterwards, or is replaced when it is next needed."""
+        """Run the cell. Afterwards the guest is ready for the next cell, or ended."""
         try:
             async with anyio.create_task_group() as tasks:
                 with self._watch:
                     self._set_deadline()
-                    verdict = await self._follow(tasks)
+                    ending = await self._follow(tasks)
                 if self._watch.cancelled_caught:
-                    verdict = await self._broken_off()
+                    ending = await self._stop()
                 tasks.cancel_scope.cancel()
         except BaseException as error:
             with anyio.CancelScope(shield=True):
@@ -100,110 +100,115 @@ class CellRun:
             only = first_error(error)
             if only is error:
                 raise
-            raise only from only.__cause__  # a failure of `on_output`, without the task group's wrapping
+            raise only from only.__cause__  # an error of `on_output`, without its exception group
         if self._failure is not None:
             raise self._failure
-        return self._result(verdict)
+        return self._result(ending)
 
     async def _follow(self, tasks: TaskGroup) -> dict[str, Any]:
-        """Listen to the guest until its last word on this cell."""
+        """Handle the messages of the guest until the one that ends the cell."""
         try:
             tasks.start_soon(self._send_cell)
             while True:
                 kind, number, payload = await self._guest.receive()
                 if kind == frames.ENDED:
-                    return verdict_of(payload)
-                await self._take(kind, number, payload, tasks)
+                    return read_ending(payload)
+                await self._handle(kind, number, payload, tasks)
         except (GuestDied, ProtocolViolation) as broken:
             return await self._lost(broken)
 
-    async def _take(self, kind: int, number: int, payload: bytes | bytearray, tasks: TaskGroup) -> None:
+    async def _handle(self, kind: int, number: int, payload: bytes | bytearray, tasks: TaskGroup) -> None:
         if kind == frames.OUTPUT and number in self._output:
-            self._output[number].take(payload)
-        elif kind == frames.LOCATIONS and self._told is None and self._guest.shared_memory is not None:
-            self._told = number, await off_the_loop(places_of, payload)
+            self._output[number].add(payload)
+        elif kind == frames.LOCATIONS and self._locations is None and self._guest.shared_memory is not None:
+            self._locations = number, await off_the_loop(read_locations, payload)
         elif kind == frames.CALL and number not in self._calls:
-            places = self._places_of(number)
+            locations = self._take_locations(number)
             self._calls[number] = len(payload)
             self._set_deadline()
             if sum(self._calls.values()) > CALL_BYTES:
-                self._complain(f"the cell has calls of more than {CALL_BYTES:,} bytes under way")
+                self._stop_for(f"the cell has host calls of more than {CALL_BYTES:,} bytes in flight")
             else:
-                tasks.start_soon(self._answer, number, payload, places)
+                tasks.start_soon(self._answer, number, payload, locations)
         elif kind == frames.DONE and self._report is None:
-            self._report = await off_the_loop(report_of, payload)
+            self._report = await off_the_loop(read_report, payload)
         else:
-            raise ProtocolViolation(f"a message of kind {kind} out of turn")
+            raise ProtocolViolation(f"the guest sent a message of kind {kind} out of turn")
 
-    def _places_of(self, number: int) -> list[tuple[int, int]]:
-        """Where the supervisor said that the pieces of this call lie."""
-        told, self._told = self._told, None
-        if told is None:
+    def _take_locations(self, number: int) -> list[tuple[int, int]]:
+        """Return the locations in shared memory that the supervisor sent for this host call."""
+        locations, self._locations = self._locations, None
+        if locations is None:
             return []
-        if told[0] != number:
-            raise ProtocolViolation("the guest named places for a call that it did not make")
-        return told[1]
+        if locations[0] != number:
+            raise ProtocolViolation("the guest sent locations for a call that it did not make")
+        return locations[1]
 
-    async def _answer(self, number: int, payload: bytes | bytearray, places: list[tuple[int, int]]) -> None:
-        """Serve one call; its task ends with its cell."""
+    async def _answer(
+        self, number: int, payload: bytes | bytearray, locations: list[tuple[int, int]]
+    ) -> None:
+        """Serve one host call; the task is cancelled when the cell ends."""
         try:
-            call = await off_the_loop(host_call_of, payload)
+            call = await off_the_loop(read_host_call, payload)
         except ProtocolViolation as violation:
-            self._complain(str(violation))
+            self._stop_for(str(violation))
             return
         try:
-            self._find_pieces(call, number, places)
+            self._insert_context_refs(call, number, locations)
             reply: tuple[Any, ...] = (True, await self._serve(call))
             parts = values.encode(reply)
         except (CallError, HostCallRefused) as refusal:
             parts = values.encode((False, type(refusal).__name__, str(refusal)))
-        except Exception as error:  # noqa: BLE001 - whatever it is, it ends the run; `perform` raises it
+        except Exception as error:  # noqa: BLE001 - any error ends the run; `perform` raises it
             self._fail(error)
             return
-        self._calls.pop(number, None)  # the cell may use the number again as soon as it has the reply
-        await self._guest.offer(frames.message_frames(frames.REPLY, number, parts))
+        # Before the reply is sent: with the reply in hand, the cell may use the number again at once.
+        self._calls.pop(number, None)
+        await self._guest.send_unless_dead(frames.message_frames(frames.REPLY, number, parts))
         self._set_deadline()
 
-    def _find_pieces(self, call: HostCall, number: int, places: list[tuple[int, int]]) -> None:
-        """Put the contexts that are on the shelf in their place among the arguments, where the cell named them.
+    def _insert_context_refs(self, call: HostCall, number: int, locations: list[tuple[int, int]]) -> None:
+        """Replace the cell's description of each shared context by a `ContextRef`.
 
         Raises:
-            HostCallRefused: there is none of this number, or what the cell says of it is in no form of ours.
+            HostCallRefused: the host call has no shared context of this index, or its description is malformed.
         """
-        for child in children_of(call):
+        for child in child_arguments(call):
             if "shared" in child:
-                child["context"] = self._piece(child.pop("shared"), number, places)
+                child["context"] = self._context_ref(child.pop("shared"), number, locations)
 
-    def _piece(self, named: Any, number: int, places: list[tuple[int, int]]) -> ContextRef:
-        shelf = self._guest.shared_memory
+    def _context_ref(self, named: Any, number: int, locations: list[tuple[int, int]]) -> ContextRef:
+        memory = self._guest.shared_memory
         match named:
-            case (int(index), drawn) if shelf is not None and 0 <= index < len(places):
-                offset, length = places[index]
+            case (int(index), drawn) if memory is not None and 0 <= index < len(locations):
+                offset, length = locations[index]
                 try:
                     sketch = Sketch.from_tuple(drawn)
                 except ValueError as error:
                     raise HostCallRefused(str(error)) from None
-                return ContextRef(shelf, offset, length, sketch, functools.partial(self._reserve, number))
+                return ContextRef(memory, offset, length, sketch, functools.partial(self._reserve, number))
             case _:
                 raise HostCallRefused("there is no such shared context")
 
     def _reserve(self, number: int, count: int) -> None:
-        """Count what of a piece comes into our memory as if it had come with the call."""
+        """Count bytes that the host reads from shared memory as if they had come with the host call."""
         if sum(self._calls.values()) + count > CALL_BYTES:
             raise HostCallRefused(
-                f"contexts of more than {CALL_BYTES:,} bytes are under way: pass smaller pieces, or fewer at once"
+                f"contexts of more than {CALL_BYTES:,} bytes are in flight: pass smaller pieces, or fewer at once"
             )
         self._calls[number] = self._calls.get(number, 0) + count
 
     async def _send_cell(self) -> None:
         self._is_sent = True
         with anyio.move_on_after(KILL_SECONDS, shield=True) as sending:
-            await self._guest.offer(frames.message_frames(frames.RUN, 0, values.encode(self._cell)))
+            await self._guest.send_unless_dead(
+                frames.message_frames(frames.RUN, 0, values.encode(self._cell))
+            )
         if sending.cancelled_caught:
-            self._guest.kill()  # half a cell cannot be killed
+            self._guest.kill()  # the guest cannot cancel a cell that it has received in part
 
-    def _complain(self, complaint: str) -> None:
-        """What a cell says may be garbage; the frames around it were in order, so it costs the cell alone."""
+    def _stop_for(self, complaint: str) -> None:
+        """Stop the cell for a malformed payload; its frames were in order, so the guest can run the next cell."""
         self._complaint = self._complaint or complaint
         self._watch.cancel()
 
@@ -213,39 +218,39 @@ class CellRun:
         self._watch.cancel()
 
     def _set_deadline(self) -> None:
-        """The guest stops a cell by itself; a guest that does not do so in time is stopped from here."""
+        """Set the deadline after which the host ends a guest that did not stop an overdue cell itself."""
         waits = bool(self._calls)
         self._watch.deadline = (
             float("inf") if waits else anyio.current_time() + self._settings.cell_timeout_s + OVERDUE_SECONDS
         )
 
-    async def _broken_off(self) -> dict[str, Any]:
-        """The cell was stopped from here: by a handler's failure, or because the guest was overdue."""
+    async def _stop(self) -> dict[str, Any]:
+        """Stop the cell after an error of a handler, a malformed payload, or because the guest is overdue."""
         if self._failure is not None or self._complaint:
             with anyio.CancelScope(shield=True):
-                verdict = await self._kill_cell()
-            return {**verdict, "outcome": "protocol", "error": self._complaint}
+                ending = await self._kill_cell()
+            return {**ending, "outcome": "protocol", "error": self._complaint}
         with anyio.CancelScope(shield=True):
             await self._discard()
         seconds = self._settings.cell_timeout_s
-        return own_verdict("timeout", f"the cell computed for more than {seconds:g} seconds and was stopped")
+        return host_ending("timeout", f"the cell computed for more than {seconds:g} seconds and was stopped")
 
     async def _kill_cell(self) -> dict[str, Any]:
-        """Have the cell killed, and hear the end of it, so that the guest is ready for the next one."""
+        """Have the guest kill the cell, and wait for its end; end the guest if that takes too long."""
         guest = self._guest
         if self._is_discarded or not self._is_sent:
-            return own_verdict("cancelled", "")
+            return host_ending("cancelled", "")
         with anyio.move_on_after(KILL_SECONDS):
             try:
                 await guest.send([frames.frame(frames.CANCEL)])
                 while True:
                     kind, _, payload = await guest.receive()
                     if kind == frames.ENDED:
-                        return verdict_of(payload)
+                        return read_ending(payload)
             except (GuestDied, ProtocolViolation):
                 pass
         await self._discard()
-        return own_verdict("cancelled", "")
+        return host_ending("cancelled", "")
 
     async def _discard(self) -> None:
         self._is_discarded = True
@@ -255,10 +260,10 @@ class CellRun:
         with anyio.CancelScope(shield=True):
             await self._discard()
         outcome = "protocol" if isinstance(broken, ProtocolViolation) else "crashed"
-        return own_verdict(outcome, f"{broken}; the guest was started anew")
+        return host_ending(outcome, f"{broken}; the guest was restarted")
 
-    def _result(self, verdict: dict[str, Any]) -> CellResult:
-        outcome, error, draft, final = verdict["outcome"], verdict["error"], None, None
+    def _result(self, ending: dict[str, Any]) -> CellResult:
+        outcome, error, draft, final = ending["outcome"], ending["error"], None, None
         if not outcome:
             if self._report is None:
                 raise ProtocolViolation("the guest ended a cell without a report")
@@ -271,16 +276,16 @@ class CellRun:
             stderr_chars=stderr.count,
             error=error,
             outcome=outcome,
-            state=verdict["state"],
+            state=ending["state"],
             final=final,
             draft=draft,
             execution_time=anyio.current_time() - self._began,
-            compute_time=verdict["compute"],
+            compute_time=ending["compute"],
         )
 
 
 class _Output:
-    """One stream of a cell: the whole as it comes, the head and tail of it to keep."""
+    """One output stream of a cell: passes all text on, keeps head and tail."""
 
     def __init__(self, name: str, limit: int, on_output: OutputHandler | None) -> None:
         self._name = name
@@ -293,8 +298,8 @@ class _Output:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.count = 0
 
-    def take(self, data: bytes | bytearray, *, final: bool = False) -> None:
-        """Add what came."""
+    def add(self, data: bytes | bytearray, *, final: bool = False) -> None:
+        """Decode the next bytes, pass the text on, and keep it within the limit."""
         text = self._decoder.decode(data, final)
         if not text:
             return
@@ -312,8 +317,8 @@ class _Output:
                 self._tail_size -= len(self._tail.popleft())
 
     def finish(self) -> str:
-        """The head and tail, with a line between them that counts what was cut."""
-        self.take(b"", final=True)
+        """Return head and tail, with the number of characters cut between them."""
+        self.add(b"", final=True)
         head, tail = "".join(self._head), "".join(self._tail)
         if self._tail_limit:
             tail = tail[-self._tail_limit :]

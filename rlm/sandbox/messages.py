@@ -1,6 +1,6 @@
-"""What a guest says, read as nothing but what is due: plain values of bounded size, each checked for its form.
+"""Readers of messages from the guest: plain values of bounded size, each checked for its form.
 
-Whatever else comes is a `ProtocolViolation`, or costs only the cell that said it.
+A malformed message is a `ProtocolViolation`; a malformed report of a cell is an outcome of that cell.
 """
 
 from __future__ import annotations
@@ -18,51 +18,51 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
-    "children_of",
+    "child_arguments",
     "decoded",
-    "host_call_of",
+    "host_ending",
     "off_the_loop",
-    "own_verdict",
-    "places_of",
-    "report_of",
-    "variable_of",
-    "verdict_of",
+    "read_ending",
+    "read_host_call",
+    "read_locations",
+    "read_report",
+    "read_variable",
 ]
 
 T = TypeVar("T")
 
 LARGE_BYTES = 1 << 16
 DECODED_VALUES = MOST_CONTEXT_VALUES
-MOST_OFFSET = 1 << 63
+OFFSET_LIMIT = 1 << 63
 OUTCOMES = frozenset({"ok", "raised", "timeout", "memory", "exited", "crashed", "protocol", "cancelled"})
 
 
 async def off_the_loop(read: Callable[[bytes | bytearray], T], payload: bytes | bytearray) -> T:
-    """Read a payload; a large one in a thread, so that a guest cannot hold up everybody else."""
+    """Read a payload; a large one in a thread, so that one guest cannot block the event loop for the others."""
     if len(payload) <= LARGE_BYTES:
         return read(payload)
     return await anyio.to_thread.run_sync(read, payload)
 
 
 def decoded(payload: bytes | bytearray) -> Any:
-    """The value of a message."""
+    """Return the value of a message."""
     try:
         return decoding.decode(payload, max_values=DECODED_VALUES)
     except values.WireError as error:
-        raise ProtocolViolation(f"the guest sent what is not a value: {error}") from None
+        raise ProtocolViolation(f"the guest sent an invalid value: {error}") from None
 
 
-def host_call_of(payload: bytes | bytearray) -> HostCall:
-    """What a cell asks of the host."""
+def read_host_call(payload: bytes | bytearray) -> HostCall:
+    """Return the host call of a cell."""
     match decoded(payload):
         case (str(name), dict(arguments)):
             return HostCall(name, arguments)
         case _:
-            raise ProtocolViolation("the guest made a call in a way of its own")
+            raise ProtocolViolation("the guest sent a malformed host call")
 
 
-def children_of(call: HostCall) -> list[dict[str, Any]]:
-    """The arguments that stand for one child run each."""
+def child_arguments(call: HostCall) -> list[dict[str, Any]]:
+    """Return the arguments of each child run that the host call would start."""
     match call:
         case HostCall("rlm_query", dict(arguments)):
             return [arguments]
@@ -72,17 +72,17 @@ def children_of(call: HostCall) -> list[dict[str, Any]]:
             return []
 
 
-def places_of(payload: bytes | bytearray) -> list[tuple[int, int]]:
-    """Where on the shelf the pieces of a call lie: offset and length, in bytes."""
+def read_locations(payload: bytes | bytearray) -> list[tuple[int, int]]:
+    """Return where the contexts of a host call are in shared memory: offset and length of each, in bytes."""
     match decoded(payload):
         case [*numbers] if len(numbers) % 2 == 0 and all(map(_is_offset, numbers)):
             return list(zip(numbers[::2], numbers[1::2], strict=True))
         case _:
-            raise ProtocolViolation("the guest named places in a way of its own")
+            raise ProtocolViolation("the guest sent malformed locations")
 
 
-def verdict_of(payload: bytes | bytearray) -> dict[str, Any]:
-    """What the supervisor says of the end of a cell."""
+def read_ending(payload: bytes | bytearray) -> dict[str, Any]:
+    """Return the supervisor's report of the end of a cell."""
     match decoded(payload):
         case {
             "outcome": str(outcome),
@@ -90,24 +90,24 @@ def verdict_of(payload: bytes | bytearray) -> dict[str, Any]:
             "state": "kept" | "rolled back" | "lost",
             "compute": float(),
             **_rest,
-        } as verdict if outcome in OUTCOMES or not outcome:
-            return dict(verdict)
+        } as ending if outcome in OUTCOMES or not outcome:
+            return dict(ending)
         case _:
-            raise ProtocolViolation("the guest ended a cell in a way of its own")
+            raise ProtocolViolation("the guest sent a malformed end of a cell")
 
 
-def own_verdict(outcome: str, error: str) -> dict[str, Any]:
-    """The same from the host, which ended the guest."""
+def host_ending(outcome: str, error: str) -> dict[str, Any]:
+    """Return the same report for a cell that the host ended, together with the guest."""
     return {"outcome": outcome, "error": error, "state": "lost", "wall": 0.0, "compute": 0.0}
 
 
-def report_of(payload: bytes | bytearray) -> tuple[str, str, Any, Final | None]:
-    """What a cell's process says of it; where that cannot be read, the cell is kept and its answer is not."""
+def read_report(payload: bytes | bytearray) -> tuple[str, str, Any, Final | None]:
+    """Return the outcome, error, draft and answer that the worker reports; a malformed report gives no answer."""
     try:
-        told = decoded(payload)
+        report = decoded(payload)
     except ProtocolViolation as violation:
         return "protocol", str(violation), None, None
-    match told:
+    match report:
         case (("ok" | "raised" | "exited") as outcome, str(error), draft, None):
             return outcome, error, draft, None
         case (
@@ -118,11 +118,11 @@ def report_of(payload: bytes | bytearray) -> tuple[str, str, Any, Final | None]:
         ):
             return outcome, error, draft, Final(value, source)
         case _:
-            return "protocol", "the cell's process reported on it in a way of its own", None, None
+            return "protocol", "the worker sent a malformed report of the cell", None, None
 
 
-def variable_of(row: Any) -> Variable | None:
-    """What is told of a variable, or None where it is described in a way of its own."""
+def read_variable(row: Any) -> Variable | None:
+    """Return the description of a variable, or None if it is malformed."""
     match row:
         case (str(name), str(kind), int() | None as length, str(preview)):
             return Variable(name=name, type_name=kind, length=length, preview=preview)
@@ -131,4 +131,4 @@ def variable_of(row: Any) -> Variable | None:
 
 
 def _is_offset(number: Any) -> bool:
-    return type(number) is int and 0 <= number < MOST_OFFSET
+    return type(number) is int and 0 <= number < OFFSET_LIMIT

@@ -1,4 +1,4 @@
-"""A running guest as the host holds it: started with what it needs, sent to, heard, and ended with all it started."""
+"""The process of a guest: started with its code and settings, sent to, received from, ended with its children."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
     from rlm.sandbox.launchers import Launcher
 
-__all__ = ["CALL_BYTES", "CONFINED", "END_SECONDS", "PLACES_BYTES", "Guest", "Isolation"]
+__all__ = ["CALL_BYTES", "CONFINED", "END_SECONDS", "LOCATIONS_BYTES", "Guest", "Isolation"]
 
 CALL_BYTES = 256 << 20
 SMALL_BYTES = 1 << 20
-PLACES_BYTES = 4 << 20
+LOCATIONS_BYTES = 4 << 20
 END_SECONDS = 2.0
 LOG_CHARS = 4000
 CONFINED = frozenset({"files", "network", "signals", "programs"})
@@ -43,12 +43,12 @@ CONFINED = frozenset({"files", "network", "signals", "programs"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Isolation:
-    """What confines a guest, as it found by trying.
+    """Confinement of a guest, as the guest found by trying each measure.
 
     Attributes:
-        tier: the tier that is reached.
-        levels: what is in force.
-        missing: what is not, each with the reason.
+        tier: the tier reached.
+        levels: the measures in force.
+        missing: the measures not in force, with the reasons.
         python: the version of the guest's interpreter.
         platform: the guest's `sys.platform`.
     """
@@ -65,10 +65,10 @@ class Guest:
 
     isolation: Isolation
 
-    def __init__(self, process: Process, belongings: _Belongings, answer_bytes: int) -> None:
+    def __init__(self, process: Process, resources: _Resources, answer_bytes: int) -> None:
         self._process = process
-        self._belongings = belongings
-        self.shared_memory = belongings.shared_memory
+        self._resources = resources
+        self.shared_memory = resources.shared_memory
         self.has_parent_memory = False
         self._sending = anyio.Lock()
         self._messages: deque[tuple[int, int, bytes | bytearray]] = deque()
@@ -78,7 +78,7 @@ class Guest:
                 frames.LOADED: SMALL_BYTES,
                 frames.OUTPUT: frames.FRAME_BYTES,
                 frames.CALL: CALL_BYTES,
-                frames.LOCATIONS: PLACES_BYTES,
+                frames.LOCATIONS: LOCATIONS_BYTES,
                 frames.DONE: 2 * answer_bytes + 8 * SMALL_BYTES,
                 frames.ENDED: SMALL_BYTES,
                 frames.INSPECTED: answer_bytes + 8 * SMALL_BYTES,
@@ -89,41 +89,45 @@ class Guest:
     async def start(
         cls, settings: SandboxSettings, launcher: Launcher, parent_context: ContextRef | None = None
     ) -> tuple[Guest, Isolation]:
-        """Launch a guest, send it its code and settings, and hear that it is ready."""
+        """Launch a guest, send its code and settings, and wait until it is ready."""
         try:
-            belongings, code = await anyio.to_thread.run_sync(_prepare, launcher)
+            resources, code = await anyio.to_thread.run_sync(_prepare, launcher)
         except OSError as error:
-            raise GuestStartFailed(f"nothing could be prepared for a guest: {error}") from error
+            raise GuestStartFailed(
+                f"the log file or scratch folder of a guest could not be made: {error}"
+            ) from error
         inherited = {"shared_memory": -1, "parent_memory": -1}
         try:
             with contextlib.ExitStack() as while_starting:
-                if belongings.shared_memory is not None:
-                    inherited["shared_memory"] = belongings.shared_memory.writing
+                if resources.shared_memory is not None:
+                    inherited["shared_memory"] = resources.shared_memory.writing
                     if parent_context is not None:
                         inherited["parent_memory"] = while_starting.enter_context(
                             parent_context.memory.opened()
                         )
-                with anyio.CancelScope(shield=True):  # soon over; half started, it would be nobody's to end
+                with anyio.CancelScope(
+                    shield=True
+                ):  # short; a process cancelled halfway would have no owner to end it
                     process = await anyio.open_process(
                         launcher.command(),
                         stdin=PIPE,
                         stdout=PIPE,
-                        stderr=belongings.log,
+                        stderr=resources.log,
                         env=launcher.variables(),
-                        cwd=None if belongings.scratch is None else belongings.scratch.path,
+                        cwd=None if resources.scratch is None else resources.scratch.path,
                         start_new_session=True,
                         pass_fds=[number for number in inherited.values() if number >= 0],
                     )
         except BaseException as error:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(belongings.clear_up)
+                await anyio.to_thread.run_sync(resources.remove)
             if isinstance(error, OSError):
                 raise GuestStartFailed(f"the {launcher.name} launcher did not start: {error}") from error
             raise
-        guest = cls(process, belongings, settings.answer_bytes)
+        guest = cls(process, resources, settings.answer_bytes)
         guest.has_parent_memory = inherited["parent_memory"] >= 0
-        if belongings.shared_memory is not None:
-            belongings.shared_memory.hand_over()
+        if resources.shared_memory is not None:
+            resources.shared_memory.hand_over()
         try:
             with anyio.fail_after(settings.start_timeout_s):
                 facts = await guest._greet(code, settings, inherited)
@@ -145,7 +149,7 @@ class Guest:
         return guest, facts
 
     async def _greet(self, code: bytes, settings: SandboxSettings, inherited: dict[str, int]) -> Isolation:
-        scratch = self._belongings.scratch
+        scratch = self._resources.scratch
         start = {
             "memory_bytes": settings.memory_bytes,
             "answer_bytes": settings.answer_bytes,
@@ -176,15 +180,15 @@ class Guest:
                 _require_tier(self.isolation, settings.minimum_tier)
                 return self.isolation
             case _:
-                raise ProtocolViolation("the guest did not say that it is ready")
+                raise ProtocolViolation("the guest did not send READY")
 
-    async def offer(self, frames: Any) -> None:
-        """Send frames; that the guest is gone is heard by whoever listens to it, who knows what to do."""
+    async def send_unless_dead(self, frames: Any) -> None:
+        """Send frames, ignoring `GuestDied`: the task that receives from the guest handles its death."""
         with contextlib.suppress(GuestDied):
             await self.send(frames)
 
     async def send(self, frames: Any) -> None:
-        """Send frames, each whole even when cancelled, so that the stream stays in step."""
+        """Send frames. Cancellation takes effect between frames, so that the stream stays in step."""
         async with self._sending:
             for data in frames:
                 await self._send_raw(data)
@@ -195,15 +199,15 @@ class Guest:
         try:
             await self._process.stdin.send(data)
         except asyncio.CancelledError:
-            raise  # there, what was begun goes on by itself
+            raise  # asyncio completes a write that was begun
         except anyio.get_cancelled_exc_class():
             self.kill()
             raise
         except (anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-            raise GuestDied("the guest does not listen any more") from None
+            raise GuestDied("the guest closed its input") from None
 
     async def receive(self) -> tuple[int, int, bytes | bytearray]:
-        """The next message of the guest."""
+        """Return the kind, number and payload of the guest's next message."""
         assert self._process.stdout is not None  # noqa: S101 - opened with a pipe
         while not self._messages:
             try:
@@ -217,29 +221,29 @@ class Guest:
         return self._messages.popleft()
 
     async def end(self, patience: float = END_SECONDS) -> str:
-        """End it: politely for a moment, then not. Gives the end of its log."""
+        """Close the input, wait `patience` seconds for the exit, then kill; return the end of the log."""
         assert self._process.stdin is not None  # noqa: S101 - opened with a pipe
         with contextlib.suppress(OSError, anyio.BrokenResourceError):
             await self._process.stdin.aclose()
         if self.shared_memory is not None:
-            self.shared_memory.close()  # here, on the loop, where others open it
+            self.shared_memory.close()  # on the loop, like `opened`: the two cannot race
         with anyio.move_on_after(patience):
             await self._process.wait()
-        self.kill()  # also where the supervisor is gone: what it started is in its group
+        self.kill()  # even after its exit: its children are in the process group
         await self._process.aclose()
         try:
-            return await anyio.to_thread.run_sync(self._belongings.clear_up)
-        except RuntimeError:  # an interpreter that is about to end starts no threads
-            return self._belongings.clear_up()
+            return await anyio.to_thread.run_sync(self._resources.remove)
+        except RuntimeError:  # no threads while the interpreter shuts down
+            return self._resources.remove()
 
     def kill(self) -> None:
-        """End it at once; whoever listens hears that it is gone."""
+        """Kill the guest and its process group; a task in `receive` gets `GuestDied`."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _tier(levels: list[Any]) -> IsolationTier:
-    """The tier that the levels in force amount to."""
+    """Return the tier of the measures in force."""
     if not CONFINED.issubset(levels):
         return "process"
     return "isolated" if "namespaces" in levels else "confined"
@@ -252,26 +256,26 @@ def _require_tier(found: Isolation, minimum: IsolationTier) -> None:
             "; ".join(f"{name}: {reason}" for name, reason in found.missing.items()) or "no reason is known"
         )
         raise IsolationUnavailable(
-            f"minimum_tier={minimum!r} was asked for, but here a guest reaches {found.tier!r} ({reasons})"
+            f"minimum_tier={minimum!r} is required, but here a guest reaches {found.tier!r} ({reasons})"
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Belongings:
-    """What the host makes for a guest, and removes after it.
+class _Resources:
+    """Files and memory that the host makes for a guest, and removes after its end.
 
     Attributes:
-        log: for what the guest logs.
-        scratch: a folder to write in, where the host can give one.
-        shared_memory: for the contexts of its child runs, where it can have one.
+        log: the guest's standard error.
+        scratch: the folder for the guest to write in, or None if it does not share the host's files.
+        shared_memory: memory for the contexts of its child runs, or None if it cannot have any.
     """
 
     log: IO[bytes]
     scratch: Scratch | None
     shared_memory: SharedContexts | None
 
-    def clear_up(self) -> str:
-        """Remove all of it; the end of what was logged."""
+    def remove(self) -> str:
+        """Remove everything; return the end of the log."""
         if self.shared_memory is not None:
             self.shared_memory.close()
         with self.log:
@@ -282,14 +286,14 @@ class _Belongings:
         return text
 
 
-def _prepare(launcher: Launcher) -> tuple[_Belongings, bytes]:
-    """What the guest is given, and its code."""
+def _prepare(launcher: Launcher) -> tuple[_Resources, bytes]:
+    """Return the resources and the code of a new guest."""
     code = guest_code()
-    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `clear_up`
+    log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `remove`
     try:
         scratch = Scratch() if launcher.shares_files else None
     except OSError:
         log.close()
         raise
     shared_memory = make_shared_contexts() if launcher.keeps_descriptors else None
-    return _Belongings(log, scratch, shared_memory), code
+    return _Resources(log, scratch, shared_memory), code

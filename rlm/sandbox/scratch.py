@@ -1,4 +1,4 @@
-"""The folder that a host gives to its guest to write in: see `guest/folders.py`."""
+"""Scratch folders, made by the host, in which guests write; see `guest/folders.py`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PREFIX = "rlm-guest-"
 
 
 class Scratch:
-    """A folder under the system's folder for temporary files. `remove` it; again is no error."""
+    """Folder in the system's folder for temporary files. `remove` may be called again."""
 
     def __init__(self) -> None:
         remove_abandoned()
@@ -21,7 +21,7 @@ class Scratch:
         self.path, self._lock = folders.make(PREFIX)
 
     def remove(self) -> None:
-        """Remove the folder and all that is in it."""
+        """Remove the folder and its content."""
         lock, self._lock = self._lock, None
         try:
             folders.remove(self.path)
@@ -32,5 +32,5 @@ class Scratch:
 
 @cache
 def remove_abandoned() -> None:
-    """Remove, once in a process, the folders of hosts that are gone, as far as this user may remove them."""
+    """Remove the folders of ended hosts that this user may remove; once in a process."""
     folders.remove_abandoned(PREFIX)

@@ -1,8 +1,8 @@
-"""What the host has of the shelf, on which guests leave the contexts of their child runs.
+"""The host's side of shared memory, through which contexts go from guest to guest without a copy in the host.
 
-The host makes the shelf of a guest and gives it along when the guest starts; itself it keeps only a descriptor to
-read with, which a child's guest inherits in its turn. So a piece of a context goes from guest to guest, and here
-there is a `ContextRef` in its place. `guest/shared_memory.py` is the other side.
+The host makes the memory of a guest when the guest starts and keeps only a descriptor to read it. The guest of a child
+run inherits such a descriptor and reads its context there; the host passes on a `ContextRef`. The guest's side is
+`guest/shared_memory.py`.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
 __all__ = ["MOST_CONTEXT_VALUES", "ContextRef", "SharedContexts", "make_shared_contexts"]
 
 MOST_CONTEXT_VALUES = 2_000_000
-"""Of how many values a context may be made that a cell gives to a child run."""
+"""Maximum number of values in a context of a child run."""
 
 
 def make_shared_contexts() -> SharedContexts | None:
-    """A new shelf, or None where this system has no such files."""
+    """Return new shared memory, or None if this system has no memory files."""
     if sys.platform != "linux":
         return None
     writing = -1
     try:
-        writing = _not_a_standard_one(os.memfd_create("rlm-shared-contexts", os.MFD_CLOEXEC))
+        writing = _above_stdio(os.memfd_create("rlm-shared-contexts", os.MFD_CLOEXEC))
         return SharedContexts(writing, os.open(f"/proc/self/fd/{writing}", os.O_RDONLY | os.O_CLOEXEC))
     except OSError:
         if writing >= 0:
@@ -46,27 +46,27 @@ def make_shared_contexts() -> SharedContexts | None:
 
 
 class SharedContexts:
-    """The shelf of one guest. `writing` is for the guest alone; `hand_over` closes it here."""
+    """Shared memory of one guest. Only the guest writes, to the descriptor `writing`; `hand_over` closes it here."""
 
     def __init__(self, writing: int, reading: int) -> None:
         self.writing = writing
         self._reading = reading
 
     def hand_over(self) -> None:
-        """The guest has started, with a descriptor of its own."""
+        """Close the descriptor for writing, after the guest has inherited it."""
         if self.writing >= 0:
             os.close(self.writing)
             self.writing = -1
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[int]:
-        """A descriptor to read with, open for as long as it is used, whatever becomes of the guest.
+        """Return a descriptor for reading that stays open in the `with` block, even if the guest ends meanwhile.
 
         Raises:
-            HostCallRefused: the guest is gone, or this process has too many descriptors.
+            HostCallRefused: the guest has ended, or this process has too many open descriptors.
         """
         if self._reading < 0:
-            raise HostCallRefused("the context is gone with the guest that it lay in")
+            raise HostCallRefused("the context is gone: its guest has ended")
         try:
             descriptor = fcntl.fcntl(self._reading, fcntl.F_DUPFD_CLOEXEC, 3)
         except OSError as error:
@@ -77,7 +77,7 @@ class SharedContexts:
             os.close(descriptor)
 
     def close(self) -> None:
-        """Close what is open here; again is no error."""
+        """Close all descriptors. May be called again."""
         self.hand_over()
         reading, self._reading = self._reading, -1
         if reading >= 0:
@@ -86,16 +86,16 @@ class SharedContexts:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ContextRef:
-    """A context of a child run that lies on the shelf of its parent's guest.
+    """Reference to a context of a child run in the shared memory of its parent's guest.
 
-    It is there until its call has been answered.
+    It is valid until its host call is answered.
 
     Attributes:
-        memory: where it lies.
-        offset: its first byte there.
-        length: how many bytes it takes.
-        sketch: what the cell says of it.
-        reserve: counts bytes that the host is about to take into its own memory; raises `HostCallRefused`.
+        memory: the shared memory of the parent's guest.
+        offset: the first byte of the encoded context.
+        length: its length in bytes.
+        sketch: a short description, made by the cell.
+        reserve: counts bytes that the host is about to read; raises `HostCallRefused` above the limit.
     """
 
     memory: SharedContexts = field(repr=False)
@@ -105,10 +105,10 @@ class ContextRef:
     reserve: Callable[[int], None] = field(repr=False)
 
     async def value(self) -> Any:
-        """The context itself, in the memory of the host.
+        """Read the context into the memory of the host.
 
         Raises:
-            HostCallRefused: it is no value, or too large for the host.
+            HostCallRefused: it is not a valid value, or too large for the host.
         """
         self.reserve(self.length)
         with self.memory.opened() as descriptor:
@@ -121,8 +121,8 @@ class ContextRef:
             raise HostCallRefused(f"the context cannot be read: {error}") from None
 
 
-def _not_a_standard_one(descriptor: int) -> int:
-    """The same, with a number above 2: those are the guest's to have for something else."""
+def _above_stdio(descriptor: int) -> int:
+    """Return the descriptor, moved above 2 if needed: in the guest, 0 to 2 are its standard streams."""
     if descriptor > 2:  # noqa: PLR2004 - stderr
         return descriptor
     moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)

@@ -24,7 +24,7 @@ from pathlib import Path
 import anyio
 
 from rlm.sandbox.launchers import local
-from rlm.sandbox.session import WarmPool, open_session
+from rlm.sandbox.session import open_session
 from rlm.sandbox.shared_contexts import ContextRef
 from rlm.settings import SandboxSettings
 
@@ -57,16 +57,6 @@ async def starts(times):
             assert session.isolation.tier == tier, session.isolation
         row(f"guest ready, cold, {tier}", opened, "aim 100")
         row(f"guest closed, {tier}", closed)
-    async with WarmPool(SETTINGS) as pool:
-        spent = []
-        for _ in range(times):
-            await anyio.sleep(0.4)
-            session, milliseconds = await timed(pool.open_session)
-            result, first = await timed(lambda session=session: session.run("1", serve=nobody))
-            assert result.outcome == "ok"
-            spent.append(milliseconds + first)
-            await session.aclose()
-        row("guest ready and first cell, warm", spent, "aim 20")
 
 
 def private_and_shared(pid):

@@ -141,7 +141,7 @@ async def test_a_guest_below_the_minimum_tier_does_not_start():
     )
     if not can_start(launcher):
         pytest.skip("unshare cannot start here")
-    with pytest.raises(IsolationUnavailable, match="'isolated' was asked for, but here a guest reaches"):
+    with pytest.raises(IsolationUnavailable, match="'isolated' is required, but here a guest reaches"):
         await open_session(SandboxSettings(minimum_tier="isolated"), launcher=launcher)
 
 
@@ -195,7 +195,7 @@ async def nobody(call):
 
 
 def test_an_unknown_tier_is_refused():
-    with pytest.raises(SettingsError, match="must be one of process, confined, isolated"):
+    with pytest.raises(SettingsError, match="must be one of 'process', 'confined', 'isolated'"):
         SandboxSettings(minimum_tier="strict")
 
 

@@ -98,7 +98,7 @@ async def test_more_bytes_of_calls_than_the_host_keeps_cost_the_cell(session):
     code = "from threading import Thread\nx = 'x' * (60 << 20)\nfor _ in range(6): Thread(target=llm_query, args=(x,), daemon=True).start()\nimport time; time.sleep(4)"
     result = await session.run(code, serve=never)
     assert (result.outcome, result.state) == ("protocol", "rolled back")
-    assert "under way" in result.error
+    assert "in flight" in result.error
     assert (await session.run("print('still here')", serve=nothing)).stdout == "still here\n"
 
 

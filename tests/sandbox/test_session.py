@@ -15,7 +15,7 @@ import anyio.lowlevel
 import pytest
 
 from rlm.errors import BadReply, ContextError, GuestDied, HostCallRefused, LimitReached, SessionClosed
-from rlm.sandbox.session import WarmPool, open_session
+from rlm.sandbox.session import open_session
 from rlm.settings import SandboxSettings
 
 pytestmark = pytest.mark.anyio
@@ -701,14 +701,6 @@ async def test_a_session_may_be_used_from_task_to_task():
     assert await out(box[0], "1") == "1\n"
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(box[0].aclose)
-
-
-async def test_a_warm_pool_hands_out_sessions_and_leaves_nothing():
-    async with WarmPool(QUICK) as pool:
-        first, second = await pool.open_session(), await pool.open_session()
-        assert await out(first, "1") == await out(second, "1") == "1\n"
-        await first.aclose()
-        await second.aclose()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="children are looked for in /proc")

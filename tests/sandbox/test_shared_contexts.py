@@ -29,7 +29,7 @@ from rlm.sandbox.guest.shared_memory import (
 )
 from rlm.sandbox.guest.sketch import Sketch, sketch
 from rlm.sandbox.launchers import Launcher
-from rlm.sandbox.process import PLACES_BYTES
+from rlm.sandbox.process import LOCATIONS_BYTES
 from rlm.sandbox.session import open_session
 from rlm.sandbox.shared_contexts import ContextRef, make_shared_contexts
 from rlm.settings import SandboxSettings
@@ -805,7 +805,7 @@ def test_the_number_of_contexts_is_bounded(memory, most):
 
     with pytest.raises(SharedMemoryFull):
         fill()
-    assert values.encoded_size(values.encode(writer.locations(7))) < PLACES_BYTES
+    assert values.encoded_size(values.encode(writer.locations(7))) < LOCATIONS_BYTES
 
 
 @settings(max_examples=60, deadline=None)
