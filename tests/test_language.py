@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "rlm").rglob("*.py"))
-PENDING = ("rlm/",)  # folders whose rewriting is in progress
+PENDING = ("rlm/engine/", "rlm/sandbox/")  # folders whose rewriting is in progress
 
 # Word or phrase → what to say instead. Matched as whole words, in any case, in comments, docstrings and other strings.
 PHRASES = {
@@ -35,6 +35,7 @@ NAME_PARTS = {
     "tell", "tells", "told", "telling", "shelf", "shelve", "shelved", "purse", "knock", "plant", "whoever", "nobody",
     "somebody", "errand", "ancestor", "leash", "room", "rooms", "house", "door", "verdict", "truthful", "heir",
 }  # fmt: skip
+WORD_LISTS = {"rlm/offline/language.py"}  # stop words of languages, as data
 NAMES_THAT_STAY = {
     "alias_of_max_concurrency",
     "max_concurrency",
@@ -68,6 +69,8 @@ def parts(name):
 def complaints(file):
     source = (ROOT / file).read_text(encoding="utf-8")
     for line, text in texts(source):
+        if file in WORD_LISTS and not text.startswith(('"""', "#")):
+            continue
         flat = " ".join(text.split())
         for phrase, instead in PHRASES.items():
             for found in re.findall(rf"\b(?:{phrase})\b", flat, re.IGNORECASE):
