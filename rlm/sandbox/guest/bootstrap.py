@@ -3,9 +3,9 @@
 Prints of a cell, of a C extension or of a child process go to descriptors 1 and 2. So the pipes to the host are moved
 to other numbers before anything else happens; then stdin is empty, and stdout is the log.
 
-The modules follow on the pipe: the magic number of the host's Python, their count in four bytes, and for each its name,
-source and compiled code, each preceded by its length in four bytes. An interpreter of the same version uses the
-compiled code, since compiling is half of a guest's start.
+The modules follow on the pipe: the magic number of the host's Python, and a block with the name, source and compiled
+code of each; the number, the block and each text in it are preceded by their length in four bytes. An interpreter of
+the same version uses the compiled code, since compiling is half of a guest's start.
 """
 
 from __future__ import annotations
@@ -15,6 +15,10 @@ import os
 import sys
 import types
 from _frozen_importlib_external import MAGIC_NUMBER
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 def move_aside() -> tuple[int, int]:
@@ -43,14 +47,24 @@ def read_part(descriptor: int) -> bytes:
     return read_exactly(descriptor, int.from_bytes(read_exactly(descriptor, 4), "big"))
 
 
+def split(block: bytes) -> Iterator[bytes]:
+    """Yield the texts of a block."""
+    position = 0
+    while position < len(block):
+        begin = position + 4
+        position = begin + int.from_bytes(block[position:begin], "big")
+        yield block[begin:position]
+
+
 def load_modules(descriptor: int) -> types.ModuleType:
     """Make the package `guest` of the modules, in the order they arrive; return the last one, the supervisor."""
     package = types.ModuleType("guest")
     package.__path__ = []
     sys.modules["guest"] = module = package
     is_same_python = read_part(descriptor) == MAGIC_NUMBER
-    for _ in range(int.from_bytes(read_exactly(descriptor, 4), "big")):
-        name, source, compiled = read_part(descriptor).decode(), read_part(descriptor), read_part(descriptor)
+    parts = split(read_part(descriptor))
+    for encoded_name, source, compiled in zip(parts, parts, parts):  # noqa: B905 - one iterator: three parts at a time
+        name = encoded_name.decode()
         code = (
             marshal.loads(compiled)  # noqa: S302 - from the host, which the guest has to trust
             if is_same_python

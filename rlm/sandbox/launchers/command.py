@@ -80,13 +80,13 @@ def guest_source(module: str) -> str:
 @cache
 def guest_code() -> bytes:
     """Return all modules of the guest, encoded as `bootstrap` reads them."""
-    data = bytearray(_sized(MAGIC_NUMBER) + len(MODULES).to_bytes(4, "big"))
+    block = bytearray()
     for module in MODULES:
         source = guest_source(module)
         compiled = compile(source, f"<guest/{module}.py>", "exec", dont_inherit=True)
         for part in (module.encode(), source.encode(), marshal.dumps(compiled)):
-            data += _sized(part)
-    return bytes(data)
+            block += _sized(part)
+    return _sized(MAGIC_NUMBER) + _sized(bytes(block))
 
 
 def _sized(part: bytes) -> bytes:
