@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "rlm").rglob("*.py"))
-PENDING = ("rlm/engine/", "rlm/sandbox/")  # folders whose rewriting is in progress
+PENDING = ("rlm/sandbox/guest/",)  # folders whose rewriting is in progress
 
 # Word or phrase → what to say instead. Matched as whole words, in any case, in comments, docstrings and other strings.
 PHRASES = {
@@ -69,7 +69,7 @@ def parts(name):
 def complaints(file):
     source = (ROOT / file).read_text(encoding="utf-8")
     for line, text in texts(source):
-        if file in WORD_LISTS and not text.startswith(('"""', "#")):
+        if file in WORD_LISTS and line > 20 and not text.startswith("#"):
             continue
         flat = " ".join(text.split())
         for phrase, instead in PHRASES.items():
