@@ -49,7 +49,7 @@ def process_of(session):
 
 
 def scratch_of(session):
-    return session._owner.guest._guest._belongings.scratch.path
+    return session._owner.guest._guest._resources.scratch.path
 
 
 def wait_until(is_so, seconds=10):
