@@ -2,7 +2,7 @@
 
 RLMError
  ├── SettingsError (ValueError)        a setting has a value that cannot work
- ├── ContextError (ValueError)         the context is missing, empty, unreadable or of a type that cannot cross to the guest
+ ├── ContextError (ValueError)         the context is missing, empty, unreadable or of a type that cannot be sent to the guest
  ├── MissingExtra (ImportError)        an optional dependency is not installed
  ├── SchemaError (ValueError)          a schema for answers is wrong, or uses a keyword that cannot be checked
  ├── InputError (ValueError)           rows cannot be read, or a template does not fit them
@@ -106,7 +106,7 @@ class SettingsError(RLMError, ValueError):
 
 
 class ContextError(RLMError, ValueError):
-    """The context is missing, empty, unreadable, or holds a type that cannot cross to the guest."""
+    """The context is missing, empty, unreadable, or holds a type that cannot be sent to the guest."""
 
 
 class MissingExtra(RLMError, ImportError):

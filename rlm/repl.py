@@ -36,7 +36,7 @@ class REPLResult:
     Attributes:
         stdout: what the cell printed.
         stderr: what it wrote to stderr, and the traceback of an exception.
-        locals: each variable → its value, or a `Variable` that describes it when the value cannot cross to the host. Nothing
+        locals: each variable → its value, or a `Variable` that describes it when the value cannot be sent to the host. Nothing
             is fetched before it is read: the names are those of the first read, a value is that of its first
             access; what was not read before `REPLEnv.close` raises `SessionClosed`.
         execution_time: seconds.
@@ -62,7 +62,7 @@ class REPLEnv(BlockingContext):
         cell_timeout_s: seconds of work a cell may take.
 
     Raises:
-        ContextError: both contexts are given, or one of a type that cannot cross.
+        ContextError: both contexts are given, or one of a type that cannot be sent to the guest.
         RuntimeError: the setup code raised; the message is its traceback.
     """
 

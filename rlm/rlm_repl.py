@@ -76,7 +76,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
         enable_logging: show turns, cells and calls on stderr as they happen.
         api_key: the provider's key; by default `OPENAI_API_KEY`.
         base_url: any OpenAI-compatible endpoint; by default `OPENAI_BASE_URL`.
-        client: asks the models instead of the OpenAI client, on the portal's loop: an object with `async def
+        client: asks the models instead of the OpenAI client, on rlm's own event loop: an object with `async def
             complete(call) -> Reply`, or `async def ask(messages, model) -> str`. "offline" uses no model: rules that
             find, count and quote.
         budget: what one completion may spend, child runs included: dollars, or a `Budget`. Never exceeded; a call that
@@ -86,7 +86,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
             confined in files, network and processes; `SandboxSettings` sets all limits of the guest.
         launcher: how to start a guest, such as in a container; by default a process on this machine.
         scheduler: all settings of the calls, instead of `max_concurrent` and `cache`.
-        on_event: a plain function, called with every event, on the portal's thread: return soon. It is removed when it
+        on_event: a plain function, called with every event, on rlm's own thread: return soon. It is removed when it
             raises, and `Answer.warnings` says so.
         journal: a file to which every event of every run is appended as it happens; see `rlm.journal.runs`. When
             the disk does not take it, the runs go on, and `Answer.warnings` says so.
@@ -172,7 +172,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
             The answer: a `str` with `.value`, `.status`, `.usage` and more. A limit gives a partial one.
 
         Raises:
-            ContextError: the context is empty, unreadable, or of a type that cannot cross.
+            ContextError: the context is empty, unreadable, or of a type that cannot be sent to the guest.
             CallError: the root model cannot be asked.
             SandboxError: no guest could be started.
         """
@@ -251,7 +251,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
         A thread that waits for a completion then gets a `RuntimeError`. A forked child only drops what it inherited.
 
         Raises:
-            RuntimeError: called on the portal's own loop, such as in a listener; nothing is closed then.
+            RuntimeError: called on rlm's own event loop, such as in `on_event`; nothing is closed then.
         """
         self._portal.require_another_thread()
         if self._start_close():

@@ -107,7 +107,7 @@ class RLMSession(BlockingContext, AsyncContext):
 
         Raises:
             KeyError: no variable has this name.
-            ContextError: its type cannot cross to the host.
+            ContextError: its type cannot be sent to the host.
         """
         async with self._one_at_a_time():
             return await self._owner.guest.fetch(name)

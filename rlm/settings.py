@@ -115,7 +115,7 @@ class SandboxSettings:
     )
     answer_bytes: int = option(
         64 * MiB,
-        "Size of the largest answer that may cross to the host, encoded, in bytes.",
+        "Size of the largest answer that may be sent to the host, encoded, in bytes.",
         check=whole_number,
     )
     scratch_bytes: int = option(
@@ -167,7 +167,7 @@ class SchedulerSettings:
         check=or_else(None, positive_number),
     )
     max_attempts: int = option(
-        9, "Attempts of a call that fails for a passing reason other than a rate limit.", check=whole_number
+        9, "Attempts of a call that fails for a temporary reason other than a rate limit.", check=whole_number
     )
     retry_patience_s: float = option(
         300.0,
@@ -186,7 +186,7 @@ class SchedulerSettings:
     )
     retry_budget: int = option(
         100,
-        "Retries that a tree of runs has in hand; each answer adds one, up to twice as many.",
+        "Retries that a tree of runs may make at first; each answered call adds one, up to twice this number.",
         check=whole_number,
     )
     breaker_failures: int = option(
@@ -238,7 +238,7 @@ class RunSettings:
     max_iterations: int = option(20, "Turns of the root model per question.", check=whole_number)
     max_depth: int = option(
         1,
-        "Levels of runs: 1 for sub-calls only, 2 allows child runs, 3 children of theirs; below, `rlm_query` is a plain call.",
+        "Levels of runs: 1: no child runs; 2: child runs; 3: child runs of child runs. At the deepest level `rlm_query` makes a plain call.",
         check=whole_number,
     )
     max_children: int = option(
@@ -246,8 +246,8 @@ class RunSettings:
     )
     child_models: tuple[str, ...] = option(
         (),
-        "Root models of child runs by depth, the last one for all below it; without any, the parent's root model. A cell may "
-        "name another.",
+        "Root models of child runs, one for each depth from 1; the last also serves deeper runs. Without any, a child run uses "
+        "its parent's root model. A cell may name another.",
     )
     child_iterations: int | None = option(
         None, "Turns of a child run; None: as many as the root run.", check=or_else(None, whole_number)

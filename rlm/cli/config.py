@@ -91,7 +91,9 @@ def edit() -> None:
 @click.argument("name")
 @click.argument("value")
 def set_value(name: str, value: str) -> None:
-    """Set the default of an option: NAME is its long name, or COMMAND.NAME.
+    """Set the default of an option.
+
+    NAME is its long name, or COMMAND.NAME.
 
     \b
     Examples:
@@ -109,7 +111,9 @@ def set_value(name: str, value: str) -> None:
 @command.command()
 @click.argument("name")
 def unset(name: str) -> None:
-    """Remove the default of an option: NAME is its long name, or COMMAND.NAME.
+    """Remove the default of an option.
+
+    NAME is its long name, or COMMAND.NAME.
 
     \b
     Example:

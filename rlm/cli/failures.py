@@ -70,7 +70,8 @@ def report(error: BaseException, state: State) -> int:
 def _print_json(error: BaseException, message: str, code: int) -> None:
     import json
 
-    failure = {"type": type(error).__name__, "message": message, "exit_code": code}
+    kind = "Interrupted" if code == INTERRUPTED else type(error).__name__
+    failure = {"type": kind, "message": message, "exit_code": code}
     with suppress(OSError):  # stdout is closed, and stderr has the message
         click.echo(json.dumps({"status": "failed", "error": failure}))
 

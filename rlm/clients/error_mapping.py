@@ -264,20 +264,19 @@ def _transport_error(error: Exception, model: str, endpoint: str, timeout_s: flo
     import httpx2
 
     chain = _causes(error)
+    asked = f" for {model!r}" if model else ""  # a list of models is asked for without one
     if any(isinstance(cause, TimeoutError) for cause in chain):
-        return CallTimedOut(
-            f"{endpoint} gave no complete answer for {model!r} within {timeout_s:g} s", model=model
-        )
+        return CallTimedOut(f"{endpoint} gave no complete answer{asked} within {timeout_s:g} s", model=model)
     reason = redact(" ".join((str(chain[-1]) or type(chain[-1]).__name__).split()))[:SHOWN_CHARS]
     if any(isinstance(cause, httpx2.DecodingError) for cause in chain):
-        return BadReply(f"{endpoint} sent a body for {model!r} that cannot be decoded: {reason}", model=model)
+        return BadReply(f"{endpoint} sent a body{asked} that cannot be decoded: {reason}", model=model)
     if any(isinstance(cause, socket.gaierror) for cause in chain):
         host = endpoint.rpartition(":")[0] or endpoint
         message = f"the host {host} was not found: check base_url (--base-url), and the network or its proxy"
         return ConnectionFailed(message, model=model, sent=False)
     refused = any(isinstance(cause, (ConnectionRefusedError, httpx2.ConnectError)) for cause in chain)
     hint = "; is a server running there?" if refused else ""
-    message = f"no answer from {endpoint} for {model!r}: {reason}{hint}"
+    message = f"no answer from {endpoint}{asked}: {reason}{hint}"
     return ConnectionFailed(message, model=model, sent=not refused)
 
 

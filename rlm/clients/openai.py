@@ -179,7 +179,7 @@ class AsyncOpenAIClient:
             CallError: the endpoint does not answer within 5 seconds, or sends no list.
         """
         pool = await self._pools.of_running_loop()
-        call = Call(model="any model", messages=())
+        call = Call(model="", messages=())
         async with self._mapped_errors(call, list_models=False):
             with anyio.fail_after(LISTING_TIMEOUT_S):
                 response = await pool.send("GET", "models")
@@ -286,8 +286,8 @@ class AsyncOpenAIClient:
 class OpenAIClient:
     """Blocking twin of `AsyncOpenAIClient`, with the same settings, for scripts, notebooks and threads.
 
-    Any number of threads may use one client at once. Its methods raise `RuntimeError` on the portal's own event loop,
-    that is, inside of another client.
+    Any number of threads may use one client at once. Its methods raise `RuntimeError` on rlm's own event
+    loop, that is, inside of another client.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ __all__ = ["NO_MODEL", "Dialogue", "OfflineClient", "read_dialogue", "root_reply
 
 
 class OfflineClient:
-    """Client that writes cells as the root model and quotes its prompt as a sub-model."""
+    """Client without a language model: fixed rules write the cells of the root model, and answer sub-calls with quotes."""
 
     only_model = "offline"
 

@@ -31,7 +31,7 @@ __all__ = ["Check", "check_launcher"]
 
 Trial: TypeAlias = Callable[[Session], Awaitable[None]]
 
-SETTINGS = SandboxSettings(cell_timeout_s=1.0, memory_bytes=512 << 20, scratch_bytes=16 << 20)
+SETTINGS = SandboxSettings(cell_timeout_s=3.0, memory_bytes=512 << 20, scratch_bytes=16 << 20)
 
 VALUES: dict[str, Any] = {
     "none and booleans": [None, True, False],

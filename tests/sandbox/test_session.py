@@ -289,7 +289,7 @@ async def test_final_var_of_a_missing_name_lists_those_there_are(session):
 async def test_an_answer_that_cannot_cross_says_what_and_where(session, code):
     result = await run(session, code)
     assert (result.outcome, result.final) == ("raised", None)
-    assert "cannot cross" in result.error
+    assert "cannot be sent between guest and host" in result.error
     assert "answer[1]['a']" in result.error
 
 

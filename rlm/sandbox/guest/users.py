@@ -22,7 +22,7 @@ def become_private_user(scratch: str) -> str:
     if os.geteuid() != 0:
         return ""
     if not readable_by_all(os.__file__):
-        return f"root stays root: other users cannot read {os.path.dirname(os.__file__)}"  # noqa: PTH120 - no pathlib in guests
+        return f"cells run as root, because other users cannot read {os.path.dirname(os.__file__)}"  # noqa: PTH120 - no pathlib in guests
     user = PRIVATE_USERS + os.getpid()  # another one for each guest of this machine
     try:
         os.chown(scratch, user, user)
@@ -30,7 +30,7 @@ def become_private_user(scratch: str) -> str:
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     except OSError as error:
-        return f"root stays root: {error}"
+        return f"cells run as root, because changing the user failed: {error}"
     with contextlib.suppress(Refused):
         # Changing the user cleared this. Then /proc/self belongs to root, and no user namespace can be set up.
         call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)

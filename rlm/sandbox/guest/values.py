@@ -342,7 +342,7 @@ def _flatten(value: Any) -> tuple[Callable[[_Encoder, Any, int], None], Any]:
     for base, put, flat in _FLATTEN:
         if base in type.__getattribute__(kind, "__mro__"):
             return put, flat(value)
-    raise Uncrossable(f"a value of type {_type_name(kind)}, which cannot cross")
+    raise Uncrossable(f"a value of type {_type_name(kind)}, which cannot be sent between guest and host")
 
 
 def received_form(value: Any) -> Any:
