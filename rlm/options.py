@@ -241,7 +241,7 @@ def _without_none(options: dict[str, Any]) -> dict[str, Any]:
 
 def _names(name: str, values: Sequence[str]) -> tuple[str, ...]:
     if isinstance(values, str):
-        raise SettingsError(f"{name} is one str: give a list, such as {name}=[{values!r}]")
+        raise SettingsError(f"{name}={values!r} is a single str: give a list, such as {name}=[{values!r}]")
     return tuple(values)
 
 

@@ -211,7 +211,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
 
     @on_portal
     async def aask_model(self, call: Call) -> Reply:
-        """Make one call through the scheduler, without a run around it."""
+        """Send one call through the scheduler, outside of any run."""
         async with self._new_run() as run:
             return await run.tree.complete(call)
 
@@ -221,7 +221,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
     async def aask_models(
         self, calls: Sequence[Call], *, max_concurrent: int = 10
     ) -> list[Reply | CallError]:
-        """Make many calls at once, in order; one that failed for good leaves its error in its slot.
+        """Send many calls at once and return their replies in order; the slot of one that failed for good has its error.
 
         Raises:
             LimitReached: the budget does not allow all of them; `.partial` has the replies so far, in order, and

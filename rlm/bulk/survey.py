@@ -124,7 +124,7 @@ def check_rule(rule: str | None, available: Collection[str], of: str) -> None:
     for name in () if rule is None else fields_of(rule):
         if name not in available:
             raise InputError(
-                f"the rule {rule!r} asks for the field {name!r}, and the fields of {of} are {', '.join(available)}"
+                f"the rule {rule!r} reads {name!r}, which is no field of {of}: the fields are {', '.join(available)}"
             )
 
 

@@ -37,7 +37,7 @@ class Template:
         for name in self.fields:
             if name not in available:
                 raise InputError(
-                    f"the prompt asks for {{{{{name}}}}}, and the fields of {where} are {_shown(available)}"
+                    f"the prompt asks for {{{{{name}}}}}, which is no field of {where}: the fields are {_shown(available)}"
                 )
         for name in () if self.fields else available:
             if f"{{{name}}}" in self.text:

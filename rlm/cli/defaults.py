@@ -185,7 +185,7 @@ def _unknown(path: Path, key: str, known: set[str]) -> str:
 
 
 def _words(parameter: click.Parameter, value: Any, folder: Path | None) -> Any:
-    """Return a value as the command line would have it: text, a list of texts, or the value of a flag."""
+    """Convert a value of the file to what the command line would give: text, a list of texts, or the value of a flag."""
     if isinstance(parameter, click.Option) and (parameter.is_flag or parameter.count):
         return value
     if parameter.multiple:

@@ -39,7 +39,7 @@ def with_client(
     children = given.get("child_models", ())
     if len(children) >= given.get("max_depth", 1):
         needed = f"--max-depth {len(children) + 1}"
-        raise click.UsageError(f"no child run would be as deep as {children[-1]!r}: add {needed}")
+        raise click.UsageError(f"--child-model {children[-1]}: no child run is that deep without {needed}")
     named = {given.get("model"), given.get("recursive_model")} - {None}
     if OFFLINE in named and named != {OFFLINE}:
         raise click.UsageError("the offline client answers for both roles: name it for both, or for none")

@@ -17,7 +17,7 @@ from rlm.cli.command import Command, Option, PathOption
 from rlm.cli.defaults import settings_option
 from rlm.cli.endpoint import load_env_file, require_endpoint
 from rlm.cli.failures import complain
-from rlm.cli.options import ABOVE_ZERO
+from rlm.cli.options import ABOVE_ZERO, COUNT_OR_NONE
 from rlm.cli.tables import (
     DEFAULT_MODEL,
     by_model,
@@ -108,7 +108,7 @@ def _option(*names: str, group: str, **keywords: Any) -> Callable[[F], F]:
 )
 @job_option("max_concurrent", group="Limits")
 @_option("--budget", group="Limits", type=ABOVE_ZERO, metavar="DOLLARS", help="Never spend more.")
-@job_option("pilot", group="Limits", type=click.IntRange(min=0), default="20 on a terminal")
+@job_option("pilot", group="Limits", type=COUNT_OR_NONE, default="20 on a terminal")
 @_option("-y", "--yes", group="Limits", is_flag=True, help="Go on after the pilot without asking.")
 @job_option("resume", group="Resume and retry")
 @job_option("overwrite", group="Resume and retry")
@@ -194,7 +194,7 @@ def command(
         hint = " (--resume)" if "resume" in str(stop) else ""
         raise JobStopped(f"{stop}{hint}", cause=stop.cause) from stop
     except KeyboardInterrupt:
-        complain("interrupted; the answers so far are kept: go on with --resume")
+        complain("interrupted; every answer received so far is kept: go on with --resume")
         raise
     if as_json:
         click.echo(json.dumps(asdict(report), default=str))

@@ -18,6 +18,7 @@ from rlm.settings import RunSettings, SandboxSettings, SchedulerSettings, option
 __all__ = [
     "ABOVE_ZERO",
     "COUNT",
+    "COUNT_OR_NONE",
     "NumberOrAuto",
     "PriceOf",
     "RunOptions",
@@ -49,6 +50,8 @@ class NumberOrAuto(click.ParamType[Any]):
 class _FiniteNumber(click.FloatRange):
     """A finite number above 0."""
 
+    name = "number"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number; `nan` is in every range, because it compares with nothing."""
         number = super().convert(value, param, ctx)
@@ -57,9 +60,16 @@ class _FiniteNumber(click.FloatRange):
         return number
 
 
+class _WholeNumber(click.IntRange):
+    """A whole number, so called in messages."""
+
+    name = "whole number"
+
+
 ABOVE_ZERO: Final = _FiniteNumber(min=0, min_open=True)
 AMOUNTS: Final[tuple[str, ...]] = ("dollars", "tokens", "calls")
-COUNT: Final = click.IntRange(min=1)
+COUNT: Final = _WholeNumber(min=1)
+COUNT_OR_NONE: Final = _WholeNumber(min=0)
 
 
 def option_of(

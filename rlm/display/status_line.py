@@ -33,7 +33,7 @@ class StatusLine:
         self._last_line_at = time.monotonic()
 
     def show(self, line: Callable[[int], str]) -> None:
-        """Overwrite the line with that of the function for so many columns; if stderr is no terminal, every `NEWS_S`."""
+        """Overwrite the line with what `line(columns)` returns; where stderr is no terminal, print one each `NEWS_S`."""
         if self._is_terminal:
             _write(f"\r\x1b[K{line(shutil.get_terminal_size().columns - 1)}")
             self._is_shown = True

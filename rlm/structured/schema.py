@@ -148,7 +148,7 @@ class _Reader:
     def _resolve(self, reference: Any, where: str) -> Any:
         name = str(reference).removeprefix("#/$defs/")
         if not str(reference).startswith("#/$defs/") or name not in self._definitions:
-            raise SchemaError(f"the schema{where} refers to {reference!r}, which its $defs do not hold")
+            raise SchemaError(f"the schema{where} refers to {reference!r}, which is not in its $defs")
         return self._definitions[name]
 
     def _check_values(self, schema: Mapping[str, Any], where: str) -> None:

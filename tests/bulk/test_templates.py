@@ -41,7 +41,9 @@ def test_a_missing_field_is_named():
     template = read_template("{{text}}")
     with pytest.raises(InputError, match="no field 'text'"):
         template.content({"txt": 1})
-    with pytest.raises(InputError, match=r"asks for \{\{text\}\}, and the fields of in.csv are 'txt'"):
+    with pytest.raises(
+        InputError, match=r"asks for \{\{text\}\}, which is no field of in.csv: the fields are 'txt'"
+    ):
         template.check(["txt"], "in.csv")
 
 

@@ -46,8 +46,11 @@ def test_the_options_and_the_environment_choose_client_and_models(keywords, envi
         ({"client": "openai"}, "OPENAI_API_KEY"),
         ({"model": "gpt-5"}, "no key and no endpoint to ask 'gpt-5'"),
         ({"model": "offline", "recursive_model": "gpt-5"}, "both roles"),
-        ({"child_models": ("a",)}, "as deep as 'a': add --max-depth 2"),
-        ({"child_models": ("a", "b"), "max_depth": 2}, "as deep as 'b': add --max-depth 3"),
+        ({"child_models": ("a",)}, "--child-model a: no child run is that deep without --max-depth 2"),
+        (
+            {"child_models": ("a", "b"), "max_depth": 2},
+            "--child-model b: no child run is that deep without --max-depth 3",
+        ),
     ],
 )
 def test_options_that_cannot_work_are_a_usage_error(keywords, words):

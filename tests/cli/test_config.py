@@ -62,7 +62,7 @@ def test_the_defaults_outside_a_table_are_those_of_ask_and_chat_alone(run, folde
     ("arguments", "words"),
     [
         (("set", "modle", "x"), "there is no option 'modle'. Did you mean"),
-        (("set", "ask.budget", "much"), "budget = \"much\": 'much' is not a valid float"),
+        (("set", "ask.budget", "much"), "budget = \"much\": 'much' is not a valid number"),
         (("set", "asks.budget", "1"), "there is no command 'asks'"),
         (("set", "api-key", "sk-secret"), "set keys in the environment"),
         (("unset", "model"), "model is not set in "),

@@ -135,3 +135,14 @@ def test_the_files_that_a_document_names_exist():
         text = (ROOT / document).read_text(encoding="utf-8")
         for path in re.findall(r"`((?:tests|rlm|docs|examples)/[\w/.]+?\.\w+)`", text):
             assert "NAME" in path or (ROOT / path).exists(), path
+        for name in re.findall(r"`(test_\w+\.py)`", text):
+            assert list((ROOT / "tests").rglob(name)), name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_each_block_of_a_page_imports_what_it_uses(page):
+    for kind, code in blocks_of(page):
+        if kind == "python":
+            names = {"RLM_REPL", "Path", "Budget"} & set(re.findall(r"\b(\w+)\(", code))
+            imported = set(re.findall(r"\w+", " ".join(re.findall(r"import (.*)", code))))
+            assert names <= imported, code

@@ -241,7 +241,7 @@ class CellWatch:
     def _check_order(self, kind: int, number: int, size: int, *, more: bool) -> None:
         """Raise `WorkerLost` where the host would see a broken protocol."""
         if self._unfinished not in (None, (kind, number)):
-            raise WorkerLost("the cell's process sent a message within a message")
+            raise WorkerLost("the cell's process began a message before the one before it was complete")
         self._size += size
         if self._size > self._max_bytes(kind):
             raise WorkerLost(f"the cell's process sent a message of {self._size:,} bytes, which is too long")

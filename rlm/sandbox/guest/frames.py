@@ -149,7 +149,7 @@ class FrameReader:
         while len(self._buffer) - position >= HEADER.size:
             kind, more, number, length = HEADER.unpack_from(self._buffer, position)
             if length > FRAME_BYTES or more > 1:
-                raise values.WireError("a frame header that no one here sends")
+                raise values.WireError("the frame header is not one of this protocol")
             end = position + HEADER.size + length
             if len(self._buffer) < end:
                 break
@@ -186,7 +186,7 @@ class MessageReader:
             if kind == ENDED:
                 self._open, self._parts = None, bytearray()
             if self._open not in (None, (kind, number)):
-                raise values.WireError("a message within a message")
+                raise values.WireError("a message began before the one before it was complete")
             if len(self._parts) + len(payload) > limit:
                 raise values.WireError(f"a message of more than {limit:,} bytes")
             self._parts += payload

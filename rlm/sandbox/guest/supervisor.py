@@ -68,7 +68,7 @@ def receive_settings(host: HostPipe) -> dict[str, Any]:
     """Wait for START, isolate this process, and add the facts for READY to the settings."""
     kind, payload = host.next_message()
     if kind != frames.START:
-        raise values.WireError("a host begins with START")
+        raise values.WireError("the first frame from the host must be START")
     settings: dict[str, Any] = decoding.decode(payload)
     settings["owns_scratch"] = not settings["scratch"]
     settings["scratch"], settings["scratch_lock"] = enter_scratch(settings["scratch"])

@@ -77,7 +77,7 @@ class WorkerProcess:
                 self.pid = number
             if kind != frames.HELLO or not self.pid or not procfs.is_child(self.pid, parent):
                 self.pid = 0  # it is not known to be our worker, so it must not be killed below
-                raise WorkerLost("the new worker did not say hello")  # noqa: TRY301 - as when it sends nothing
+                raise WorkerLost("the new worker sent no greeting")  # noqa: TRY301 - as when it sends nothing
             kill_on_supervisor_exit(death_pipe_theirs, self.pid)
         except WorkerLost:
             self.send_signal(signal.SIGKILL)
@@ -133,9 +133,9 @@ class WorkerProcess:
             try:
                 self.outbox.flush()
             except OSError:
-                raise WorkerLost("the worker is gone") from None
+                raise WorkerLost("the worker process has ended") from None
             if not self.receive():
-                raise WorkerLost("the worker is gone")
+                raise WorkerLost("the worker process has ended")
         return self.arrived.popleft()
 
     def send(self, data: bytes) -> None:
@@ -143,7 +143,7 @@ class WorkerProcess:
         try:
             self.outbox.put(data)
         except OSError as error:
-            raise WorkerLost(f"the worker is gone: {error}") from None
+            raise WorkerLost(f"the worker process has ended: {error}") from None
 
     def send_descriptors(self, data: bytes, descriptors: list[int], seconds: float) -> None:
         """Send a frame with descriptors after all queued bytes; raises `WorkerLost` if that takes too long."""
@@ -160,7 +160,7 @@ class WorkerProcess:
             except BlockingIOError:
                 continue
             except OSError as error:
-                raise WorkerLost(f"the worker is gone: {error}") from None
+                raise WorkerLost(f"the worker process has ended: {error}") from None
         raise WorkerLost("the worker does not read")
 
     def cpu_seconds(self) -> float:
@@ -196,7 +196,7 @@ def kill_on_supervisor_exit(descriptor: int, pid: int) -> None:
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETOWN, pid)
     except OSError as error:
-        raise WorkerLost(f"the worker is gone: {error}") from None
+        raise WorkerLost(f"the worker process has ended: {error}") from None
     fcntl.fcntl(descriptor, set_signal, signal.SIGKILL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
 
