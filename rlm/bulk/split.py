@@ -118,7 +118,7 @@ class _Parts:
     def add(self, row: Row, size: int, number: int) -> None:
         if self._max_tokens is not None and size > self._max_tokens:
             raise InputError(
-                f"row {number:,} of {self._path} alone has {size:,} tokens, and a part may have {self._max_tokens:,}"
+                f"row {number:,} of {self._path} alone has {size:,} tokens, more than the {self._max_tokens:,} of a part"
             )
         if self._write is None or self._is_full(size):
             self._write = self._next_part(list(row))

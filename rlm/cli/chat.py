@@ -151,7 +151,7 @@ class _Chat:
         except KeyError:
             complain(f"there is no variable {name!r}; ? lists the variables")
             return FAILED
-        except ContextError:  # a value that cannot cross to the host, such as a function: show its preview
+        except ContextError:  # a value that cannot be sent to the host, such as a function: show its preview
             found = [variable for variable in self._session.variables() if variable.name == name]
             _show_variables(found)
             return 0

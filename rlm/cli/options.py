@@ -61,7 +61,7 @@ class _FiniteNumber(click.FloatRange):
 
 
 class _WholeNumber(click.IntRange):
-    """A whole number, so called in messages."""
+    """Integer range of click that messages call a whole number."""
 
     name = "whole number"
 

@@ -26,7 +26,7 @@ __all__ = ["budget_of", "is_interactive", "open_rlm", "spent"]
 
 
 def is_interactive() -> bool:
-    """Return True if a person sits at both ends: stdin and stdout are terminals."""
+    """Return True if stdin and stdout are terminals."""
     return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
@@ -112,14 +112,14 @@ def spent(rlm: RLM_REPL, stopped_calls: int = 0) -> str:
 
 
 def budget_of(rlm: RLM_REPL) -> str:
-    """Say what a question may spend at most."""
+    """Return the budget of a question in words."""
     budget = rlm.budget
     limits = {"cost_usd": budget.dollars, "tokens": budget.tokens, "calls": budget.calls} if budget else None
     return f"budget of each question: {(_amounts(limits) if limits else '') or 'no limit'}"
 
 
 def _amounts(amounts: Mapping[str, Any]) -> str:
-    """Say the dollars, tokens and calls that are not zero."""
+    """Return in words the dollars, tokens and calls that are not zero."""
     parts = [money(amounts["cost_usd"])] if amounts["cost_usd"] else []
     parts += [counted(amounts[name], name.removesuffix("s")) for name in ("tokens", "calls") if amounts[name]]
     return ", ".join(parts)

@@ -23,7 +23,7 @@ __all__ = ["Display", "PlainLines", "is_live_terminal", "show_on_stderr"]
 
 
 class Display(Protocol):
-    """Listener that shows events. It is called in the portal's thread, returns soon and never raises."""
+    """Listener that shows events. It is called in the thread of rlm's event loop, returns soon and never raises."""
 
     def __call__(self, event: Event) -> None:
         """Show one event."""

@@ -266,7 +266,7 @@ class RunState:
 
 
 def answer_summary(answer: Answer, caps: Caps = NO_CAPS) -> str:
-    """Say the turns, calls, tokens, dollars and seconds of an answer, with the limits; unknown amounts are left out."""
+    """Return in words the turns, calls, tokens, dollars and seconds of an answer, with the limits; unknown amounts are left out."""
     usage, cost_usd = answer.usage, answer.cost_usd
     parts = [counted(answer.turns, "turn"), of_cap(usage.calls, caps.calls, "call")]
     if usage.total_tokens or caps.tokens is not None:

@@ -94,7 +94,7 @@ class Run:
         The new guest reads a context that is a `ContextRef` from the shared memory of its parent.
 
         Raises:
-            ContextError: the context holds a type that cannot cross to the guest.
+            ContextError: the context holds a type that cannot be sent to the guest.
             CallError: the root model cannot be asked.
             LimitReached: a limit ended the run, and `on_limit` is "raise".
             SandboxError: no guest could be started.

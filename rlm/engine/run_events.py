@@ -42,7 +42,7 @@ class Listeners:
         return bool(self._listeners)
 
     def add(self, listener: Emit) -> None:
-        """Call this one from now on, too."""
+        """Add a listener: it is called with every later event."""
         self._listeners.append(listener)
 
     def emit(self, event: Event) -> list[str]:

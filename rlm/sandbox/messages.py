@@ -97,7 +97,7 @@ def read_ending(payload: bytes | bytearray) -> dict[str, Any]:
 
 
 def host_ending(outcome: str, error: str) -> dict[str, Any]:
-    """Return the same report for a cell that the host ended, together with the guest."""
+    """Return the report of a cell that ended because the host ended the guest."""
     return {"outcome": outcome, "error": error, "state": "lost", "wall": 0.0, "compute": 0.0}
 
 

@@ -213,7 +213,7 @@ class Guest:
             try:
                 data = await self._process.stdout.receive(frames.FRAME_BYTES)
             except (anyio.EndOfStream, anyio.BrokenResourceError, anyio.ClosedResourceError, OSError):
-                raise GuestDied("the guest is gone") from None
+                raise GuestDied("the guest has ended") from None
             try:
                 self._messages += self._assembler.feed(data)
             except values.WireError as error:

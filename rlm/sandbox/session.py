@@ -83,7 +83,7 @@ class Session:
         if the session was opened with it.
 
         Raises:
-            ContextError: the context holds a value that cannot cross, and the message names its type and path; or it
+            ContextError: the context holds a value that cannot be sent, and the message names its type and path; or it
                 cannot be read from shared memory.
             HostCallRefused: the host has to read the context from shared memory, and it is too large or gone.
         """
@@ -140,7 +140,7 @@ class Session:
 
         Raises:
             KeyError: no variable has this name; the message lists the names.
-            ContextError: its type cannot cross.
+            ContextError: its type cannot be sent to the host.
         """
         async with self._turn:
             found = await self._inspect({"what": "fetch", "safe": True, "name": name})

@@ -178,7 +178,7 @@ class _Sent:
 
 @dataclass(frozen=True, slots=True)
 class SentAmounts:
-    """What one call added to the windows of its model."""
+    """Requests and tokens that one call added to the rate-limit windows of its model."""
 
     requests: _Sent | None
     tokens: _Sent | None

@@ -173,7 +173,7 @@ class MapSettings:
                 whole_number(name, value)
 
     def pack_budget(self, task: Task) -> PackBudget:
-        """An empty pack for this task."""
+        """Return the limits of one pack for this task, with nothing packed yet."""
         per_call = None if self.per_call == "auto" else self.per_call
         tokens = self.max_output_tokens or self.output_tokens
         return PackBudget(task, per_call, self.window_chars, int(tokens * CHARS_PER_TOKEN))

@@ -131,7 +131,7 @@ class _Reader:
         for key in schema:
             if key not in KEYWORDS and key not in ANNOTATIONS:
                 hint = "; use anyOf" if key == "oneOf" else ""
-                raise SchemaError(f"the schema{where} uses {key!r}, which cannot be checked here{hint}")
+                raise SchemaError(f"the schema{where} uses {key!r}, which is not supported{hint}")
         self._check_values(schema, where)
         read = {key: value for key, value in schema.items() if key != "$defs"}
         if "properties" in read:
@@ -235,6 +235,6 @@ def _from_annotation(annotation: Any, depth: int) -> dict[str, Any]:
     if origin in {typing.Union, types.UnionType}:
         return any_of([_from_annotation(argument, depth + 1) for argument in arguments])
     raise SchemaError(
-        f"no schema can be made of {annotation!r}: a dataclass or pydantic model of str, int, float, bool, None, "
+        f"no schema can be made of {annotation!r}: give a dataclass or pydantic model of str, int, float, bool, None, "
         "list[...], Literal[...] and such classes"
     )

@@ -584,7 +584,9 @@ async def test_the_context_of_a_parent_that_is_gone_is_refused():
     parent = await open_session(QUICK)
     await parent.run("rlm_query('q', 'x' * 300_000)", serve=keep, context_refs=True)
     child = await open_session(QUICK, parent_context=kept[0])
-    with pytest.raises(ContextError, match="cannot be read: WireError: a value that was released meanwhile"):
+    with pytest.raises(
+        ContextError, match="cannot be read: WireError: the value was released before it was read"
+    ):
         await child.load(kept[0])
     assert (await child.run("context", serve=nobody)).stdout == ""
     await child.aclose()

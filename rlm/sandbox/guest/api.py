@@ -50,7 +50,7 @@ def namespace(call: Callable[..., Any]) -> dict[str, Any]:
         *,
         model: str | None = None,
     ) -> list[Any]:
-        """Ask the same of many items, several in one call; return values in the same order. A failed slot is false."""
+        """Ask the same of many items, several in one call; return values in the same order. A failed slot is falsy."""
         asked = _iterable("llm_map", "items", items)
         _require_text("llm_map", "instruction", instruction)
         _require_schema("llm_map", schema)
@@ -72,7 +72,7 @@ def namespace(call: Callable[..., Any]) -> dict[str, Any]:
         return call("rlm_query", arguments, [arguments])
 
     def rlm_batch(items: Iterable[Any], max_concurrent: int = 10) -> list[Any]:
-        """Have child runs answer many (question, context) pairs at once. A slot whose run failed is false."""
+        """Have child runs answer many (question, context) pairs at once. A slot whose run failed is falsy."""
         asked = [_question(index, item) for index, item in enumerate(_iterable("rlm_batch", "items", items))]
         _require_count("rlm_batch", max_concurrent)
         if not asked:

@@ -317,7 +317,7 @@ class CellClock:
             self._children = None
         self._pending.add(number)
         if len(self._pending) > MAX_PENDING_CALLS:
-            raise WorkerLost(f"more than {MAX_PENDING_CALLS:,} calls at once")
+            raise WorkerLost(f"the cell made more than {MAX_PENDING_CALLS:,} host calls at once")
 
     def call_ended(self, number: int) -> None:
         """Count a call as answered."""

@@ -79,7 +79,7 @@ class Channel:
         self._shared: dict[int, int] = {}
 
     def open_to_cells(self) -> None:
-        """Let the threads of the cell that begins call."""
+        """Allow host calls from the threads of the cell that is about to run."""
         self._shared = {}
         self._cell = object()
 
@@ -100,7 +100,7 @@ class Channel:
 
         Raises:
             LLMError: the host refused, the cell has ended, or the contexts take too much shared memory.
-            TypeError: an argument cannot cross.
+            TypeError: an argument cannot be sent to the host.
         """
         if _getpid() != self._owner:
             raise LLMError("a forked child of a cell cannot call: use threads, or call from the cell itself")

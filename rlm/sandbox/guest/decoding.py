@@ -64,7 +64,7 @@ class Buffer:
         """Return the next `count` bytes; raises `WireError` where there are fewer."""
         end = self._position + count
         if end > len(self._data):
-            raise values.WireError("a value that ends too early")
+            raise values.WireError("the value ends too early")
         piece = self._data[self._position : end]
         self._position = end
         return bytes(piece)
@@ -89,7 +89,7 @@ class _Decoder:
             raise values.WireError(f"no value begins with {tag!r}")
         self.left -= 1
         if self.left < 0 or depth > values.DEPTH:
-            raise values.WireError("too many values, or too deep")
+            raise values.WireError("the value has too many parts, or too many levels")
         return read(self, depth)
 
     def read_int(self, depth: int) -> int:
@@ -177,7 +177,7 @@ class _Decoder:
 
         data = self._short()
         if len(data) > values.DECIMAL_BYTES:
-            raise values.WireError("a Decimal that is too long")
+            raise values.WireError("the Decimal is too long")
         return Decimal(data.decode("ascii"))
 
     def read_uuid(self, depth: int) -> Any:
@@ -190,7 +190,7 @@ class _Decoder:
 
         text = self.value(depth + 1)
         if type(text) is not str:
-            raise values.WireError("a path that is not text")
+            raise values.WireError("the path is not text")
         return Path(text)
 
     def _short(self) -> bytes:

@@ -65,7 +65,7 @@ def restore_handlers(handlers: dict[int, Any]) -> None:
 
 
 def allow_copies_without_mode() -> None:
-    """Have `shutil.copy` and its relatives succeed although seccomp refuses to set the copy's mode and times."""
+    """Make `shutil.copy` and similar functions succeed although seccomp refuses to set the copy's mode and times."""
     import shutil
 
     for name in ("copymode", "copystat"):

@@ -137,7 +137,7 @@ class Repl:
         return CellReport(values.encode_tuple(*map(values.encode, head), given), keeps_state=True)
 
     def _take_answer(self) -> tuple[Any, str]:
-        """Give `answer` as the final answer if it is ready; return the draft, and the error if it cannot cross."""
+        """Give `answer` as the final answer if it is ready; return the draft, and the error if it cannot be sent to the host."""
         answer = self.names.get("answer")
         if not isinstance(answer, dict):
             answer = self.names["answer"] = {**fresh_answer(), "content": "" if answer is None else answer}
@@ -154,7 +154,7 @@ class Repl:
         return self._draft(content), ""
 
     def _draft(self, draft: Any) -> Any:
-        """Return the draft, or a preview of one that cannot cross: a draft only informs, it must not fail the cell."""
+        """Return the draft, or a preview of one that cannot be sent: a draft only informs, it must not fail the cell."""
         try:
             values.encode(draft, limit=self._limit)
         except values.Uncrossable:
@@ -230,7 +230,7 @@ class CellReport:
 
 
 class FinalAnswer:
-    """The answer that a cell gives, encoded at that moment: what cannot cross raises in the cell, at the call.
+    """The answer that a cell gives, encoded at that moment: what cannot be sent raises in the cell, at the call.
 
     A second call of `FINAL` replaces it. It takes precedence over `answer["ready"]`.
     """

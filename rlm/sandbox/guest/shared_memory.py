@@ -180,7 +180,7 @@ class MemoryReader:
     def _fill(self) -> None:
         self._buffer = os.pread(self._descriptor, min(frames.FRAME_BYTES, self._unread), self._offset)
         if not self._buffer:
-            raise values.WireError("a value that was released meanwhile")
+            raise values.WireError("the value was released before it was read")
         self._offset += len(self._buffer)
         self._unread -= len(self._buffer)
 

@@ -70,7 +70,7 @@ class Sketch:
         self.is_messages = is_messages
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """Return the sketch as a value that can cross."""
+        """Return the sketch as a value that can be sent to the host."""
         return self.form, self.kind, self.length, self.keys, self.types, self.texts, self.is_messages
 
     @classmethod

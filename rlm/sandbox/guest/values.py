@@ -90,7 +90,7 @@ def encode(value: Any, *, limit: int | None = None) -> Parts:
     """Return the encoded value in parts, for `frames.message_frames`; long texts are encoded when they are sent.
 
     Raises:
-        Uncrossable: a type that cannot cross, or more than DEPTH levels (a value that holds itself, for one).
+        Uncrossable: a type that cannot be sent between guest and host, or more than DEPTH levels (a value that holds itself, for one).
         TooLarge: more than `limit` bytes, texts counted in characters.
     """
     encoder = _Encoder(limit)

@@ -118,7 +118,7 @@ class WorkerProcess:
             if level == socket.SOL_SOCKET and kind == getattr(socket, "SCM_CREDENTIALS", None):
                 pid = CREDENTIALS.unpack(data[: CREDENTIALS.size])[0]
                 if self.pid and pid != self.pid:
-                    raise WorkerLost("a process that the cell started spoke on the channel")
+                    raise WorkerLost("a process that the cell started wrote to the worker's channel")
                 self.pid = pid
 
     def next_frame(self, seconds: float) -> frames.Frame:
@@ -129,7 +129,7 @@ class WorkerProcess:
             poller.register(self.channel, select.POLLIN | (select.POLLOUT if self.outbox.size else 0))
             left = deadline - time.monotonic()
             if left <= 0 or not poller.poll(left * 1000):
-                raise WorkerLost("no answer in time")
+                raise WorkerLost("the worker did not answer in time")
             try:
                 self.outbox.flush()
             except OSError:
