@@ -29,10 +29,10 @@ from rlm.engine import prompts
 from rlm.engine.conversation import Conversation
 from rlm.engine.run import Run, new_run_id
 from rlm.engine.run_events import Listeners, RunEvents
-from rlm.errors import LimitReached, SessionClosed, SettingsError
+from rlm.errors import LimitReached, SessionClosed
 from rlm.events import Warned, ignore
 from rlm.metering.bounds import bound
-from rlm.metering.prices import missing_price, price
+from rlm.metering.prices import price
 from rlm.metering.tokens import Counter
 from rlm.sandbox.session import open_session
 from rlm.scheduler.ledger import Ledger
@@ -342,7 +342,7 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
             state.loads_lists = True
             self._portal.start(anyio.to_thread.run_sync, preload.load, self._load_lists)
         if self.budget is not None:
-            await anyio.to_thread.run_sync(self._require_prices)
+            await anyio.to_thread.run_sync(self._require_prices, self.budget, state.scheduler)
         run_id = new_run_id()
         events = RunEvents(self._journal, listener, self._listeners.emit)
         with state.work.track():
@@ -372,12 +372,9 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
             self._price(model, Usage())
             self._counter.count("", model)
 
-    def _require_prices(self) -> None:
-        if self.budget is None or self.budget.dollars is None:
-            return
+    def _require_prices(self, budget: Budget, scheduler: Scheduler) -> None:
         for model in self.settings.models:
-            if self._price(model, Usage(calls=1)) is None:
-                raise SettingsError(missing_price(model))
+            scheduler.endpoint.require_price(model, budget)
 
 
 @dataclass(slots=True)

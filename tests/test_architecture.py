@@ -157,3 +157,13 @@ def test_the_tree_of_errors_in_the_docstring_is_the_tree_there_is():
 
 def _indent(text):
     return next((index for index, character in enumerate(text) if character.isalpha()), 0)
+
+
+def test_a_class_name_stands_for_one_thing():
+    files_by_name = {}
+    for file in FILES:
+        for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                files_by_name.setdefault(node.name.lstrip("_"), []).append(file)
+    repeated = {name for name, files in files_by_name.items() if len(files) > 1}
+    assert repeated == {"FailedCall"}  # a failed call of the host, and the same in a cell

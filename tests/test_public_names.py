@@ -51,7 +51,7 @@ PUBLIC = {
         "stream_rows",
         "total",
     },
-    "rlm.testing": {"Check", "Script", "ScriptedAnswer", "ScriptedClient", "check_launcher"},
+    "rlm.testing": {"LauncherCheck", "Script", "ScriptedAnswer", "ScriptedClient", "check_launcher"},
     "rlm.rlm_repl": {"RLM_REPL"},
     "rlm.repl": {"REPLEnv", "REPLResult", "Sub_RLM"},
     "rlm.utils.llm": {"AsyncOpenAIClient", "OpenAIClient"},

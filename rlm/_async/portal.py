@@ -31,15 +31,16 @@ from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import copy_context
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar, TypeVarTuple, Unpack
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, TypeVarTuple, Unpack
 
 import anyio
 import anyio.to_thread
 
+from rlm._async.twins import BlockingContext
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from contextvars import Context
-    from types import TracebackType
 
 __all__ = ["Portal", "lease", "leave_to_parent"]
 
@@ -68,7 +69,7 @@ def leave_to_parent(*things: object) -> None:
     _of_the_parent.extend(things)
 
 
-class Portal:
+class Portal(BlockingContext):
     """A lease on the loop thread that all leases of this process share.
 
     It may be used from any number of threads and loops at once, and as a context manager.
@@ -244,17 +245,6 @@ class Portal:
             return
         with anyio.CancelScope(shield=True):
             await anyio.to_thread.run_sync(self.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
     async def _usable_thread(self) -> _LoopThread:
         """Return the thread; if it has to be started, do so without blocking this loop."""

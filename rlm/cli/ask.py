@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlm.cli.command import Command, Option
+from rlm.cli.command import Command, GroupedOption
 from rlm.cli.failures import complain
 from rlm.cli.options import encoding_option, files_argument, json_option, run_options
 
 if TYPE_CHECKING:
-    from rlm.cli.options import RunOptions
+    from rlm.cli.options import RunFlags
 
 __all__ = ["command"]
 
@@ -24,7 +24,7 @@ __all__ = ["command"]
     "-q",
     "--query",
     "queries",
-    cls=Option,
+    cls=GroupedOption,
     group="Input",
     metavar="TEXT",
     multiple=True,
@@ -38,7 +38,7 @@ def command(
     queries: tuple[str, ...],
     encoding: str | None,
     as_json: bool,
-    options: RunOptions,
+    options: RunFlags,
 ) -> int:
     """Ask a question about files, or about piped data.
 

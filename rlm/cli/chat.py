@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from rlm.cli.chat_inputs import Input
-    from rlm.cli.options import RunOptions
+    from rlm.cli.options import RunFlags
     from rlm.rlm_repl import RLM_REPL
     from rlm.session import RLMSession
     from rlm.values import CellResult, Variable
@@ -41,7 +41,7 @@ SHOWN_CHARS = 500
 @files_argument
 @encoding_option
 @run_options()
-def command(files: tuple[str, ...], encoding: str | None, options: RunOptions) -> int:
+def command(files: tuple[str, ...], encoding: str | None, options: RunFlags) -> int:
     """Ask several questions about files, and run Python next to the model.
 
     The model keeps its variables and the conversation. From a pipe, each line is one input.

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import click
 
-__all__ = ["Command", "Option", "PathOption", "TextOrFile"]
+__all__ = ["Command", "GroupedOption", "PathOption", "TextOrFile"]
 
 USED_ELSEWHERE: Final = {
     "--question": "-q/--query",
@@ -16,7 +16,7 @@ USED_ELSEWHERE: Final = {
 """Names that a user may expect → the name of the option here."""
 
 
-class Option(click.Option):
+class GroupedOption(click.Option):
     """Option that `--help` shows under the title `group`."""
 
     def __init__(self, *arguments: Any, group: str = "", **keywords: Any) -> None:

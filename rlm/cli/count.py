@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rlm.cli.command import Command, Option, PathOption
+from rlm.cli.command import Command, GroupedOption, PathOption
 from rlm.cli.defaults import settings_option
 from rlm.cli.tables import (
     DEFAULT_MODEL,
@@ -35,7 +35,9 @@ __all__ = ["command"]
 @encoding_option
 @models_option
 @price_option
-@click.option("--json", "as_json", cls=Option, group="Output", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--json", "as_json", cls=GroupedOption, group="Output", is_flag=True, help="Print one JSON object."
+)
 def command(
     table: str, *, models: tuple[str, ...], prices: tuple[tuple[str, Any], ...], as_json: bool, **options: Any
 ) -> int:

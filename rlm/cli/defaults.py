@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from rlm.cli.command import Option, PathOption, TextOrFile
+from rlm.cli.command import GroupedOption, PathOption, TextOrFile
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -85,7 +85,7 @@ def _apply(context: click.Context, _parameter: click.Parameter, value: str | Non
 
 settings_option = click.option(
     "--settings",
-    cls=Option,
+    cls=GroupedOption,
     group="Job",
     metavar="FILE",
     is_eager=True,

@@ -11,7 +11,7 @@ from rlm.cli.command import Command
 from rlm.cli.options import run_options
 
 if TYPE_CHECKING:
-    from rlm.cli.options import RunOptions
+    from rlm.cli.options import RunFlags
 
 __all__ = ["QUESTION", "command"]
 
@@ -21,7 +21,7 @@ QUESTION = "What happens when a return statement passes control out of a try sta
 @click.command("demo", cls=Command)
 @click.option("-q", "--query", metavar="TEXT", default=QUESTION, help="Ask something else of the same text.")
 @run_options("calls", "sandbox", "cell_timeout_s", "verbose")
-def command(query: str, options: RunOptions) -> int:
+def command(query: str, options: RunFlags) -> int:
     """See it work, with no key and no network: a question about a long text.
 
     The text is the help on the Python language that ships with every Python, some 465,000 characters. The cells are

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 from click.core import ParameterSource
 
-from rlm.cli.command import Command, Option, PathOption
+from rlm.cli.command import Command, GroupedOption, PathOption
 from rlm.cli.defaults import settings_option
 from rlm.cli.endpoint import load_env_file, require_endpoint
 from rlm.cli.failures import complain
@@ -72,7 +72,7 @@ class _TemperatureOf(click.ParamType[Any]):
 
 
 def _option(*names: str, group: str, **keywords: Any) -> Callable[[F], F]:
-    return click.option(*names, cls=Option, group=group, **keywords)
+    return click.option(*names, cls=GroupedOption, group=group, **keywords)
 
 
 @click.command("map", cls=Command)

@@ -10,7 +10,7 @@ from typing import Any, Final, Literal, TypeVar, get_args, get_origin, get_type_
 
 import click
 
-from rlm.cli.command import Option, PathOption
+from rlm.cli.command import GroupedOption, PathOption
 from rlm.cli.failures import State
 from rlm.errors import SettingsError
 from rlm.settings import RunSettings, SandboxSettings, SchedulerSettings, options_of
@@ -21,7 +21,7 @@ __all__ = [
     "COUNT_OR_NONE",
     "NumberOrAuto",
     "PriceOf",
-    "RunOptions",
+    "RunFlags",
     "encoding_option",
     "files_argument",
     "json_option",
@@ -93,7 +93,7 @@ def option_of(
     long = f"--{name.removesuffix('_s').replace('_', '-')}"
     if keywords.get("multiple"):
         long = long.removesuffix("s")
-    return click.option(*(flags or (long,)), name, cls=Option, **keywords)
+    return click.option(*(flags or (long,)), name, cls=GroupedOption, **keywords)
 
 
 def _keywords_of(hint: Any) -> dict[str, Any]:
@@ -117,7 +117,7 @@ def _keywords_of(hint: Any) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
+class RunFlags:
     """What a command line says about a run.
 
     Attributes:
@@ -134,7 +134,7 @@ class RunOptions:
 
 
 def run_options(*names: str) -> Callable[[F], F]:
-    """Return a decorator that adds options of a run to a command, which receives them as one `options: RunOptions`.
+    """Return a decorator that adds options of a run to a command, which receives them as one `options: RunFlags`.
 
     Args:
         names: of the parameters to add; all by default.
@@ -152,7 +152,7 @@ def run_options(*names: str) -> Callable[[F], F]:
             budget = {name: given.pop(name) for name in AMOUNTS if name in given}
             if "prices" in given:
                 given["prices"] = dict(given["prices"])
-            options = RunOptions(keywords=given, budget=budget, verbose=verbose, quiet=quiet)
+            options = RunFlags(keywords=given, budget=budget, verbose=verbose, quiet=quiet)
             return command(*arguments, options=options, **values)
 
         decorated: Any = collected
@@ -192,7 +192,7 @@ class PriceOf(click.ParamType[Any]):
 files_argument = click.argument("files", nargs=-1, metavar="[FILE]...", type=click.Path())
 encoding_option = click.option(
     "--encoding",
-    cls=Option,
+    cls=GroupedOption,
     group="Input",
     metavar="NAME",
     help="Encoding of the files, if not UTF-8 or marked, such as latin-1.",
@@ -200,7 +200,7 @@ encoding_option = click.option(
 json_option = click.option(
     "--json",
     "as_json",
-    cls=Option,
+    cls=GroupedOption,
     group="Output",
     is_flag=True,
     help="Print one JSON object: answer, value, status, usage, costs by model and depth. A failure is one, too.",
@@ -220,14 +220,14 @@ _OPTIONS: Final[dict[str, Any]] = {
     ),
     "base_url": click.option(
         "--base-url",
-        cls=Option,
+        cls=GroupedOption,
         group="Model",
         metavar="URL",
         help="Any OpenAI-compatible endpoint, such as http://localhost:11434/v1.",
     ),
     "client": click.option(
         "--client",
-        cls=Option,
+        cls=GroupedOption,
         group="Model",
         type=click.Choice(["offline", "openai"]),
         help="offline: rules that find and quote, no language model.  [default: openai]",
@@ -237,7 +237,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "prices": click.option(
         "--price",
         "prices",
-        cls=Option,
+        cls=GroupedOption,
         group="Model",
         type=PriceOf(),
         multiple=True,
@@ -249,7 +249,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "dollars": click.option(
         "--budget",
         "dollars",
-        cls=Option,
+        cls=GroupedOption,
         group="Limits",
         type=ABOVE_ZERO,
         metavar="DOLLARS",
@@ -258,7 +258,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "tokens": click.option(
         "--budget-tokens",
         "tokens",
-        cls=Option,
+        cls=GroupedOption,
         group="Limits",
         type=COUNT,
         metavar="N",
@@ -267,7 +267,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "calls": click.option(
         "--budget-calls",
         "calls",
-        cls=Option,
+        cls=GroupedOption,
         group="Limits",
         type=COUNT,
         metavar="N",
@@ -277,7 +277,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "cache": option_of(SchedulerSettings, "cache", group="Limits"),
     "sandbox": click.option(
         "--sandbox",
-        cls=Option,
+        cls=GroupedOption,
         group="Sandbox",
         type=click.Choice(["auto", "strict"]),
         help="strict: refuse to run cells that are not confined in files, network and processes.  [default: auto]",
@@ -285,7 +285,7 @@ _OPTIONS: Final[dict[str, Any]] = {
     "cell_timeout_s": option_of(SandboxSettings, "cell_timeout_s", group="Sandbox", metavar="SECONDS"),
     "journal": click.option(
         "--journal",
-        cls=Option,
+        cls=GroupedOption,
         group="Output",
         type=PathOption(dir_okay=False),
         metavar="FILE",
@@ -294,13 +294,13 @@ _OPTIONS: Final[dict[str, Any]] = {
     "verbose": click.option(
         "-v",
         "--verbose",
-        cls=Option,
+        cls=GroupedOption,
         group="Output",
         count=True,
         help="Show whole cells and retries; -vv every call.",
     ),
     "quiet": click.option(
-        "--quiet", cls=Option, group="Output", is_flag=True, help="Show no progress, only warnings."
+        "--quiet", cls=GroupedOption, group="Output", is_flag=True, help="Show no progress, only warnings."
     ),
 }
 """Options by the keyword of `RLM_REPL` or `Budget` that they set."""

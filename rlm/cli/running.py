@@ -17,7 +17,7 @@ from rlm.wording import counted
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from rlm.cli.options import RunOptions
+    from rlm.cli.options import RunFlags
     from rlm.clients.base import Client
     from rlm.events import Emit, Event
     from rlm.rlm_repl import RLM_REPL
@@ -32,7 +32,7 @@ def is_interactive() -> bool:
 
 @contextmanager
 def open_rlm(
-    options: RunOptions, *, client: Client | None = None, listener: Emit | None = None
+    options: RunFlags, *, client: Client | None = None, listener: Emit | None = None
 ) -> Iterator[RLM_REPL]:
     """Open an `RLM_REPL` as the options say, with a display on stderr. On Ctrl-C, say what was spent.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from rlm.cli.command import Command, Option, PathOption
+from rlm.cli.command import Command, GroupedOption, PathOption
 from rlm.cli.defaults import settings_option
 from rlm.cli.options import COUNT
 from rlm.cli.tables import DEFAULT_MODEL, encoding_option, models_option, prompt_option, schema_option
@@ -18,21 +18,36 @@ __all__ = ["command"]
 @click.argument("table", metavar="INPUT", type=PathOption())
 @settings_option
 @click.option(
-    "--max-tokens", cls=Option, group="Parts", type=COUNT, metavar="N", help="The most tokens of a part."
+    "--max-tokens",
+    cls=GroupedOption,
+    group="Parts",
+    type=COUNT,
+    metavar="N",
+    help="The most tokens of a part.",
 )
 @click.option(
-    "--rows", "max_rows", cls=Option, group="Parts", type=COUNT, metavar="N", help="The most rows of a part."
+    "--rows",
+    "max_rows",
+    cls=GroupedOption,
+    group="Parts",
+    type=COUNT,
+    metavar="N",
+    help="The most rows of a part.",
 )
 @click.option(
     "--folder",
-    cls=Option,
+    cls=GroupedOption,
     group="Parts",
     type=PathOption(),
     metavar="FOLDER",
     help="Folder of the parts.  [default: that of the input]",
 )
 @click.option(
-    "--overwrite", cls=Option, group="Parts", is_flag=True, help="Replace all parts of an earlier split."
+    "--overwrite",
+    cls=GroupedOption,
+    group="Parts",
+    is_flag=True,
+    help="Replace all parts of an earlier split.",
 )
 @prompt_option
 @schema_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import click
 
 from rlm.bulk.job import Job
-from rlm.cli.command import Option, TextOrFile
+from rlm.cli.command import GroupedOption, TextOrFile
 from rlm.cli.options import PriceOf, option_of
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ rows_per_call_option = job_option("rows_per_call", group="Job")
 price_option = click.option(
     "--price",
     "prices",
-    cls=Option,
+    cls=GroupedOption,
     group="Models",
     type=PriceOf(is_for_all=True),
     multiple=True,
@@ -65,7 +65,7 @@ price_option = click.option(
 )
 encoding_option = click.option(
     "--encoding",
-    cls=Option,
+    cls=GroupedOption,
     group="Job",
     default="utf-8-sig",
     metavar="NAME",

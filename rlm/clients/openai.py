@@ -11,12 +11,13 @@ import difflib
 import warnings
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import anyio
 
 from rlm._async.groups import for_each
 from rlm._async.portal import lease
+from rlm._async.twins import AsyncContext, BlockingContext
 from rlm.checks import model_name, positive_number, whole_number
 from rlm.clients.address import EndpointAddress, is_like_a_key
 from rlm.clients.base import Prompt, cut_at_cap, messages_of
@@ -33,7 +34,6 @@ from rlm.values import Call, FailedCall, Reply
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-    from types import TracebackType
 
     import httpx2
 
@@ -43,7 +43,7 @@ LISTING_TIMEOUT_S = 5.0
 SHOWN_MODELS = 10
 
 
-class AsyncOpenAIClient:
+class AsyncOpenAIClient(AsyncContext):
     """Client for one OpenAI-compatible endpoint; safe to use from several event loops at once.
 
     A forked child opens its own connections and neither uses nor closes those of its parent.
@@ -194,17 +194,6 @@ class AsyncOpenAIClient:
         """Close the connections. Idempotent."""
         await self._pools.aclose()
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
     def _call(self, prompt: Prompt, max_tokens: int | None = None, temperature: float | None = None) -> Call:
         return Call(
             model=self.model,
@@ -283,7 +272,7 @@ class AsyncOpenAIClient:
         return UnknownModel(message, available=names, model=error.model, status=error.status)
 
 
-class OpenAIClient:
+class OpenAIClient(BlockingContext):
     """Blocking twin of `AsyncOpenAIClient`, with the same settings, for scripts, notebooks and threads.
 
     Any number of threads may use one client at once. Its methods raise `RuntimeError` on rlm's own event
@@ -346,17 +335,6 @@ class OpenAIClient:
         if self._client._pools:  # noqa: SLF001 - its twin
             self._portal.call(self._client.aclose)
         self._portal.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 @dataclass(frozen=True, slots=True)

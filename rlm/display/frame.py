@@ -11,7 +11,7 @@ from rlm.display.text import last_lines, money, one_line, seconds, tail_of
 from rlm.wording import counted
 
 if TYPE_CHECKING:
-    from rlm.display.run_state import RunningBatch, RunState
+    from rlm.display.run_state import BatchProgress, RunState
 
 __all__ = ["frame_of"]
 
@@ -46,7 +46,7 @@ def frame_of(state: RunState, *, columns: int, rows: int, now: float) -> list[Te
     return lines
 
 
-def _batch_line(batch: RunningBatch, state: RunState, columns: int, now: float) -> Text:
+def _batch_line(batch: BatchProgress, state: RunState, columns: int, now: float) -> Text:
     """`━━━━━╌╌╌╌╌ 4 of 10 calls · 10 in flight · 20 s left · 100 prompts, 10 distinct`, as much as fits."""
     words = f" {batch.done:,} of {counted(batch.size, 'call')}"
     details = [f"{state.in_flight:,} in flight"]

@@ -22,7 +22,7 @@ class _PlainHeading(Heading):
         yield Text(self.text.plain, style="bold")
 
 
-class _Answer(Markdown):
+class _AnswerMarkdown(Markdown):
     elements = {**Markdown.elements, "heading_open": _PlainHeading}  # noqa: RUF012 - as rich declares it
 
     def __init__(self, text: str) -> None:
@@ -35,4 +35,4 @@ class _Answer(Markdown):
 
 def rendered(text: str) -> Markdown:
     """Return the text for `rich.console.Console.print`, wrapped at words, every line on a line of its own."""
-    return _Answer(text)
+    return _AnswerMarkdown(text)

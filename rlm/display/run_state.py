@@ -31,7 +31,7 @@ from rlm.wording import counted
 if TYPE_CHECKING:
     from rlm.values import Answer, CallRole
 
-__all__ = ["Caps", "RunState", "RunningBatch", "answer_summary", "of_cap"]
+__all__ = ["BatchProgress", "Caps", "RunState", "answer_summary", "of_cap"]
 
 _Key: TypeAlias = tuple[str, int]
 
@@ -42,7 +42,7 @@ NOT_FAILURES = frozenset({"Cancelled", "BudgetExceeded", "DeadlineExceeded"})
 
 
 @dataclass(frozen=True, slots=True)
-class RunningBatch:
+class BatchProgress:
     """The calls of one running batch, or of all: their number, prompts, calls done and failed, and the start time."""
 
     size: int
@@ -133,7 +133,7 @@ class RunState:
     cost_usd: float | None = 0.0
     caps: Caps = NO_CAPS
     retry: str = ""
-    batches: dict[_Key, RunningBatch] = field(default_factory=dict)
+    batches: dict[_Key, BatchProgress] = field(default_factory=dict)
     _in_flight: dict[_Key, tuple[CallRole, int | None]] = field(default_factory=dict)
     _output: _Tail = field(default_factory=_Tail)
     _written: _Tail = field(default_factory=_Tail)
@@ -164,12 +164,12 @@ class RunState:
         """The last characters of the reply that the root model is writing."""
         return self._written.text
 
-    def batch(self) -> RunningBatch | None:
+    def batch(self) -> BatchProgress | None:
         """Return the sum of the running batches, or None if there are none."""
         batches = self.batches.values()
         if not batches:
             return None
-        return RunningBatch(
+        return BatchProgress(
             size=sum(batch.size for batch in batches),
             prompts=sum(batch.prompts for batch in batches),
             done=sum(batch.done for batch in batches),
@@ -203,7 +203,7 @@ class RunState:
                 self.doing = ""
                 self.batches.clear()
             case BatchStarted():
-                self.batches[event.run_id, event.batch] = RunningBatch(
+                self.batches[event.run_id, event.batch] = BatchProgress(
                     event.distinct, event.size, started_at=event.at
                 )
                 self.cell_repeats += event.size - event.distinct

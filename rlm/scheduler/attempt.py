@@ -22,6 +22,7 @@ from rlm.errors import (
     SettingsError,
 )
 from rlm.metering.bounds import CountTokens, Observe, WorstCase
+from rlm.metering.prices import missing_price
 from rlm.scheduler.budget import Amount, Budget
 from rlm.scheduler.circuit_breaker import CircuitBreaker
 from rlm.scheduler.concurrency import ConcurrencyLimit, Signal
@@ -136,10 +137,7 @@ class Endpoint:
         if budget.dollars is None:
             return
         if self._price(model, Usage(calls=1, input_tokens=1, output_tokens=1)) is None:
-            raise SettingsError(
-                f"a budget of {budget.dollars:g} dollars cannot be kept, because the price of model {model!r} is "
-                "not known: give its price, or a budget in tokens or calls"
-            )
+            raise SettingsError(missing_price(model))
 
     async def _admit(self, call: Call, ledger: Ledger, group: Hashable, spent: Spent) -> _Attempt:
         worst = self._worst_case(call, ledger.budget)

@@ -89,7 +89,7 @@ class Cache:
         self._sampled = sampled
         self._max_bytes = max_bytes
         self._connection: sqlite3.Connection | None = None
-        self._pending: list[_Request] = []
+        self._pending: list[_QueuedOperation] = []
         self._semaphore = FairSemaphore(1)
         self._threads: anyio.CapacityLimiter | None = None
 
@@ -132,7 +132,7 @@ class Cache:
         return key_of(call, endpoint=self._endpoint, occurrence=occurrence)
 
     async def _do(self, operation: Operation) -> Reply | None:
-        request = _Request(operation)
+        request = _QueuedOperation(operation)
         self._pending.append(request)
         await self._semaphore.acquire(None)
         try:
@@ -146,7 +146,7 @@ class Cache:
             self._semaphore.release()
         return request.result
 
-    def _perform(self, requests: list[_Request]) -> None:
+    def _perform(self, requests: list[_QueuedOperation]) -> None:
         try:
             if self.problem:
                 return
@@ -166,7 +166,7 @@ class Cache:
 
 
 @dataclass(slots=True)
-class _Request:
+class _QueuedOperation:
     operation: Operation
     result: Reply | None = None
     done: bool = False

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from rlm.sandbox.launchers import Launcher
     from rlm.values import CellResult, HostCall
 
-__all__ = ["Check", "check_launcher"]
+__all__ = ["LauncherCheck", "check_launcher"]
 
 Trial: TypeAlias = Callable[[Session], Awaitable[None]]
 
@@ -52,7 +52,7 @@ VALUES: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class LauncherCheck:
     """Result of one check: `problem` is '' if it passed, else it describes what was observed."""
 
     name: str
@@ -71,7 +71,7 @@ class Check:
 
 async def check_launcher(
     launcher: Launcher | None = None, *, settings: SandboxSettings = SETTINGS
-) -> list[Check]:
+) -> list[LauncherCheck]:
     """Run all checks on a guest of this launcher and return their results.
 
     Args:
@@ -90,12 +90,12 @@ async def check_launcher(
     return checks
 
 
-async def _try(name: str, trial: Trial, session: Session) -> Check:
+async def _try(name: str, trial: Trial, session: Session) -> LauncherCheck:
     try:
         await trial(session)
     except (_Failed, SandboxError) as failure:
-        return Check(name, str(failure) or type(failure).__name__)
-    return Check(name)
+        return LauncherCheck(name, str(failure) or type(failure).__name__)
+    return LauncherCheck(name)
 
 
 class _Failed(Exception):

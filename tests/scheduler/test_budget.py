@@ -172,7 +172,7 @@ def test_the_budget_of_calls_counts_answers_and_not_refusals(virtual_time):
 
 def test_a_budget_in_dollars_needs_a_price(virtual_time):
     async def main(tree):
-        with pytest.raises(SettingsError, match="price of model 'free-text' is not known"):
+        with pytest.raises(SettingsError, match="price of 'free-text' is not known"):
             await tree.complete(call(model="free-text"))
         return tree.ledger.usage
 

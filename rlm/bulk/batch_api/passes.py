@@ -252,7 +252,7 @@ class _StageState:
 
 
 @dataclass(slots=True)
-class _Request:
+class _BatchRequest:
     """One line of a file: its items, its reservation in the budget, and `sent`, True if it may have been sent.
 
     A request of an earlier session has no reservation, and it is unknown if it had a schema.
@@ -270,7 +270,7 @@ class _File:
 
     tag: str
     path: Path
-    requests: list[_Request] = field(default_factory=list)
+    requests: list[_BatchRequest] = field(default_factory=list)
     bytes: int = 0
     tokens: int = 0
 
@@ -284,7 +284,7 @@ class _Batch:
 
     tag: str
     state: BatchState
-    requests: list[_Request]
+    requests: list[_BatchRequest]
     seen: set[int] = field(default_factory=set)
 
 
@@ -316,7 +316,7 @@ class _Pass:
         self._stage = stage
         self._file: _File
         self._running: dict[str, _Batch] = {}
-        self._unsettled: dict[int, _Request] = {}
+        self._unsettled: dict[int, _BatchRequest] = {}
         self._changed = anyio.Event()
         self._all_sent = False
         self._exceeded: LimitReached | None = None
@@ -352,7 +352,7 @@ class _Pass:
             else:
                 self._tree.ledger.settle(reservation, None, None)
 
-    def _pop_reservation(self, request: _Request) -> Reservation:
+    def _pop_reservation(self, request: _BatchRequest) -> Reservation:
         self._unsettled.pop(id(request), None)
         reservation, request.reservation = request.reservation, None
         return reservation or Reservation(request.call, Amount())
@@ -379,7 +379,7 @@ class _Pass:
                 except BudgetExceeded as limit:
                     self._exceeded = limit
                     break
-                request = _Request([item.key for item in pack], call, reservation)
+                request = _BatchRequest([item.key for item in pack], call, reservation)
                 self._unsettled[id(request)] = request
                 await self._write(request)
             await self._send()
@@ -410,7 +410,7 @@ class _Pass:
             await self._send()
         return await self._tree.ledger.reserve(call, amount)
 
-    async def _write(self, request: _Request) -> None:
+    async def _write(self, request: _BatchRequest) -> None:
         """Add a request to the file, or to the next one where it does not fit."""
         tokens = estimate_tokens(request.call)
         body = request_body(request.call, self._api.batches.dialect)
@@ -487,10 +487,10 @@ class _Pass:
                 status=error.status,
             ) from error
 
-    def _earlier_request(self, keys: list[int]) -> _Request:
+    def _earlier_request(self, keys: list[int]) -> _BatchRequest:
         # A refusal of the request may be caused by its schema.
         schema = self._task.reply_schema(len(keys))
-        return _Request(keys, Call(model=self._settings.model, messages=(), schema=schema), None)
+        return _BatchRequest(keys, Call(model=self._settings.model, messages=(), schema=schema), None)
 
     async def _collect_all(self) -> None:
         while not (self._all_sent and (not self._running or not self._api.wait)):
@@ -566,7 +566,7 @@ class _Pass:
                 error
             )  # the provider deletes files after a time: the items go into a new batch
 
-    async def _settle_line(self, request: _Request, line: Mapping[str, Any]) -> None:
+    async def _settle_line(self, request: _BatchRequest, line: Mapping[str, Any]) -> None:
         if any(self._checkpoint.is_settled(self._stage, key) for key in request.keys):
             return  # already collected by a session that ended in the middle of this batch
         try:
@@ -580,7 +580,7 @@ class _Pass:
         self._book(request, reply)
         await self._settle(request, self._task.read(reply.text, len(request.keys)), reply)
 
-    def _read(self, request: _Request, line: Mapping[str, Any]) -> Reply:
+    def _read(self, request: _BatchRequest, line: Mapping[str, Any]) -> Reply:
         response = line.get("response")
         endpoint, model = self._api.batches.endpoint, request.call.model
         if not isinstance(response, dict):
@@ -593,7 +593,9 @@ class _Pass:
             )
         return read_reply(json.dumps(body).encode(), request.call, endpoint, {})
 
-    async def _settle(self, request: _Request, outcomes: Sequence[ItemResult], reply: Reply | None) -> None:
+    async def _settle(
+        self, request: _BatchRequest, outcomes: Sequence[ItemResult], reply: Reply | None
+    ) -> None:
         settled: list[tuple[Item, Mapped]] = []
         left: list[int] = []
         for key, outcome in zip(request.keys, outcomes, strict=True):
@@ -606,7 +608,7 @@ class _Pass:
         await self._deliver(settled, reply)
         self._release(left)
 
-    async def _settle_failure(self, request: _Request, error: CallError) -> None:
+    async def _settle_failure(self, request: _BatchRequest, error: CallError) -> None:
         self.last_problem = str(error)
         self._unbilled(request, error.usage)
         if isinstance(error, self._settings.stops_at):
@@ -627,10 +629,10 @@ class _Pass:
         self.settled += len(settled)
         await self._sink(Settled(settled, reply))
 
-    def _book(self, request: _Request, reply: Reply) -> None:
+    def _book(self, request: _BatchRequest, reply: Reply) -> None:
         self._tree.ledger.settle(self._pop_reservation(request), reply.usage, reply.cost_usd)
 
-    def _unbilled(self, request: _Request, usage: Usage | None = None) -> None:
+    def _unbilled(self, request: _BatchRequest, usage: Usage | None = None) -> None:
         cost_usd = None if usage is None else self._api.price(request.call.model, usage)
         self._tree.ledger.settle(self._pop_reservation(request), usage, cost_usd)
 

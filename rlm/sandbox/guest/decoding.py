@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Protocol
 
-    class Source(Protocol):
+    class ByteSource(Protocol):
         """Source of encoded bytes."""
 
         def read(self, count: int) -> bytes:
@@ -43,7 +43,7 @@ def decode(data: bytes | bytearray, *, max_values: int = MAX_VALUES) -> Any:
     return value
 
 
-def decode_from(source: Source, *, max_values: int = MAX_VALUES) -> Any:
+def decode_from(source: ByteSource, *, max_values: int = MAX_VALUES) -> Any:
     """Decode one value while its bytes arrive; the encoded form is never in memory as a whole."""
     try:
         return _Decoder(source, max_values).value(0)
@@ -77,7 +77,7 @@ class Buffer:
 class _Decoder:
     __slots__ = ("_read_bytes", "collisions_left", "left")
 
-    def __init__(self, source: Source, max_values: int) -> None:
+    def __init__(self, source: ByteSource, max_values: int) -> None:
         self._read_bytes = source.read
         self.left = max_values
         self.collisions_left = _COLLISIONS

@@ -25,7 +25,7 @@ import os
 import sys
 
 from . import landlock, limits, namespaces, seccomp, users
-from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, Refused, call
+from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, LibcError, call
 from .trials import ATTEMPTS, in_child, is_refused
 
 TYPE_CHECKING = False
@@ -88,7 +88,7 @@ def adopt_orphans() -> None:
 
     Elsewhere than on Linux, a process that a cell has orphaned is not found and outlives the session.
     """
-    with contextlib.suppress(Refused, AttributeError):
+    with contextlib.suppress(LibcError, AttributeError):
         call("prctl", PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
@@ -114,7 +114,7 @@ def confine(settings: dict[str, Any]) -> dict[str, str]:
     limits.set_limits(settings)
     with contextlib.suppress(OSError, AttributeError):
         users.drop_capabilities()
-    with contextlib.suppress(Refused, AttributeError):
+    with contextlib.suppress(LibcError, AttributeError):
         # Each thread's own arena would reserve 64 MB of addresses, which RLIMIT_AS counts as memory.
         call("mallopt", M_ARENA_MAX, 1)
     if sys.platform != "linux":
@@ -124,7 +124,7 @@ def confine(settings: dict[str, Any]) -> dict[str, str]:
         call("prctl", PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
         # No other process of the same user may read this one's memory and environment, or trace it.
         call("prctl", PR_SET_DUMPABLE, 0, 0, 0, 0)
-    except Refused as error:
+    except LibcError as error:
         return {"landlock": str(error), "seccomp": str(error)}
     if not settings["confine"]:
         return {"landlock": "not asked for", "seccomp": "not asked for"}

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 
-from .libc import Refused, call
+from .libc import LibcError, call
 
 __all__ = ["handles_truncation", "kernel_version", "restrict_files"]
 
@@ -26,7 +26,7 @@ TRUNCATE_VERSION, NETWORK_VERSION, SCOPE_VERSION = 3, 4, 6
 
 
 def kernel_version() -> int:
-    """Return the version of Landlock in this kernel; raises `Refused` if it has none."""
+    """Return the version of Landlock in this kernel; raises `LibcError` if it has none."""
     import ctypes
 
     return call("syscall", CREATE_RULESET, None, ctypes.c_size_t(0), 1)
@@ -36,12 +36,12 @@ def handles_truncation() -> bool:
     """Return True if Landlock decides about truncation; older versions leave it to the mode of the file."""
     try:
         return kernel_version() >= TRUNCATE_VERSION
-    except Refused:
+    except LibcError:
         return False
 
 
 def restrict_files(scratch: str) -> None:
-    """Allow reading what Python needs and writing to scratch, and nothing else; raises `Refused`."""
+    """Allow reading what Python needs and writing to scratch, and nothing else; raises `LibcError`."""
     import ctypes
 
     version = kernel_version()

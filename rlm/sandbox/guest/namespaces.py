@@ -15,7 +15,7 @@ import signal
 import sys
 
 from .folders import max_entries
-from .libc import NEW_NAMESPACES, PR_SET_PDEATHSIG, Refused, call, libc
+from .libc import NEW_NAMESPACES, PR_SET_PDEATHSIG, LibcError, call, libc
 from .limits import MAX_OPEN_FILES
 from .trials import in_child
 
@@ -39,7 +39,7 @@ def enter(scratch: str, scratch_bytes: int, processes: int, *, remove: bool) -> 
     """
     if sys.platform != "linux":
         return f"{sys.platform} has no namespaces"
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(LibcError):
         libc()  # loaded here once, and not by each of the processes that follow
     reason = _try_to_enter(scratch, scratch_bytes, processes)
     if reason:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 
-from .libc import CLONE_NEWCGROUP, CLONE_NEWTIME, NEW_NAMESPACES, PR_SET_SECCOMP, Refused, call
+from .libc import CLONE_NEWCGROUP, CLONE_NEWTIME, NEW_NAMESPACES, PR_SET_SECCOMP, LibcError, call
 
 __all__ = ["filter_calls", "filter_program"]
 
@@ -98,14 +98,14 @@ def filter_calls(*, may_truncate: bool) -> None:
         may_truncate: Landlock decides about truncation, so the filter need not.
 
     Raises:
-        Refused: there are no numbers for this machine, or the kernel has no filters.
+        LibcError: there are no numbers for this machine, or the kernel has no filters.
     """
     import ctypes
     import struct
 
     machine = os.uname().machine
     if machine not in ARCHITECTURES:
-        raise Refused(f"no list of calls for {machine}")
+        raise LibcError(f"no list of calls for {machine}")
     program = filter_program(*ARCHITECTURES[machine], may_truncate=may_truncate)
     code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in program))
     header = ctypes.create_string_buffer(struct.pack("@HP", len(program), ctypes.addressof(code)))

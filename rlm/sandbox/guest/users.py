@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 
-from .libc import PR_SET_DUMPABLE, Refused, call, libc
+from .libc import PR_SET_DUMPABLE, LibcError, call, libc
 
 __all__ = ["PRIVATE_USERS", "become_private_user", "drop_capabilities"]
 
@@ -31,7 +31,7 @@ def become_private_user(scratch: str) -> str:
         os.setresuid(user, user, user)
     except OSError as error:
         return f"cells run as root, because changing the user failed: {error}"
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(LibcError):
         # Changing the user cleared this. Then /proc/self belongs to root, and no user namespace can be set up.
         call("prctl", PR_SET_DUMPABLE, 1, 0, 0, 0)
     return ""
@@ -52,8 +52,8 @@ def readable_by_all(path: str) -> bool:
 
 
 def drop_capabilities() -> None:
-    """Give up the capabilities of root, and those that process 1 of a user namespace has in it; raises `Refused`."""
-    libc()  # raises `Refused` where there is no ctypes
+    """Give up the capabilities of root, and those that process 1 of a user namespace has in it; raises `LibcError`."""
+    libc()  # raises `LibcError` where there is no ctypes
     import ctypes
 
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)

@@ -93,7 +93,7 @@ def encode(value: Any, *, limit: int | None = None) -> Parts:
         Uncrossable: a type that cannot be sent between guest and host, or more than DEPTH levels (a value that holds itself, for one).
         TooLarge: more than `limit` bytes, texts counted in characters.
     """
-    encoder = _Encoder(limit)
+    encoder = _ValueEncoder(limit)
     encoder.put(value, 0)
     return encoder.finish()
 
@@ -125,7 +125,7 @@ def chunks(parts: Parts) -> Iterator[bytes | memoryview]:
                 yield view[start : start + CHUNK_BYTES]
 
 
-class _Encoder:
+class _ValueEncoder:
     """Appends small parts to `out`; large ones go into `parts` without a copy."""
 
     __slots__ = ("limit", "out", "parts", "size")
@@ -283,54 +283,54 @@ class _Encoder:
         self.put_str(str(value), depth)
 
 
-_PUT: dict[type, Callable[[_Encoder, Any, int], None]] = {
-    type(None): _Encoder.put_none,
-    bool: _Encoder.put_bool,
-    int: _Encoder.put_int,
-    float: _Encoder.put_float,
-    complex: _Encoder.put_complex,
-    str: _Encoder.put_str,
-    bytes: _Encoder.put_bytes,
-    bytearray: _Encoder.put_bytearray,
-    list: _Encoder.put_list,
-    tuple: _Encoder.put_tuple,
-    set: _Encoder.put_set,
-    frozenset: _Encoder.put_frozenset,
-    dict: _Encoder.put_dict,
+_PUT: dict[type, Callable[[_ValueEncoder, Any, int], None]] = {
+    type(None): _ValueEncoder.put_none,
+    bool: _ValueEncoder.put_bool,
+    int: _ValueEncoder.put_int,
+    float: _ValueEncoder.put_float,
+    complex: _ValueEncoder.put_complex,
+    str: _ValueEncoder.put_str,
+    bytes: _ValueEncoder.put_bytes,
+    bytearray: _ValueEncoder.put_bytearray,
+    list: _ValueEncoder.put_list,
+    tuple: _ValueEncoder.put_tuple,
+    set: _ValueEncoder.put_set,
+    frozenset: _ValueEncoder.put_frozenset,
+    dict: _ValueEncoder.put_dict,
 }
 # Types that are only there when their module was imported, with the module's name: importing them here would
 # make every guest slower to start.
-_PUT_LOADED: list[tuple[str, str, Callable[[_Encoder, Any, int], None]]] = [
-    ("datetime", "datetime", _Encoder.put_datetime),
-    ("datetime", "date", _Encoder.put_date),
-    ("datetime", "time", _Encoder.put_time),
-    ("datetime", "timedelta", _Encoder.put_timedelta),
-    ("datetime", "timezone", _Encoder.put_timezone),
-    ("decimal", "Decimal", _Encoder.put_decimal),
-    ("uuid", "UUID", _Encoder.put_uuid),
-    ("pathlib", "PurePath", _Encoder.put_path),
+_PUT_LOADED: list[tuple[str, str, Callable[[_ValueEncoder, Any, int], None]]] = [
+    ("datetime", "datetime", _ValueEncoder.put_datetime),
+    ("datetime", "date", _ValueEncoder.put_date),
+    ("datetime", "time", _ValueEncoder.put_time),
+    ("datetime", "timedelta", _ValueEncoder.put_timedelta),
+    ("datetime", "timezone", _ValueEncoder.put_timezone),
+    ("decimal", "Decimal", _ValueEncoder.put_decimal),
+    ("uuid", "UUID", _ValueEncoder.put_uuid),
+    ("pathlib", "PurePath", _ValueEncoder.put_path),
 ]
 # How a subclass becomes its base. The methods of the base are called, so that those of a cell's subclass never run.
-_FLATTEN: list[tuple[type, Callable[[_Encoder, Any, int], None], Callable[[Any], Any]]] = [
-    (str, _Encoder.put_str, str.__str__),
-    (int, _Encoder.put_int, lambda value: int.__add__(value, 0)),
-    (float, _Encoder.put_float, float.__float__),
+_FLATTEN: list[tuple[type, Callable[[_ValueEncoder, Any, int], None], Callable[[Any], Any]]] = [
+    (str, _ValueEncoder.put_str, str.__str__),
+    (int, _ValueEncoder.put_int, lambda value: int.__add__(value, 0)),
+    (float, _ValueEncoder.put_float, float.__float__),
     (
         complex,
-        _Encoder.put_complex,
+        _ValueEncoder.put_complex,
         lambda value: complex.__add__(value, 0j) if value else complex.__complex__(value),
     ),
-    (bytes, _Encoder.put_bytes, lambda value: bytes.__getitem__(value, slice(None))),
-    (bytearray, _Encoder.put_bytearray, lambda value: bytearray.__getitem__(value, slice(None))),
-    (list, _Encoder.put_list, list.__iter__),
-    (tuple, _Encoder.put_tuple, tuple.__iter__),
-    (set, _Encoder.put_set, set.__iter__),
-    (frozenset, _Encoder.put_frozenset, frozenset.__iter__),
-    (dict, _Encoder.put_dict, dict.items),
+    (bytes, _ValueEncoder.put_bytes, lambda value: bytes.__getitem__(value, slice(None))),
+    (bytearray, _ValueEncoder.put_bytearray, lambda value: bytearray.__getitem__(value, slice(None))),
+    (list, _ValueEncoder.put_list, list.__iter__),
+    (tuple, _ValueEncoder.put_tuple, tuple.__iter__),
+    (set, _ValueEncoder.put_set, set.__iter__),
+    (frozenset, _ValueEncoder.put_frozenset, frozenset.__iter__),
+    (dict, _ValueEncoder.put_dict, dict.items),
 ]
 
 
-def _flatten(value: Any) -> tuple[Callable[[_Encoder, Any, int], None], Any]:
+def _flatten(value: Any) -> tuple[Callable[[_ValueEncoder, Any, int], None], Any]:
     """Return the method that encodes a value of a type that is not built in, and the value in its base type."""
     kind = type(value)
     for module, name, put in _PUT_LOADED:
@@ -338,7 +338,7 @@ def _flatten(value: Any) -> tuple[Callable[[_Encoder, Any, int], None], Any]:
         if known is not None and (kind is known or (name == "PurePath" and known in kind.__mro__)):
             return put, value
     if kind is _loaded("collections", "OrderedDict"):
-        return _Encoder.put_dict, tuple(value.items())  # its order is not the one of the dict below it
+        return _ValueEncoder.put_dict, tuple(value.items())  # its order is not the one of the dict below it
     for base, put, flat in _FLATTEN:
         if base in type.__getattribute__(kind, "__mro__"):
             return put, flat(value)
@@ -350,7 +350,7 @@ def received_form(value: Any) -> Any:
     if type(value) in _PUT:
         return value
     put, flat = _flatten(value)
-    if put is _Encoder.put_path:
+    if put is _ValueEncoder.put_path:
         from pathlib import Path
 
         return Path(value)
