@@ -30,6 +30,8 @@ import sys
 from bisect import bisect_left
 from dataclasses import dataclass
 
+from rlm.thinking import CLOSING_TAG, TAG
+
 __all__ = ["Code", "FinalText", "FinalVariable", "ParsedReply", "Prose", "Segment", "Thinking", "parse_reply"]
 
 
@@ -162,10 +164,10 @@ def _up_to(segments: list[Segment], border: int) -> list[Segment]:
 # --- Events: the lines and tags at which something may begin or end ----------------------------------------------
 
 _EVENT = re.compile(
-    r"""
-    ^(?P<indent>[ \t]*+)(?:(?P<mark>`{3,}+)(?P<info>[^`<\n]*+)|(?P<wave>~{3,}+)(?P<wave_info>[^<\n]*+))$
-    | (?<![`\n])(?P<late_mark>`{3,}+)(?P<late_info>(?:repl|python3?|py|tool_code)[ \t\r]*+)$
-    | (?P<line_start>^[ \t]*+)?(?!(?<=`)<[^<>`\n]{5,10}+>`)<(?P<slash>/?)(?:think|thinking|thought|reasoning)>(?P<line_end>[ \t\r]*+$)?
+    rf"""
+    ^(?P<indent>[ \t]*+)(?:(?P<mark>`{{3,}}+)(?P<info>[^`<\n]*+)|(?P<wave>~{{3,}}+)(?P<wave_info>[^<\n]*+))$
+    | (?<![`\n])(?P<late_mark>`{{3,}}+)(?P<late_info>(?:repl|python3?|py|tool_code)[ \t\r]*+)$
+    | (?P<line_start>^[ \t]*+)?{TAG}(?P<line_end>[ \t\r]*+$)?
     """,
     re.MULTILINE | re.VERBOSE | re.IGNORECASE,
 )
@@ -383,7 +385,7 @@ class _Border:
 
 # Possessive, so that a string that is never closed fails in one pass.
 _PYTHON_TOKEN = re.compile(
-    r"""
+    rf"""
     \#[^\n]*+
     | \"\"\"(?:[^"\\]++|\\.|"(?!""))*+\"\"\"
     | \'\'\'(?:[^'\\]++|\\.|'(?!''))*+\'\'\'
@@ -391,9 +393,9 @@ _PYTHON_TOKEN = re.compile(
     | "(?:[^"\\\n]++|\\\r\n|\\.)*+"
     | '(?:[^'\\\n]++|\\\r\n|\\.)*+'
     | \\.
-    | ^[ \t]*+(?P<mark>`{3,}+|~{3,}+)(?P<info>[^`<\n]*+)$\n?
-    | (?P<trailing_mark>`{3,}+)[ \t\r]*+$\n?
-    | (?P<tag>^[ \t]*+</(?:think|thinking|thought|reasoning)>)
+    | ^[ \t]*+(?P<mark>`{{3,}}+|~{{3,}}+)(?P<info>[^`<\n]*+)$\n?
+    | (?P<trailing_mark>`{{3,}}+)[ \t\r]*+$\n?
+    | (?P<tag>^[ \t]*+{CLOSING_TAG})
     """,
     re.MULTILINE | re.VERBOSE | re.DOTALL | re.IGNORECASE,
 )

@@ -24,9 +24,9 @@ from rlm.structured.reply_json import (
     Valid,
     entry_lists,
     read_json,
-    without_thoughts,
 )
 from rlm.structured.short_form import closed_object
+from rlm.thinking import without_thinking
 from rlm.values import render
 
 if TYPE_CHECKING:
@@ -137,10 +137,10 @@ class Task:
         return "\n\n".join(parts)
 
     def _read_single(self, reply: str) -> ItemResult:
-        text = without_thoughts(reply).strip()
-        if self.schema is None:
-            return Valid(text) if text else Missing("the reply is empty")
-        return read_json(text, self.schema)
+        if self.schema is not None:
+            return read_json(reply, self.schema)
+        text = without_thinking(reply).strip()
+        return Valid(text) if text else Missing("the reply is empty")
 
     def _read_list(self, pairs: Sequence[tuple[int, Any]], count: int) -> list[ItemResult]:
         results: list[ItemResult] = [Missing()] * count

@@ -14,13 +14,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from rlm.structured.json_text import canonical
+from rlm.thinking import without_thinking
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rlm.structured.schema import Schema
 
-__all__ = ["Invalid", "ItemResult", "Missing", "Valid", "entry_lists", "read_json", "without_thoughts"]
+__all__ = ["Invalid", "ItemResult", "Missing", "Valid", "entry_lists", "read_json"]
 
 MOST_FAILED_STARTS: Final = 64
 """Number of brackets in prose that are tried as the start of JSON before reading stops."""
@@ -52,7 +53,7 @@ ItemResult: TypeAlias = Valid | Missing | Invalid
 
 def read_json(reply: str, schema: Schema) -> ItemResult:
     """Return the result of a reply that should be one JSON value and nothing else."""
-    text = without_thoughts(reply).strip()
+    text = without_thinking(reply).strip()
     values = [value for value in _documents(text) if isinstance(value, dict)] if schema.is_object else []
     if not schema.is_object:
         values = [_unwrapped(value) for value in _scalars(text)]
@@ -66,7 +67,6 @@ def read_json(reply: str, schema: Schema) -> ItemResult:
     return Valid(last)
 
 
-_THOUGHTS_END = "</think>"
 _OPENING = re.compile(r"[\[{]")
 _WRAPPERS: Final = ("results", "answers", "items", "entries")
 """Names of the list of entries: the one that the prompt requests, and those that models write instead."""
@@ -80,7 +80,7 @@ def entry_lists(reply: str, schema: Schema | None) -> list[list[tuple[int, Any]]
     """Return the ids and values of every list of entries in a reply, in order."""
     lists: list[list[tuple[int, Any]]] = []
     lines: list[tuple[int, Any]] = []
-    for document in _documents(without_thoughts(reply)):
+    for document in _documents(without_thinking(reply)):
         if isinstance(document, dict) and "id" in document:  # JSON Lines: one entry per line without a list
             if not lines:
                 lists.append(lines)
@@ -187,15 +187,6 @@ def _scalars(text: str) -> list[Any]:
 
 def _unwrapped(value: Any) -> Any:
     return value["value"] if isinstance(value, dict) and value.keys() == {"value"} else value
-
-
-def without_thoughts(reply: str) -> str:
-    """Return the reply after `</think>`, whose opening tag some models omit; a tag inside JSON is part of the answer."""
-    text = reply.lstrip()
-    if text.startswith(("{", "[", "```")):
-        return text
-    before, tag, after = text.partition(_THOUGHTS_END)
-    return after if tag else before
 
 
 def _no_repeated_key(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
