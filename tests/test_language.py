@@ -88,6 +88,6 @@ def test_a_module_uses_the_words_of_the_field(file):
 if __name__ == "__main__":  # `python tests/test_language.py rlm/engine/*.py` lists all complaints
     import sys
 
-    for path in sys.argv[1:] or FILES:
-        for complaint in complaints(path):
-            print(complaint)
+    found = [complaint for path in sys.argv[1:] or FILES for complaint in complaints(path)]
+    print(*found, sep="\n", end="\n" if found else "")
+    sys.exit(bool(found))
