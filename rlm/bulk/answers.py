@@ -12,7 +12,7 @@ from rlm.bulk.output import RowResult
 from rlm.bulk.rules import read_expression
 from rlm.bulk.survey import check_rule
 from rlm.errors import InputError
-from rlm.structured.map import Mapped
+from rlm.structured.leftovers import Mapped
 from rlm.structured.schema import schema_of
 
 if TYPE_CHECKING:

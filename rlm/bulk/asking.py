@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from rlm.bulk.job import PerCall
     from rlm.events import Emit
     from rlm.scheduler.scheduler import Tree
-    from rlm.structured.map import Item, MapSettings, Sink
+    from rlm.structured.leftovers import Item
+    from rlm.structured.map import MapSettings, Sink
     from rlm.structured.packs import Task
 
 __all__ = ["AskPacks", "TreeFactory", "ask_at_once"]

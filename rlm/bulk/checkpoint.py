@@ -15,7 +15,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self
 from rlm.bulk.job import JobRecord
 from rlm.errors import InputError, JournalError
 from rlm.journal.log import Journal, read, read_record
-from rlm.structured.map import Mapped
+from rlm.structured.leftovers import Mapped
 from rlm.values import Reply, Usage
 
 if TYPE_CHECKING:

@@ -42,7 +42,8 @@ from rlm.errors import (
     QuotaExhausted,
     UnknownModel,
 )
-from rlm.structured.map import Item, MapSettings, Settled, fill_packs
+from rlm.structured.leftovers import Item, Settled
+from rlm.structured.map import MapSettings, fill_packs
 from rlm.wording import counted
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from rlm.structured.json_text import canonical
-from rlm.structured.map import Mapped
+from rlm.structured.leftovers import Mapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from rlm.bulk.io.rows import Row, Source, Writer
     from rlm.bulk.job import Job
-    from rlm.structured.map import Mapped
+    from rlm.structured.leftovers import Mapped
 
 __all__ = ["BackgroundWriter", "OutputWriter", "RowResult", "Tally", "check_output"]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from rlm.events import Event
     from rlm.scheduler.ledger import Ledger
-    from rlm.structured.map import Mapped
+    from rlm.structured.leftovers import Mapped
     from rlm.values import Reply
 
 __all__ = ["ProgressReporter", "SessionCounts"]

@@ -9,7 +9,7 @@ from rlm.bulk.checkpoint import key_of
 from rlm.bulk.rules import Rule, fields_of, read_expression
 from rlm.bulk.templates import read_template
 from rlm.errors import InputError
-from rlm.structured.map import Mapped
+from rlm.structured.leftovers import Mapped
 from rlm.structured.packs import Task
 from rlm.structured.schema import schema_of
 

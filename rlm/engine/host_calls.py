@@ -30,7 +30,7 @@ from rlm.errors import (
     UnknownModel,
 )
 from rlm.sandbox.shared_contexts import ContextRef
-from rlm.structured.map import Mapped, MapSettings, PlainModels, ask_checked, map_items
+from rlm.structured.map import MapSettings, PlainModels, ask_checked, map_items
 from rlm.values import Answer, Call, HostCall, Message, Reply
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from rlm.scheduler.batch import Kept
     from rlm.scheduler.scheduler import Tree
     from rlm.settings import RunSettings
+    from rlm.structured.leftovers import Mapped
 
 __all__ = ["NO_DEADLINE", "Deadline", "HostCalls", "StartChild"]
 

@@ -6,11 +6,9 @@
 
 Workers pull packs, so memory does not grow with their number. What a reply leaves open goes back into the queue:
 
-    a pack without some of its answers   →  those items once more, as one smaller pack
-    a pack that fails again, or wholly   →  its two halves
-    a single item                        →  once more, with what was wrong; then it has failed
-    a prompt that is refused, too long, or answered too long  →  halves as well, so that one bad item costs only itself
-    an item whose answer alone passes the output cap          →  has failed: a cap is a limit, and never raised by us
+    items without a usable answer                       →  retried in smaller packs, as `leftovers.py` says
+    a pack that is refused, too long, or cut by its cap →  smaller packs as well, so that one bad item costs only itself
+    a single item for which this happens                →  fails; an output cap is a limit, and is never raised here
 
 Each item ends as a value that met the schema or as a failure with its reason. Structured output is asked of the
 provider where it takes that; one that refuses is remembered and done without. We check every value in any case.
@@ -50,6 +48,7 @@ from rlm.errors import (
     Refused,
 )
 from rlm.structured.json_text import canonical
+from rlm.structured.leftovers import Item, Leftovers, Mapped, Settled
 from rlm.structured.packs import CHARS_PER_TOKEN, PackBudget, Task, content_chars, even_packs
 from rlm.structured.reply_json import ItemResult, Valid, read_json
 from rlm.structured.schema import Schema, SchemaSource, schema_of
@@ -61,53 +60,19 @@ if TYPE_CHECKING:
     from rlm.scheduler.scheduler import Tree
 
 __all__ = [
-    "Item",
     "MapSettings",
-    "Mapped",
     "PlainModels",
-    "Settled",
     "Sink",
     "ask_checked",
     "fill_packs",
     "map_items",
     "map_packs",
     "pack_call",
+    "too_long",
 ]
 
-ATTEMPTS: Final = 3
-"""Unusable answers in a row after which an item has failed; the last attempt asks about it alone."""
 SPLITTABLE: Final = (ContextTooLong, OutputTruncated, PromptTruncated, Refused)
 """Failures that may be the fault of one item of a pack, or of its size."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mapped:
-    """Answer for one item: a value, or a failure with the name of its error as `kind` and its `reason`."""
-
-    value: Any = None
-    kind: str = ""
-    reason: str = ""
-
-    @property
-    def failed(self) -> bool:
-        """Return True if the item has no value."""
-        return bool(self.kind)
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One item: `content` is any JSON value, `key` identifies it for the caller."""
-
-    key: Any
-    content: Any
-
-
-@dataclass(frozen=True, slots=True)
-class Settled:
-    """Items that one call settled, and its reply where there was one."""
-
-    items: Sequence[tuple[Item, Mapped]]
-    reply: Reply | None = None
 
 
 Sink: TypeAlias = Callable[[Settled], Awaitable[None]]
@@ -297,6 +262,14 @@ def pack_call(
     )
 
 
+def too_long(call: Call, settings: MapSettings) -> str:
+    """Return why a call of `pack_call` is longer than the model's window, or '' if it is not."""
+    chars = len(call.messages[0].content)
+    if chars <= settings.window_chars:
+        return ""
+    return f"the prompt has {chars:,} characters, and the model is given at most {settings.window_chars:,}"
+
+
 async def ask_checked(
     tree: Tree, call: Call, schema: Schema, *, plain_models: PlainModels | None = None
 ) -> Any:
@@ -334,31 +307,10 @@ async def ask_checked(
 
 @dataclass(frozen=True, slots=True)
 class _Pack:
-    """Items to ask about in one call.
-
-    `notes` says, by index, why the last answer was none; `tries` counts the answers that these items did not get;
-    `call` is there where it was written ahead of need.
-    """
+    """Items to ask about in one call; `call` is set if it was made ahead of need."""
 
     items: Sequence[Item]
-    notes: dict[int, str] = field(default_factory=dict)
-    tries: int = 0
     call: Call | None = None
-
-    def left_over(self, outcomes: Sequence[ItemResult]) -> _Pack:
-        """The items that got no value."""
-        reasons = {
-            index: outcome.reason for index, outcome in enumerate(outcomes) if not isinstance(outcome, Valid)
-        }
-        items = [self.items[index] for index in reasons]
-        return _Pack(items, dict(enumerate(reasons.values())), self.tries + 1)
-
-    def halves(self) -> list[_Pack]:
-        """The same in two, each of which may still fail as a pack once."""
-        middle = -(-len(self.items) // 2)
-        late = {index - middle: note for index, note in self.notes.items() if index >= middle}
-        early = {index: note for index, note in self.notes.items() if index < middle}
-        return [_Pack(self.items[:middle], early, 1), _Pack(self.items[middle:], late, 1)]
 
 
 class _Mapping:
@@ -387,6 +339,7 @@ class _Mapping:
         self._sink = sink
         self._settings = settings
         self._plain_models = plain_models
+        self._leftovers = Leftovers()
         self._again: deque[_Pack] = deque()
         self._ready: deque[_Pack] = deque()
         self._semaphore = FairSemaphore(self._permits())
@@ -448,8 +401,13 @@ class _Mapping:
         return self._ready.popleft()
 
     def _call(self, pack: _Pack) -> Call:
-        contents = [item.content for item in pack.items]
-        return pack_call(self._task, contents, self._settings, self._plain_models, notes=pack.notes)
+        return pack_call(
+            self._task,
+            [item.content for item in pack.items],
+            self._settings,
+            self._plain_models,
+            notes=self._leftovers.reasons(pack.items),
+        )
 
     def _permits(self) -> int:
         """How many calls are made or wait for the gate: enough to find it full, so that it may widen."""
@@ -490,63 +448,51 @@ class _Mapping:
         call = pack.call or self._call(pack)
         if call.model in self._plain_models.refusing:
             call = replace(call, schema=None)
-        chars = len(call.messages[0].content)
-        if chars > self._settings.window_chars:
-            await self._too_long(pack, chars)
+        if reason := too_long(call, self._settings):
+            if len(pack.items) > 1:
+                self._split(pack)
+            else:
+                await self._give_up(pack, ContextTooLong.__name__, reason)
             return
         try:
             reply = await self._tree.complete(call, permit=permit)
         except LimitReached as limit:
             self._stop(limit)
         except CallError as error:
-            await self._take_failure(pack, call, error)
+            await self._handle_error(pack, call, error)
         else:
             self._ever_answered = True
             self._plain_models.note_answer(call)
-            await self._take_outcomes(pack, self._task.read(reply.text, len(pack.items)), reply)
+            await self._sort_results(pack, self._task.read(reply.text, len(pack.items)), reply)
 
-    async def _take_outcomes(
-        self, pack: _Pack, outcomes: Sequence[ItemResult], reply: Reply | None = None
+    async def _sort_results(
+        self, pack: _Pack, results: Sequence[ItemResult], reply: Reply | None = None
     ) -> None:
-        settled = [
-            (item, Mapped(outcome.value))
-            for item, outcome in zip(pack.items, outcomes, strict=True)
-            if isinstance(outcome, Valid)
-        ]
-        left = pack.left_over(outcomes)
-        if len(left.items) > 1:
-            keeps_failing = left.tries > 1 or not settled
-            self._again.extend(left.halves() if keeps_failing else [left])
-        elif left.items and left.tries < ATTEMPTS:
-            self._again.append(left)
-        elif left.items:
-            settled.append((left.items[0], Mapped(kind=InvalidAnswer.__name__, reason=left.notes[0])))
+        settled, left = self._leftovers.sort(pack.items, results)
+        self._ask_again(left)
         if settled or reply is not None:
             await self._sink(Settled(settled, reply))
 
-    async def _take_failure(self, pack: _Pack, call: Call, error: CallError) -> None:
+    def _split(self, pack: _Pack) -> None:
+        self._leftovers.split(pack.items)
+        self._ask_again(pack.items)
+
+    def _ask_again(self, items: Sequence[Item]) -> None:
+        self._again.extend(_Pack(smaller) for smaller in self._leftovers.packs(items))
+
+    async def _handle_error(self, pack: _Pack, call: Call, error: CallError) -> None:
         if isinstance(error, self._settings.stops_at):
             self._stop(error)
         elif self._plain_models.note_refusal(call, error):
             self._again.append(pack)
         elif len(pack.items) > 1 and isinstance(error, OutputTruncated) and error.text:
-            await self._take_outcomes(pack, self._task.read(error.text, len(pack.items)))
+            await self._sort_results(pack, self._task.read(error.text, len(pack.items)))
         elif len(pack.items) > 1 and (
             isinstance(error, SPLITTABLE) or (isinstance(error, BadRequest) and self._ever_answered)
         ):
-            self._again.extend(pack.halves())
+            self._split(pack)
         else:
             await self._give_up(pack, type(error).__name__, str(error))
-
-    async def _too_long(self, pack: _Pack, chars: int) -> None:
-        if len(pack.items) > 1:
-            self._again.extend(pack.halves())
-            return
-        reason = (
-            f"the prompt for this item alone has {chars:,} characters, and the model is given at most "
-            f"{self._settings.window_chars:,}"
-        )
-        await self._give_up(pack, ContextTooLong.__name__, reason)
 
     async def _give_up(self, pack: _Pack, kind: str, reason: str) -> None:
         await self._sink(Settled([(item, Mapped(kind=kind, reason=reason)) for item in pack.items]))

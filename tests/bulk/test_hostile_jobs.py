@@ -15,7 +15,7 @@ from rlm.bulk.job import JobRecord
 from rlm.errors import InputError, JobStopped, JournalError, OutputError, Refused, SettingsError
 from rlm.metering.prices import Price
 from rlm.settings import SchedulerSettings
-from rlm.structured.map import Mapped
+from rlm.structured.leftovers import Mapped
 from rlm.testing.scripted import ScriptedClient
 
 PRICES = {"m": Price(input=1.0, output=1.0)}

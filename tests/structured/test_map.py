@@ -22,7 +22,8 @@ from rlm.events import CallStarted
 from rlm.scheduler.budget import Budget
 from rlm.scheduler.scheduler import Scheduler
 from rlm.settings import SchedulerSettings
-from rlm.structured.map import Item, MapSettings, PlainModels, ask_checked, fill_packs, map_items, map_packs
+from rlm.structured.leftovers import Item
+from rlm.structured.map import MapSettings, PlainModels, ask_checked, fill_packs, map_items, map_packs
 from rlm.structured.packs import Task
 from rlm.structured.schema import schema_of
 from rlm.testing.scripted import ScriptedClient
