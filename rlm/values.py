@@ -137,6 +137,7 @@ class Reply:
         text: the text of the reply.
         model: the name of the model that the provider reported.
         usage: tokens of the request that was answered.
+        refusal: words in which the model declined to answer, or "".
         finish_reason: "stop", "length" if it was cut at the output cap, "filter", or "unknown".
         attempts: number of requests that were sent.
         latency_s: seconds that the last request took.
@@ -149,6 +150,7 @@ class Reply:
     text: str
     model: str = ""
     usage: Usage = Usage(calls=1)
+    refusal: str = ""
     finish_reason: FinishReason = "stop"
     attempts: int = 1
     latency_s: float = 0.0

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rlm.values import Call, Reply
 
-__all__ = ["Client", "Prompt", "StreamingClient", "check_reachable", "cut_at_cap", "messages_of"]
+__all__ = ["Client", "Prompt", "StreamingClient", "check_reachable", "messages_of"]
 
 Prompt: TypeAlias = "str | Iterable[Message | Mapping[str, str]]"
 """A text, which becomes a user message, or messages, each a `Message` or `{"role": …, "content": …}`."""
@@ -96,9 +96,3 @@ def _message(message: object) -> Message:
     raise TypeError(
         f"a message is a dict with a role (system, user, assistant) and a text as content, not {shown!r:.200}"
     )
-
-
-def cut_at_cap(call: Call) -> str:
-    """Return the message that the answer to a call ends where its output cap was reached."""
-    cap = f" of {call.max_output_tokens:,} tokens" if call.max_output_tokens else ""
-    return f"an answer of {call.model} was cut at its output cap{cap}"

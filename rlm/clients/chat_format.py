@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from rlm.clients.error_mapping import call_error, quoted, read_failure, redact
+from rlm.clients.error_mapping import call_error, read_failure, redact
 from rlm.clients.headers import non_negative, rate_limits
-from rlm.errors import BadReply, BadRequest, ConnectionFailed, OutputTruncated, Refused
+from rlm.errors import BadReply, BadRequest, ConnectionFailed
 from rlm.metering.tokens import estimate
 from rlm.values import Reply, Usage
 
@@ -90,9 +90,7 @@ def read_reply(content: bytes, call: Call, endpoint: str, headers: Mapping[str, 
     """Read the reply from the body of a response with status 200.
 
     Raises:
-        BadReply: the body is no chat completion, or one without text.
-        OutputTruncated: the output cap was reached before any text was written.
-        Refused: the model or the provider's filter declined.
+        BadReply: the body is no chat completion.
         CallError: the body reports an error in spite of its status.
     """
     body = _json_object(content, call, endpoint)
@@ -100,8 +98,7 @@ def read_reply(content: bytes, call: Call, endpoint: str, headers: Mapping[str, 
         raise call_error(read_failure(_status_in(body), body, headers), call.model, endpoint)
     choice = _first_choice(body)
     if choice is None:
-        usage = _usage(body, call, "")
-        raise BadReply(f"{endpoint} sent no choices for {call.model!r}", model=call.model, usage=usage)
+        raise _no_choices(body, call, endpoint)
     message = choice.get("message")
     message = message if isinstance(message, dict) else {}
     return _reply(
@@ -127,6 +124,7 @@ class StreamReader:
         self._body: dict[str, Any] = {}
         self._finish_reason: Any = None
         self._complete = False
+        self._has_choices = False
 
     def feed(self, line: str) -> str:
         """Parse one line and return the text that it adds to the answer, often ''.
@@ -145,7 +143,9 @@ class StreamReader:
             failure = read_failure(_status_in(chunk), chunk, self._headers)
             raise call_error(failure, self._call.model, self._endpoint)
         self._body.update({key: chunk[key] for key in ("model", "usage") if chunk.get(key)})
-        return self._add(_first_choice(chunk) or {})
+        choice = _first_choice(chunk)
+        self._has_choices = self._has_choices or choice is not None
+        return self._add(choice or {})
 
     def reply(self) -> Reply:
         """Return the complete reply, after the last line.
@@ -161,6 +161,8 @@ class StreamReader:
             )
             usage = _usage(self._body, self._call, text)
             raise ConnectionFailed(message, model=self._call.model, usage=usage)
+        if not self._has_choices:
+            raise _no_choices(self._body, self._call, self._endpoint)
         return _reply(
             text=text,
             refusal="".join(self._refusals),
@@ -196,28 +198,23 @@ def _reply(
     endpoint: str,
     headers: Mapping[str, str],
 ) -> Reply:
-    """Build the reply, or raise the error that explains why there is none."""
+    """Build the reply; `check_reply` judges it."""
     usage = _usage(body, call, text)
-    known: dict[str, Any] = {"model": call.model, "usage": usage}
-    finished = FINISH_REASONS.get(str(finish_reason), "unknown")
-    if refusal:
-        raise Refused(f"{call.model!r} declined to answer{quoted(str(refusal))}", **known)
-    if finished == "filter":
-        raise Refused(f"the filter of {endpoint} stopped the answer of {call.model!r}", **known)
-    if finished == "length" and not text:
-        message = f"{call.model!r} reached its output cap before it wrote any text; raise the cap"
-        raise OutputTruncated(message, text=text, **known)
-    if not text:
-        raise BadReply(f"{endpoint} sent an answer of {call.model!r} without text", **known)
     unreported = f"{endpoint} reports no usage for {call.model!r}: its tokens are estimated"
     return Reply(
         text=text,
         model=str(body.get("model") or call.model),
         usage=usage,
-        finish_reason=finished,
+        refusal=refusal if isinstance(refusal, str) else "",
+        finish_reason=FINISH_REASONS.get(str(finish_reason), "unknown"),
         rate_limits=rate_limits(headers),
         warnings=(unreported,) if usage.estimated else (),
     )
+
+
+def _no_choices(body: Mapping[str, Any], call: Call, endpoint: str) -> BadReply:
+    usage = _usage(body, call, "")
+    return BadReply(f"{endpoint} sent no choices for {call.model!r}", model=call.model, usage=usage)
 
 
 def _usage(body: Mapping[str, Any], call: Call, text: str) -> Usage:

@@ -20,7 +20,7 @@ from rlm._async.portal import lease
 from rlm._async.twins import AsyncContext, BlockingContext
 from rlm.checks import model_name, positive_number, whole_number
 from rlm.clients.address import EndpointAddress, is_like_a_key
-from rlm.clients.base import Prompt, cut_at_cap, messages_of
+from rlm.clients.base import Prompt, messages_of
 from rlm.clients.chat_format import Dialect, StreamReader, encode_body, read_reply, request_body
 from rlm.clients.error_mapping import (
     failure_in,
@@ -28,8 +28,10 @@ from rlm.clients.error_mapping import (
     status_error,
     unsupported_parameter,
 )
+from rlm.clients.reply_check import check_reply
 from rlm.clients.transport import ConnectionPool, ConnectionPools, warm_up
 from rlm.errors import BadReply, CallError, SettingsError, UnknownModel
+from rlm.metering.tokens import estimate_call
 from rlm.values import Call, FailedCall, Reply
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ class AsyncOpenAIClient(AsyncContext):
         return f"{type(self).__name__}(model={self.model!r}, endpoint={self.endpoint!r})"
 
     async def complete(self, call: Call) -> Reply:
-        """Ask the model once.
+        """Ask the model once; the reply may be empty, cut or declined, see `clients.reply_check.check_reply`.
 
         If the endpoint refuses a parameter, the request is repeated without it, and later requests to this model omit
         or rename it. `Reply.attempts` is then above 1 and `Reply.warnings` says so, the first time.
@@ -144,12 +146,12 @@ class AsyncOpenAIClient(AsyncContext):
         """Return the model's answer to a text or to messages.
 
         Raises:
-            CallError: as `complete`.
+            CallError: as `complete`, or the reply cannot be used.
             TypeError: the prompt is neither text nor messages.
         """
         call = self._call(prompt, max_tokens, temperature)
-        reply = await self.complete(call)
-        _warn(_warnings_of(call, reply))
+        reply = check_reply(call, await self.complete(call), estimate_call)
+        _warn(reply.warnings)
         return reply.text
 
     async def batch_completion(
@@ -168,8 +170,7 @@ class AsyncOpenAIClient(AsyncContext):
         if calls:
             await self._pools.of_running_loop()  # raises settings errors once, not in each slot
         results = await _complete_all(self, calls, max_concurrent)
-        pairs = zip(calls, results, strict=True)
-        _warn(text for call, reply in pairs if isinstance(reply, Reply) for text in _warnings_of(call, reply))
+        _warn(text for result in results if isinstance(result, Reply) for text in result.warnings)
         return [result.text if isinstance(result, Reply) else FailedCall(result) for result in results]
 
     async def available_models(self) -> tuple[str, ...]:
@@ -311,9 +312,9 @@ class OpenAIClient(BlockingContext):
     ) -> str:
         """See `AsyncOpenAIClient.completion`."""
         call = self._client._call(prompt, max_tokens, temperature)  # noqa: SLF001 - its twin
-        reply = self.complete(call)
+        reply = check_reply(call, self.complete(call), estimate_call)
         # Here, so that the warning names the caller's line and not one of the loop thread.
-        _warn(_warnings_of(call, reply))
+        _warn(reply.warnings)
         return reply.text
 
     def batch_completion(
@@ -363,17 +364,12 @@ async def _complete_all(
     async def ask(numbered: tuple[int, Call]) -> None:
         index, call = numbered
         try:
-            results[index] = await client.complete(call)
+            results[index] = check_reply(call, await client.complete(call), estimate_call)
         except CallError as error:
             results[index] = error
 
     await for_each(enumerate(calls), ask, max_concurrent=min(max_concurrent, len(calls)))
     return [results[index] for index in range(len(calls))]
-
-
-def _warnings_of(call: Call, reply: Reply) -> tuple[str, ...]:
-    """Return the warnings for a caller who sees only the text of the reply."""
-    return (*reply.warnings, cut_at_cap(call)) if reply.finish_reason == "length" else reply.warnings
 
 
 def _warn(texts: Iterable[str]) -> None:

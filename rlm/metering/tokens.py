@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from rlm.values import Call, Usage
 
-__all__ = ["Counter", "Encoder", "cached_vocabulary", "encoder_for", "estimate", "is_exact"]
+__all__ = ["Counter", "Encoder", "cached_vocabulary", "encoder_for", "estimate", "estimate_call", "is_exact"]
 
 
 @runtime_checkable
@@ -42,6 +42,11 @@ class Encoder(Protocol):
 def estimate(text: str) -> int:
     """Estimate the tokens of a text from its bytes; linear, about 0.01 s per megabyte."""
     return _ESTIMATE.count(text)
+
+
+def estimate_call(call: Call) -> int:
+    """Estimate the input tokens of a call, including those that mark its messages."""
+    return sum(estimate(message.content) + _TOKENS_PER_MESSAGE for message in call.messages)
 
 
 def encoder_for(model: str | None = None) -> Encoder:

@@ -12,6 +12,7 @@ import anyio
 
 from rlm.clients.base import StreamingClient
 from rlm.clients.error_mapping import sdk_errors_as_call_errors
+from rlm.clients.reply_check import check_reply
 from rlm.errors import (
     BadReply,
     CallError,
@@ -28,7 +29,6 @@ from rlm.scheduler.circuit_breaker import CircuitBreaker
 from rlm.scheduler.concurrency import ConcurrencyLimit, Signal
 from rlm.scheduler.ledger import Ledger, Reservation, Spent, certainly_unbilled
 from rlm.scheduler.rate_limiter import RateLimiter, SentAmounts
-from rlm.scheduler.reply_check import check_reply
 from rlm.values import Call, Reply, Usage
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@
               ├─ rate limiter     wait until another request is allowed this minute               rate_limiter.py
               ├─ concurrency      wait for a permit; only requests hold one                       concurrency.py
               ├─ client           one request, under a timeout
-              └─ reply check      the reply is an answer, a warning or an error                   reply_check.py
+              └─ reply check      the reply is an answer, a warning or an error                   clients/reply_check.py
 
 On the way back each layer is updated: the concurrency limit, the rate limits, the ledger with the actual cost, the
 circuit breaker, the cache with the answer.

@@ -288,18 +288,45 @@ FAULTS = {
         Response(body={"error": {"message": "overloaded", "code": 503}}), errors.ServerError, "overloaded"
     ),
     "no choices": Fault(reply(choices=[]), errors.BadReply, "sent"),
-    "content null": Fault(reply(None), errors.BadReply, "without text"),
-    "an empty text": Fault(reply(""), errors.BadReply, "without text"),
-    "a refusal": Fault(reply(None, refusal="I will not"), errors.Refused, "I will not"),
-    "a filtered answer": Fault(reply("bad w", finish_reason="content_filter"), errors.Refused, "stopped"),
-    "a cap before any text": Fault(
-        reply("", finish_reason="length"), errors.OutputTruncated, "raise the cap"
-    ),
     "a slow trickle": Fault(
         reply("a text of\nmany\nlines\n" * 9, trickle_s=0.05), errors.CallTimedOut, "within 0.3 s"
     ),
     "no answer in time": Fault(reply("late", latency_s=30), errors.CallTimedOut, "within 0.3 s"),
 }
+
+
+UNUSABLE = {
+    "content null": Fault(reply(None), errors.BadReply, "no answer at all"),
+    "an empty text": Fault(reply(""), errors.BadReply, "no answer at all"),
+    "a refusal": Fault(reply(None, refusal="I will not"), errors.Refused, "I will not"),
+    "a filter before any text": Fault(reply("", finish_reason="content_filter"), errors.Refused, "held back"),
+    "a cap before any text": Fault(
+        reply("", finish_reason="length"), errors.OutputTruncated, "raise max_output_tokens"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_a_reply_without_an_answer_is_an_error_where_texts_are_returned(name):
+    fault = UNUSABLE[name]
+    with OpenAIServer(plan=[fault.response] * 3) as server:
+        assert isinstance(ask(server, call()), Reply)
+        with OpenAIClient(base_url=server.base_url, api_key=KEY) as client:
+            with pytest.raises(fault.error) as caught:
+                client.completion("hello")
+            check_error(caught.value, fault)
+            (failed_call,) = client.batch_completion(["hello"])
+            check_error(failed_call.error, fault)
+
+
+def test_a_text_that_a_filter_cut_is_returned_with_a_warning():
+    cut = reply("bad w", finish_reason="content_filter")
+    with (
+        OpenAIServer(plan=[cut]) as server,
+        OpenAIClient(base_url=server.base_url) as client,
+        pytest.warns(UserWarning, match="filter cut"),
+    ):
+        assert client.completion("hello") == "bad w"
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -337,7 +364,7 @@ def test_a_date_in_retry_after_becomes_seconds():
 
 
 def test_a_failure_that_was_billed_says_what_it_cost():
-    with OpenAIServer(plan=[reply(None)]) as server:
+    with OpenAIServer(plan=[reply(choices=[])]) as server:
         error = ask(server, call("x" * 400))
         assert (error.usage.input_tokens, server.input_tokens) == (100, 100)
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 from rlm.bulk.batch_api.state import MOST_REQUESTS, Batch, BatchRequest, PassState
 from rlm.clients.chat_format import read_reply
 from rlm.clients.error_mapping import call_error, read_failure
+from rlm.clients.reply_check import check_reply
 from rlm.errors import CallError, OutputTruncated, TransientError
+from rlm.metering.tokens import estimate_call
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -60,7 +62,8 @@ class LineSettler:
         if status != OK:
             failure = read_failure(status if isinstance(status, int) else 500, body, {})
             raise call_error(failure, model, endpoint)
-        return read_reply(json.dumps(body).encode(), request.call, endpoint, {})
+        reply = read_reply(json.dumps(body).encode(), request.call, endpoint, {})
+        return check_reply(request.call, reply, estimate_call)
 
     async def _settle(
         self, request: BatchRequest, results: Sequence[ItemResult], reply: Reply | None = None

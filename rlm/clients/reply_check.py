@@ -1,6 +1,7 @@
-"""Check replies: one that is cut, filtered, empty or based on a cut prompt becomes an error or a warning.
+"""Check replies: one that is declined, cut, filtered, empty or based on a cut prompt becomes an error or a warning.
 
-This is the only judge of replies; clients report facts (`finish_reason`, usage, text) and decide nothing.
+Nothing else judges replies: `Client.complete` reports facts (text, refusal, `finish_reason`, usage), and the scheduler,
+the Batch API and the methods of the OpenAI clients that return texts call `check_reply`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import zlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rlm.clients.base import cut_at_cap
+from rlm.clients.error_mapping import quoted
 from rlm.errors import BadReply, OutputTruncated, PromptTruncated, Refused
 from rlm.metering.bounds import utf8_size
 from rlm.values import Call, Message, Reply
@@ -31,17 +32,22 @@ def check_reply(call: Call, reply: Reply, count_tokens: CountTokens) -> Reply:
     Raises:
         PromptTruncated: the endpoint counted far fewer prompt tokens than were sent, without an error.
         OutputTruncated: the output cap left nothing of the answer, or broke the JSON that was asked for.
-        Refused: the provider's filter left nothing of the answer.
+        Refused: the model declined to answer; the provider's filter left nothing of the answer, or broke the JSON that
+            was asked for.
         BadReply: the reply is empty and used no tokens.
     """
     reply = _with_usage(call, reply, count_tokens)
     reply = _with_whole_prompt(call, reply)
+    if reply.refusal:
+        raise Refused(
+            f"{call.model} declined to answer{quoted(reply.refusal)}", model=call.model, usage=reply.usage
+        )
     if not reply.text.strip():
         return _check_empty(call, reply)
     if reply.finish_reason == "length":
         return _check_cut(call, reply)
     if reply.finish_reason == "filter":
-        return _warned(reply, f"the provider's filter cut an answer of {call.model} short")
+        return _check_filtered(call, reply)
     return reply
 
 
@@ -105,7 +111,7 @@ def _check_empty(call: Call, reply: Reply) -> Reply:
 
 
 def _check_cut(call: Call, reply: Reply) -> Reply:
-    message = cut_at_cap(call)
+    message = f"an answer of {call.model} was cut at its output cap{_cap(call)}"
     if call.schema is not None:
         raise OutputTruncated(
             f"{message}, so its JSON is incomplete: raise max_output_tokens",
@@ -113,6 +119,13 @@ def _check_cut(call: Call, reply: Reply) -> Reply:
             model=call.model,
             usage=reply.usage,
         )
+    return _warned(reply, message)
+
+
+def _check_filtered(call: Call, reply: Reply) -> Reply:
+    message = f"the provider's filter cut an answer of {call.model} short"
+    if call.schema is not None:
+        raise Refused(f"{message}, so its JSON is incomplete", model=call.model, usage=reply.usage)
     return _warned(reply, message)
 
 

@@ -6,10 +6,10 @@ import anyio
 import pytest
 from fake_provider import FakeProvider, call
 
+from rlm.clients.reply_check import check_reply
 from rlm.errors import BadReply, OutputTruncated, PromptTruncated, Refused
 from rlm.events import Warned
 from rlm.scheduler import Scheduler
-from rlm.scheduler.reply_check import check_reply
 from rlm.values import Reply, Usage
 
 ENGLISH = "".join(topics.topics.values())[:100_000]
@@ -97,6 +97,16 @@ def test_a_filter_that_left_nothing_is_a_refusal_and_one_that_left_something_a_w
     with pytest.raises(Refused):
         look(reply("", finish_reason="filter"))
     assert "filter" in look(reply(finish_reason="filter")).warnings[0]
+
+
+def test_half_of_a_json_answer_that_a_filter_left_is_a_refusal():
+    with pytest.raises(Refused, match="JSON is incomplete"):
+        look(reply('{"a": 1, "b', finish_reason="filter"), schema={"type": "object"})
+
+
+def test_a_refusal_is_an_error_with_the_words_of_the_model():
+    with pytest.raises(Refused, match="m declined to answer: I will not"):
+        look(reply("", refusal="I will not."))
 
 
 def test_nothing_at_all_is_asked_again_and_an_empty_answer_is_a_warning():
