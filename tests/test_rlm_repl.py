@@ -518,3 +518,9 @@ def test_a_query_in_the_place_of_the_context_is_warned_about():
             answer = rlm.completion("Who may terminate?", "The tenant may. " * 1_000)
         assert "the context has 18 characters and the query 16,000" in answer.warnings[0]
         assert rlm.completion("The tenant may. " * 1_000, "Who may?").warnings == ()
+
+
+def test_an_option_that_is_given_to_a_method_is_pointed_to_the_constructor():
+    with RLM_REPL(client="offline") as rlm, pytest.raises(TypeError, match=r"RLM_REPL\(\.\.\.\)") as caught:
+        rlm.completion("a text", "a question", model="gpt-5")
+    assert str(caught.value).startswith("completion() has no keyword model= (it has: context=, query=)")

@@ -44,7 +44,7 @@ def on_portal(
 
     @wraps(body)
     async def method(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        refuse_renamed(kwargs)
+        _require_known(body, body.__name__, kwargs)
         return await self._portal.acall(partial(body, self, *args, **kwargs))
 
     return method
@@ -61,7 +61,7 @@ def blocking(
 
     @wraps(body)
     def twin(self: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        refuse_renamed(kwargs)
+        _require_known(body, twin.__name__, kwargs)
         return self._portal.call(partial(body, self, *args, **kwargs))
 
     twin.__signature__ = inspect.signature(body)  # type: ignore[attr-defined]
@@ -79,6 +79,21 @@ def refuse_renamed(keywords: dict[str, Any]) -> None:
     """
     for theirs in RENAMED.keys() & keywords.keys():
         raise TypeError(f"{theirs}= is called {RENAMED[theirs]}= here")
+
+
+def _require_known(body: Callable[..., Any], method: str, keywords: dict[str, Any]) -> None:
+    if not keywords:
+        return
+    refuse_renamed(keywords)
+    parameters = inspect.signature(body).parameters
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return
+    for name in keywords.keys() - parameters.keys():
+        known = ", ".join(f"{one}=" for one in list(parameters)[1:]) or "none"
+        raise TypeError(
+            f"{method}() has no keyword {name}= (it has: {known}); options such as model= are given to "
+            f"{body.__qualname__.rpartition('.')[0]}(...)"
+        )
 
 
 class BlockingContext:

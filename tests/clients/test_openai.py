@@ -377,6 +377,14 @@ def test_a_server_that_does_not_listen_is_a_failed_connection(transport):
     assert "is a server running there?" in str(error)
 
 
+def test_an_endpoint_that_cannot_list_its_models_is_named_without_a_model():
+    with OpenAIServer() as server:
+        pass
+    client = AsyncOpenAIClient(base_url=server.base_url, api_key="k")
+    with pytest.raises(errors.ConnectionFailed, match=r"no answer from 127\.0\.0\.1:\d+: "):
+        anyio.run(client.available_models)
+
+
 def test_an_unknown_model_is_answered_with_the_closest_names_first():
     models = ["llama3", "gpt-5-mini", "gpt-5-nano", "zephyr"]
     with OpenAIServer(
