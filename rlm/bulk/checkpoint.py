@@ -291,7 +291,7 @@ def read_job(path: Path) -> JobRecord:
         if record.get("type") == "job":
             latest = JobRecord(record["task"], record["options"])
     if latest is None:
-        raise JournalError(f"the journal {path} does not say what its job is")
+        raise JournalError(f"the journal {path} has no record of its job: remove it, or name another output")
     return latest
 
 

@@ -333,7 +333,7 @@ class JobGroup:
                 "this group is not open: its jobs belong into `async with JobGroup(...) as jobs`"
             )
         if os.getpid() != self._process:
-            raise RuntimeError("this group was opened by another process: open one in this one")
+            raise RuntimeError("this group belongs to the process that was forked: open another one here")
         if len(set(job.opinions)) < len(job.opinions) and self._settings.cache != "off":
             raise SettingsError(
                 f"this job asks {job.models[0]} the same several times, and cache={self._settings.cache!r} would answer "

@@ -227,7 +227,7 @@ def test_a_group_refuses_jobs_in_a_forked_child_and_can_be_left_there():
             signal.alarm(20)
             code = 1
             try:
-                with pytest.raises(RuntimeError, match="opened by another process"):
+                with pytest.raises(RuntimeError, match="belongs to the process that was forked"):
                     jobs.map_rows(rows_of(2), "Label {{text}}", schema=SCHEMA)
                 jobs.__exit__(None, None, None)
                 code = 0

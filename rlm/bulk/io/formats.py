@@ -165,7 +165,7 @@ def format_of(path: Path) -> str:
         return FORMATS[path.suffix.lower()]
     except KeyError:
         known = ", ".join(FORMATS)
-        raise InputError(f"{path}: its name does not say what it is; names end in {known}") from None
+        raise InputError(f"{path}: its format is not known from its name; names end in {known}") from None
 
 
 def require(path: Path) -> None:
