@@ -36,7 +36,7 @@ from anyio.lowlevel import checkpoint
 
 from rlm._async.groups import ungrouped
 from rlm._async.semaphore import FairSemaphore, Permit
-from rlm.checks import whole_number
+from rlm.checks import or_else, whole_number
 from rlm.errors import (
     BadRequest,
     CallError,
@@ -132,10 +132,9 @@ class MapSettings:
     stops_at: tuple[type[CallError], ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("per_call", "max_concurrent", "window_chars"):
-            value = getattr(self, name)
-            if (name, value) != ("per_call", "auto"):
-                whole_number(name, value)
+        or_else("auto", whole_number)("per_call", self.per_call)
+        whole_number("max_concurrent", self.max_concurrent)
+        whole_number("window_chars", self.window_chars)
 
     def pack_budget(self, task: Task) -> PackBudget:
         """Return the limits of one pack for this task, with nothing packed yet."""

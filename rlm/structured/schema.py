@@ -36,6 +36,8 @@ SchemaSource: TypeAlias = "str | Mapping[str, Any] | type | Schema"
 
 LARGEST: Final = 100_000
 """Greatest length, in characters, of a schema that comes from a cell."""
+MOST_PARTS: Final = 20_000
+"""Greatest number of schemas within a schema, each `$ref` counted as often as it is used: they can grow exponentially."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,8 @@ def schema_of(source: SchemaSource, *, trusted: bool = True) -> Schema:
         case Schema():
             return source
         case str():
+            if not trusted and len(source) > LARGEST:
+                raise SchemaError(_TOO_LONG)
             schema = from_text(source)
         case Mapping():
             schema = from_names(source) or dict(source)
@@ -101,13 +105,16 @@ def schema_of(source: SchemaSource, *, trusted: bool = True) -> Schema:
     return Schema(_Reader(definitions, trusted).read(schema, "", 0))
 
 
+_TOO_LONG: Final = f"the schema is longer than {LARGEST:,} characters"
+
+
 def _refuse_large(schema: Mapping[str, Any]) -> None:
     try:
         size = len(json.dumps(schema, default=repr))
     except (ValueError, TypeError, RecursionError) as error:
         raise SchemaError("the schema is no JSON value") from error
     if size > LARGEST:
-        raise SchemaError(f"the schema is longer than {LARGEST:,} characters")
+        raise SchemaError(_TOO_LONG)
 
 
 # From JSON Schema ----------------------------------------------------------------------------------------------
@@ -119,11 +126,15 @@ class _Reader:
     def __init__(self, definitions: Mapping[str, Any], trusted: bool) -> None:
         self._definitions = definitions
         self._trusted = trusted
+        self._parts = 0
 
     def read(self, schema: Any, path: str, depth: int) -> dict[str, Any]:
         where = f" at {path}" if path else ""
         if depth > DEEPEST:
             raise SchemaError(f"the schema{where} is nested deeper than {DEEPEST} levels, or holds itself")
+        self._parts += 1
+        if self._parts > MOST_PARTS:
+            raise SchemaError(f"the schema has more than {MOST_PARTS:,} parts once its $refs are resolved")
         if not isinstance(schema, Mapping):
             raise SchemaError(f"the schema{where} must be a mapping, not {type(schema).__name__}")
         if "$ref" in schema:

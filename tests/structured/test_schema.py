@@ -210,3 +210,15 @@ def test_the_quick_check_knows_common_schemas():
     assert schema_of("label: 'a'|'b', score: float, tags: list[str]")._meets(
         {"label": "a", "score": 1, "tags": ["x"]}
     )
+
+
+def test_a_schema_whose_references_multiply_is_refused_at_once():
+    definitions = {f"l{level}": {"anyOf": [{"$ref": f"#/$defs/l{level + 1}"}] * 10} for level in range(9)}
+    definitions["l9"] = {"type": "string"}
+    with pytest.raises(SchemaError, match="more than 20,000 parts"):
+        schema_of({"$defs": definitions, "$ref": "#/$defs/l0"})
+
+
+def test_the_text_of_a_schema_from_a_cell_is_measured_before_it_is_read():
+    with pytest.raises(SchemaError, match="longer than 100,000 characters"):
+        schema_of(",".join(f"a{number}:int" for number in range(20_000)), trusted=False)
