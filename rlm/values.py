@@ -8,12 +8,14 @@ a `str` with its cost and status.
 from __future__ import annotations
 
 import json
+import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "Answer",
@@ -34,6 +36,7 @@ __all__ = [
     "Usage",
     "Variable",
     "render",
+    "written_size",
 ]
 
 Role = Literal["system", "user", "assistant"]
@@ -42,6 +45,13 @@ FinishReason = Literal["stop", "length", "filter", "unknown"]
 AnswerStatus = Literal["ok", "partial", "budget", "timeout", "cancelled"]
 CellOutcome = Literal["ok", "raised", "timeout", "memory", "exited", "crashed", "protocol", "cancelled"]
 StateAfter = Literal["kept", "rolled back", "lost"]
+
+INDENTED_CHARS = 1_000_000
+"""Greatest length of JSON that `render` indents: under 200 lists, the indentation of a value is 400 times its size."""
+WRITTEN_CHARS = 512_000_000
+"""Greatest length of a list or dict that `render` writes out; lists that share their parts can be larger than memory."""
+MOST_LEVELS = 2_000
+MOST_VALUES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,17 +309,60 @@ class Answer(str):  # noqa: SLOT000 - a plain __dict__ is what makes it pickle a
 def render(value: Any) -> str:
     """Return any value as text: a str unchanged, a list or dict as JSON if possible, all else by `str`.
 
-    An int with more digits than Python prints (`sys.get_int_max_str_digits`) is written in hexadecimal. A value that
-    contains one, or is nested too deeply, is named by its type.
+    JSON of more than `INDENTED_CHARS` is not indented. An int with more digits than Python prints
+    (`sys.get_int_max_str_digits`) is written in hexadecimal. A value that contains one, is nested too deeply, or is
+    longer than `WRITTEN_CHARS`, is named by its type.
     """
     if isinstance(value, str):
         return value
     if isinstance(value, (list, tuple, dict)):
+        if written_size(value, INDENTED_CHARS, indent=2) <= INDENTED_CHARS:
+            with suppress(TypeError, ValueError, RecursionError):
+                return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+        elif written_size(value, WRITTEN_CHARS) > WRITTEN_CHARS:
+            return f"<{type(value).__name__} that is too large to be written out>"
         with suppress(TypeError, ValueError, RecursionError):
-            return json.dumps(value, ensure_ascii=False, indent=2, allow_nan=False)
+            return json.dumps(value, ensure_ascii=False, allow_nan=False)
     try:
         return str(value)
     except (ValueError, RecursionError):
         return (
             hex(value) if isinstance(value, int) else f"<{type(value).__name__} that cannot be written out>"
         )
+
+
+def written_size(value: Any, limit: int, *, indent: int = 0) -> int:
+    """Estimate how many characters a value takes as JSON, without writing it; stop counting above `limit`.
+
+    A value of more than `MOST_LEVELS` levels, such as one that contains itself, or of more than `MOST_VALUES` values
+    counts as larger than any limit.
+    """
+    size = 0
+    values_left = MOST_VALUES
+    levels: list[Iterator[Any]] = [iter((value,))]
+    while levels:
+        if len(levels) > MOST_LEVELS or values_left < 0:
+            return max(size, limit + 1)
+        margin = 2 + indent * (
+            len(levels) - 1
+        )  # a separator and a space, or a line break and the indentation
+        for item in levels[-1]:
+            values_left -= 1
+            kind = type(item)
+            if item is None or kind is bool or kind is float:
+                size += margin + 5
+            elif isinstance(item, (str, bytes, bytearray)):
+                size += margin + len(item)
+            elif isinstance(item, int):
+                size += margin + 1 + item.bit_length() // 3
+            elif isinstance(item, (list, tuple, set, frozenset, dict)):
+                size += margin + 2
+                levels.append(chain.from_iterable(item.items()) if isinstance(item, dict) else iter(item))
+                break
+            else:
+                size += margin + sys.getsizeof(item)
+            if size > limit:
+                return size
+        else:
+            levels.pop()
+    return size

@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from rlm.values import Answer, Usage, render
+from rlm.values import Answer, Usage, render, written_size
 
 
 def test_an_answer_is_a_str():
@@ -45,6 +45,29 @@ def test_any_value_has_a_text(value, text):
     assert render(value) == text
     assert Answer(value) == text
     assert Answer(value).value is value
+
+
+def test_deep_lists_are_written_without_indentation_because_it_would_be_400_times_their_size():
+    value = [None] * 50_000
+    for _ in range(200):
+        value = [value]
+    text = render(value)
+    assert len(text) < 400_000
+    assert json.loads(text) == value
+
+
+def test_lists_that_share_their_parts_are_not_written_to_the_end():
+    shared = ["x" * 1_000_000]
+    for _ in range(40):
+        shared = [shared, shared]
+    assert render(shared) == "<list that is too large to be written out>"
+
+
+@pytest.mark.parametrize("value", [[], [1] * 50, {"a": [1.5, None, "text"]}, [[["x"]] * 5] * 5])
+def test_the_estimate_of_a_size_is_close(value):
+    for indent in (0, 2):
+        text = json.dumps(value, indent=indent or None)
+        assert len(text) / 3 - 10 < written_size(value, 10_000, indent=indent) < 3 * len(text) + 10
 
 
 def test_usages_add_up():

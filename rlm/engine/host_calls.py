@@ -6,14 +6,17 @@ plain call: the question and the context as one prompt to the sub-model.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import anyio
+import anyio.to_thread
+from anyio.lowlevel import checkpoint
 
 from rlm._async.groups import for_each
 from rlm.engine import arguments as read
@@ -22,16 +25,19 @@ from rlm.engine.prompt_failures import PromptFailures
 from rlm.errors import (
     AuthenticationFailed,
     CallError,
+    ContextTooLong,
     DeadlineExceeded,
     HostCallRefused,
     LimitReached,
     QuotaExhausted,
     RLMError,
+    SettingsError,
     UnknownModel,
 )
 from rlm.sandbox.shared_contexts import ContextRef
+from rlm.structured.check import clipped, quoted
 from rlm.structured.map import MapSettings, PlainModels, ask_checked, map_items
-from rlm.values import Answer, Call, HostCall, Message, Reply
+from rlm.values import Answer, Call, HostCall, Message, Reply, written_size
 
 if TYPE_CHECKING:
     from rlm.engine.arguments import Arguments
@@ -51,9 +57,17 @@ Slot: TypeAlias = "dict[str, Any]"
 
 T = TypeVar("T")
 
+logger = logging.getLogger("rlm")
+
 UNREACHABLE = (UnknownModel, AuthenticationFailed, QuotaExhausted)
 BYTES_PER_CHAR = 8
 """Upper bound of the encoded size of a value per character of its rendered text."""
+ERROR_CHARS = 4_000
+"""Greatest length of an error that is passed to a cell."""
+SMALL_CHARS = 20_000
+"""Size of a value that is worked on on the event loop; a larger one goes to a thread."""
+ENTRIES_AT_ONCE = 1_000
+"""Entries of a list that are worked on before other tasks get their turn on the event loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +124,7 @@ class HostCalls:
         """Perform one host call.
 
         Raises:
-            HostCallRefused: the name or an argument is invalid, or a limit of the run was reached.
+            HostCallRefused: the name or an argument is invalid, a limit of the run was reached, or the host has a fault.
             CallError: the call failed for good.
         """
         if self.reached is None:
@@ -126,6 +140,13 @@ class HostCalls:
                 if host_call.name == "rlm_query":  # counted like a failed slot of `rlm_batch`
                     self.failures.count_failure(refusal)
                 raise
+            except (
+                SettingsError
+            ) as error:  # such as a model without a price under a budget, named by the cell
+                raise HostCallRefused(clipped(str(error), ERROR_CHARS)) from error
+            except Exception as error:
+                # What a cell sends must not end the run, also if it meets a fault of ours.
+                raise self._unexpected(host_call.name, error) from error
         raise HostCallRefused(f"{self.reached}; give the best answer you have")
 
     async def _dispatch(self, name: str, arguments: Arguments) -> Any:
@@ -141,45 +162,69 @@ class HostCalls:
             case "rlm_batch":
                 return self.failures.count_slots(await self._rlm_batch(arguments))
             case _:
-                raise HostCallRefused(f"there is no host call {name!r}")
+                raise HostCallRefused(f"there is no host call {quoted(name)}")
 
     async def _llm_query(self, arguments: Arguments) -> Any:
         call = self._sub_call(read.text(arguments, "prompt"), read.model(arguments))
-        schema = read.schema(arguments)
+        schema = await read.schema(arguments)
         if schema is None:
             return (await self.tree.complete(call)).text
         return await ask_checked(self.tree, call, schema, plain_models=self.plain_models)
 
     async def _llm_batch(self, arguments: Arguments) -> list[Slot]:
         model = read.model(arguments)
-        calls = [self._sub_call(text, model) for text in read.texts(arguments, "prompts")]
-        slots = await self._complete_all("text", calls, read.max_concurrent(arguments))
+        calls = []
+        async for _, text in _in_turns(read.texts(arguments, "prompts")):
+            calls.append(self._sub_call(text, model))
+        slots = await self._complete_all("text", calls, self._max_concurrent(arguments))
         return self._fill_missing(len(calls), slots)
 
     async def _llm_map(self, arguments: Arguments) -> list[Slot]:
         model = read.model(arguments) or self.settings.recursive_model
         items, instruction = read.entries(arguments, "items"), read.text(arguments, "instruction")
+        schema = await read.schema(arguments)
         settings = MapSettings(
             model=model,
             per_call=read.per_call(arguments),
-            max_concurrent=read.max_concurrent(arguments),
+            max_concurrent=self._max_concurrent(arguments),
             window_chars=self.settings.sub_context_chars,
             run_id=self.run_id,
             depth=self.depth,
             stops_at=UNREACHABLE if model == self.settings.recursive_model else (),
         )
+        fitting = await self._fitting(items)
         kept: dict[int, Mapped] = {}
         with self._until_limit():
             await map_items(
                 self.tree,
-                items,
+                [items[index] for index in fitting],
                 instruction,
                 settings,
-                schema=read.schema(arguments),
+                schema=schema,
                 plain_models=self.plain_models,
                 kept=kept,
             )
-        return self._fill_missing(len(items), {index: _mapped_slot(item) for index, item in kept.items()})
+        slots = {fitting[index]: _mapped_slot(item) for index, item in kept.items()}
+        if len(fitting) < len(items):
+            too_long = self._failed_slot(
+                ContextTooLong(
+                    f"the item has more than {self.settings.sub_context_chars:,} characters, which is more than a "
+                    "sub-model takes"
+                )
+            )
+            slots.update((index, too_long) for index in set(range(len(items))).difference(fitting))
+        return self._fill_missing(len(items), slots)
+
+    async def _fitting(self, items: Sequence[Any]) -> Sequence[int]:
+        """Return the indices of the items that a prompt can have; the others are not even compared."""
+        most = self.settings.sub_context_chars
+
+        def find() -> Sequence[int]:
+            return [index for index, item in enumerate(items) if written_size(item, most) <= most]
+
+        if written_size(items, SMALL_CHARS) <= min(SMALL_CHARS, most):
+            return range(len(items))
+        return await anyio.to_thread.run_sync(find)
 
     async def _rlm_query(self, arguments: Arguments) -> Any:
         question, context = read.text(arguments, "question"), arguments.get("context")
@@ -190,9 +235,10 @@ class HostCalls:
 
     async def _rlm_batch(self, arguments: Arguments) -> list[Slot]:
         """Run the children concurrently; a child that fails costs only its own slot."""
-        items, max_concurrent = read.children(arguments), read.max_concurrent(arguments)
+        items = read.children(arguments)
         if self._at_depth_limit:
-            return await self._plain_children(items, max_concurrent)
+            return await self._plain_children(items, self._max_concurrent(arguments))
+        max_concurrent = read.max_concurrent(arguments, self.settings.max_children)
         slots: dict[int, Slot] = {}
 
         async def start(item: tuple[int, tuple[str, Any]]) -> None:
@@ -203,6 +249,8 @@ class HostCalls:
                 slots[index] = self._failed_slot(error)
             except LimitReached as limit:
                 self.reached = limit
+            except Exception as error:  # noqa: BLE001 - it costs one child
+                slots[index] = self._failed_slot(self._unexpected("rlm_batch", error))
 
         until_a_limit = takewhile(lambda _: self.reached is None, enumerate(items))
         with self._until_limit():
@@ -257,7 +305,17 @@ class HostCalls:
 
     def _failed_slot(self, error: RLMError) -> Slot:
         self._note_misconfiguration(error)
-        return {"error": str(error), "kind": type(error).__name__}
+        return {"error": clipped(str(error), ERROR_CHARS), "kind": type(error).__name__}
+
+    def _unexpected(self, name: str, error: Exception) -> HostCallRefused:
+        """Log an exception that no host call should raise; return the error for the cell."""
+        logger.error("%s raised an unexpected exception", clipped(name, 40), exc_info=error)
+        return HostCallRefused(
+            clipped(f"the host could not perform the call: {type(error).__name__}: {error}", 300)
+        )
+
+    def _max_concurrent(self, arguments: Arguments) -> int:
+        return read.max_concurrent(arguments, self.tree.max_in_flight)
 
     def _note_misconfiguration(self, error: RLMError) -> None:
         if isinstance(error, UNREACHABLE) and error.model in ("", *self.settings.models):
@@ -271,7 +329,7 @@ class HostCalls:
         """Ask the children as plain calls; one whose context is too long for that fails alone."""
         slots: dict[int, Slot] = {}
         calls: dict[int, Call] = {}
-        for index, (question, context) in enumerate(items):
+        async for index, (question, context) in _in_turns(items):
             try:
                 calls[index] = await self._plain_child(question, context, None)
             except HostCallRefused as refusal:
@@ -292,10 +350,19 @@ class HostCalls:
             if context.length > BYTES_PER_CHAR * limit:
                 raise self._too_long(f"context of {context.length:,} bytes")
             context = await context.value()
+        if written_size(context, SMALL_CHARS) <= SMALL_CHARS:
+            return self._sub_call(self._plain_prompt(question, context), model)
+        return self._sub_call(await anyio.to_thread.run_sync(self._plain_prompt, question, context), model)
+
+    def _plain_prompt(self, question: str, context: Any) -> str:
+        limit = self.settings.sub_context_chars
+        # An estimate first, because a context of 2 MB can be rendered to gigabytes.
+        if not isinstance(context, str) and written_size(context, 2 * limit) > 2 * limit:
+            raise self._too_long(f"context of more than {limit:,} characters")
         prompt = prompts.plain_child_prompt(question, context)
         if len(prompt) > limit:
             raise self._too_long(f"prompt of {len(prompt):,} characters")
-        return self._sub_call(prompt, model)
+        return prompt
 
     def _sub_call(self, prompt: str, model: str | None) -> Call:
         return Call(
@@ -314,8 +381,20 @@ class HostCalls:
         )
 
 
+async def _in_turns(entries: Sequence[T]) -> AsyncIterator[tuple[int, T]]:
+    """Yield the entries with their index, and let other tasks run every `ENTRIES_AT_ONCE` of them."""
+    for index, entry in enumerate(entries):
+        if index % ENTRIES_AT_ONCE == ENTRIES_AT_ONCE - 1:
+            await checkpoint()
+        yield index, entry
+
+
 def _mapped_slot(outcome: Mapped) -> Slot:
-    return {"error": outcome.reason, "kind": outcome.kind} if outcome.failed else {"value": outcome.value}
+    return (
+        {"error": clipped(outcome.reason, ERROR_CHARS), "kind": outcome.kind}
+        if outcome.failed
+        else {"value": outcome.value}
+    )
 
 
 def _complete_value(answer: Answer) -> Any:

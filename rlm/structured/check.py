@@ -11,6 +11,8 @@ import math
 import re
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from rlm.values import written_size
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
@@ -19,9 +21,13 @@ __all__ = [
     "KEYWORDS",
     "SHOWN_CHARS",
     "TYPES",
+    "Steps",
+    "TooManySteps",
+    "clipped",
     "join_path",
     "problems",
     "quick_check",
+    "quoted",
     "shown",
     "type_name",
 ]
@@ -50,6 +56,8 @@ ANNOTATIONS: Final = frozenset(
 )
 TYPES: Final = ("string", "number", "integer", "boolean", "null", "array", "object")
 SHOWN_CHARS: Final = 60
+MOST_SHOWN: Final = 10_000
+"""Greatest size of a value that is written out for a message."""
 
 _Problem: TypeAlias = tuple[str, str]
 _NOUNS = {
@@ -63,8 +71,30 @@ _NOUNS = {
 }
 
 
-def problems(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[_Problem]:
+class TooManySteps(Exception):
+    """A check took more steps than it may."""
+
+
+class Steps:
+    """Number of steps that a check may still take: a long value times a schema of many alternatives takes for ever."""
+
+    def __init__(self, most: int) -> None:
+        self._left = most
+
+    def spend(self, count: int) -> None:
+        """Count so many steps.
+
+        Raises:
+            TooManySteps: no more are left.
+        """
+        self._left -= count
+        if self._left < 0:
+            raise TooManySteps
+
+
+def problems(value: Any, schema: Mapping[str, Any], path: str, steps: Steps) -> Iterator[_Problem]:
     """Yield a path and a sentence for each way in which a value breaks its schema, the outermost first."""
+    steps.spend(1 + len(schema.get("enum", ())) + len(schema.get("required", ())))
     if "type" in schema and not _is_of_type(value, schema["type"]):
         names = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
         yield path, f"must be {' or '.join(_NOUNS[name] for name in names)}, not {shown(value)}"
@@ -75,7 +105,7 @@ def problems(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[_Prob
     if "const" in schema and not _same(value, schema["const"]):
         yield path, f"must be {shown(schema['const'])}, not {shown(value)}"
     if "anyOf" in schema:
-        yield from _any_of_problems(value, schema["anyOf"], path)
+        yield from _any_of_problems(value, schema["anyOf"], path, steps)
     match value:
         case bool() | None:
             return
@@ -84,17 +114,19 @@ def problems(value: Any, schema: Mapping[str, Any], path: str) -> Iterator[_Prob
         case str():
             yield from _text_problems(value, schema, path)
         case list():
-            yield from _list_problems(value, schema, path)
+            yield from _list_problems(value, schema, path, steps)
         case dict():
-            yield from _object_problems(value, schema, path)
+            yield from _object_problems(value, schema, path, steps)
         case _:
             yield path, f"must be a JSON value, not {type(value).__name__}"
 
 
-def _any_of_problems(value: Any, choices: list[Mapping[str, Any]], path: str) -> Iterator[_Problem]:
+def _any_of_problems(
+    value: Any, choices: list[Mapping[str, Any]], path: str, steps: Steps
+) -> Iterator[_Problem]:
     found: list[_Problem] = []
     for choice in choices:
-        problem = next(problems(value, choice, path), None)
+        problem = next(problems(value, choice, path, steps), None)
         if problem is None:
             return
         found.append(problem)
@@ -122,21 +154,25 @@ def _text_problems(value: str, schema: Mapping[str, Any], path: str) -> Iterator
         yield path, f"must match the pattern {schema['pattern']}, as {shown(value)} does not"
 
 
-def _list_problems(value: list[Any], schema: Mapping[str, Any], path: str) -> Iterator[_Problem]:
+def _list_problems(
+    value: list[Any], schema: Mapping[str, Any], path: str, steps: Steps
+) -> Iterator[_Problem]:
     yield from _size_problems(len(value), schema, path, ("minItems", "maxItems"), "items")
     if "items" in schema:
         for index, item in enumerate(value):
-            yield from problems(item, schema["items"], f"{path}[{index}]")
+            yield from problems(item, schema["items"], f"{path}[{index}]", steps)
 
 
-def _object_problems(value: dict[str, Any], schema: Mapping[str, Any], path: str) -> Iterator[_Problem]:
+def _object_problems(
+    value: dict[str, Any], schema: Mapping[str, Any], path: str, steps: Steps
+) -> Iterator[_Problem]:
     properties = schema.get("properties", {})
     for name in schema.get("required", ()):
         if name not in value:
             yield join_path(path, name), "is missing"
     for name, item in value.items():
         if name in properties:
-            yield from problems(item, properties[name], join_path(path, str(name)))
+            yield from problems(item, properties[name], join_path(path, str(name)), steps)
         elif schema.get("additionalProperties") is False:
             known = ", ".join(properties) or "none"
             yield (
@@ -249,9 +285,23 @@ def join_path(path: str, name: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return a value as JSON for a message, cut to `SHOWN_CHARS`."""
+    """Return a value as JSON for a message, cut to `SHOWN_CHARS`; a large one is named by its type."""
+    if isinstance(value, str):
+        value = value[:SHOWN_CHARS]  # before its quotes and escapes are made
+    elif written_size(value, MOST_SHOWN) > MOST_SHOWN:
+        return f"a large {type(value).__name__}"
     try:
         text = json.dumps(value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         text = type(value).__name__
-    return text if len(text) <= SHOWN_CHARS else f"{text[: SHOWN_CHARS - 1]}…"
+    return clipped(text, SHOWN_CHARS)
+
+
+def quoted(text: str) -> str:
+    """Return a text in Python's quotes for a message, cut to `SHOWN_CHARS`."""
+    return clipped(repr(text[:SHOWN_CHARS]), SHOWN_CHARS)
+
+
+def clipped(text: str, limit: int) -> str:
+    """Return the text, cut to `limit` characters with an ellipsis as the last."""
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

@@ -15,7 +15,12 @@ def canonical(content: Any) -> str:
     """Return a text that is equal for two values exactly if they are the same item."""
     try:
         return _CANONICAL.encode(content)
-    except (TypeError, ValueError, RecursionError):
+    except (
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        RecursionError,
+    ):  # ArithmeticError: a Decimal NaN as a key
         return _written(content)
 
 
@@ -26,6 +31,7 @@ def compact(value: Any) -> str:
     except (
         TypeError,
         ValueError,
+        ArithmeticError,
         RecursionError,
     ):  # keys that are not strings, values that contain themselves
         return json.dumps(_written(value), ensure_ascii=False)

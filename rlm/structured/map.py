@@ -32,6 +32,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import anyio
+import anyio.to_thread
 from anyio.lowlevel import checkpoint
 
 from rlm._async.groups import ungrouped
@@ -52,7 +53,7 @@ from rlm.structured.leftovers import Item, Leftovers, Mapped, Settled
 from rlm.structured.packs import CHARS_PER_TOKEN, PackBudget, Task, content_chars, even_packs
 from rlm.structured.reply_json import ItemResult, Valid, read_json
 from rlm.structured.schema import Schema, SchemaSource, schema_of
-from rlm.values import Call, Message, Reply
+from rlm.values import Call, Message, Reply, written_size
 
 if TYPE_CHECKING:
     from anyio.abc import TaskGroup
@@ -71,6 +72,8 @@ __all__ = [
     "too_long",
 ]
 
+SMALL_CHARS: Final = 20_000
+"""Size of items that are compared and measured on the event loop; larger ones go to a thread."""
 SPLITTABLE: Final = (ContextTooLong, OutputTruncated, PromptTruncated, Refused)
 """Failures that may be the fault of one item of a pack, or of its size."""
 
@@ -163,11 +166,14 @@ async def map_items(
     """
     task = Task(instruction, None if schema is None else schema_of(schema))
     distinct: dict[Hashable, Item] = {}
-    keys = [canonical(item) for item in items]
+    # In a thread if it takes long: the items of one run must not stop the event loop of all runs.
+    is_small = written_size(items, SMALL_CHARS) <= SMALL_CHARS
+    keys = _keys(items) if is_small else await anyio.to_thread.run_sync(_keys, items)
     for key, content in zip(keys, items, strict=True):
         distinct.setdefault(key, Item(key, content))
     waiting = list(distinct.values())
-    packs = even_packs([content_chars(item.content) for item in waiting], settings.pack_budget(task))
+    budget = settings.pack_budget(task)
+    packs = _packs(waiting, budget) if is_small else await anyio.to_thread.run_sync(_packs, waiting, budget)
     settings = replace(settings, max_concurrent=max(1, min(settings.max_concurrent, len(waiting))))
     outcomes: dict[Hashable, Mapped] = {}
 
@@ -193,6 +199,14 @@ async def map_items(
             if kept is not None:
                 kept.update((index, outcomes[key]) for index, key in enumerate(keys) if key in outcomes)
     return [outcomes[key] for key in keys]
+
+
+def _keys(items: Sequence[Any]) -> list[str]:
+    return [canonical(item) for item in items]
+
+
+def _packs(items: Sequence[Item], budget: PackBudget) -> list[list[int]]:
+    return even_packs([content_chars(item.content) for item in items], budget)
 
 
 async def map_packs(

@@ -26,8 +26,22 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from rlm.errors import SchemaError
-from rlm.structured.check import ANNOTATIONS, KEYWORDS, TYPES, join_path, problems, quick_check, shown
+from rlm.structured.check import (
+    ANNOTATIONS,
+    KEYWORDS,
+    SHOWN_CHARS,
+    TYPES,
+    Steps,
+    TooManySteps,
+    clipped,
+    join_path,
+    problems,
+    quick_check,
+    quoted,
+    shown,
+)
 from rlm.structured.short_form import DEEPEST, any_of, closed_object, enum_of, from_names, from_text
+from rlm.values import written_size
 
 __all__ = ["Schema", "SchemaSource", "schema_of"]
 
@@ -38,13 +52,31 @@ LARGEST: Final = 100_000
 """Greatest length, in characters, of a schema that comes from a cell."""
 MOST_PARTS: Final = 20_000
 """Greatest number of schemas within a schema, each `$ref` counted as often as it is used: they can grow exponentially."""
+MOST_CHARS: Final = 10_000_000
+"""Greatest length of a schema after its `$ref`s are resolved: references that double make a gigabyte of 2 kB."""
+MESSAGE_CHARS: Final = 250
+"""Greatest length of the message of a `SchemaError`, which a cell may be sent."""
+PROBLEM_CHARS: Final = 2_000
+"""Greatest length of a problem of an answer, which goes into the prompt that asks again."""
+NODE_CHARS: Final = 20
+STEPS: Final = 50_000
+TRUSTED_STEPS: Final = 5_000_000
+MOST_BITS: Final = 1_000
+"""Greatest number of bits of a bound: comparing a float with a longer int raises `OverflowError`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A valid schema; `json` is its JSON Schema with every `$ref` resolved."""
+    """A valid schema.
+
+    Attributes:
+        json: its JSON Schema with every `$ref` resolved.
+        trusted: False if a cell wrote it. The number of steps of a check is then smaller, and a check that
+            takes more is a problem of the answer.
+    """
 
     json: Mapping[str, Any]
+    trusted: bool = True
     _meets: Callable[[Any], bool] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -64,11 +96,16 @@ class Schema:
         """Return the first problem of a value as a sentence that a model can act on, or '' if it meets the schema."""
         if self._meets(value):
             return ""
-        problem = next(problems(value, self.json, ""), None)
+        try:
+            problem = next(
+                problems(value, self.json, "", Steps(TRUSTED_STEPS if self.trusted else STEPS)), None
+            )
+        except TooManySteps:
+            return "the answer is too long to be checked against this schema: reply with a shorter one"
         if problem is None:
             return ""
         path, sentence = problem
-        return f"{path}: {sentence}" if path else sentence
+        return clipped(f"{path}: {sentence}" if path else sentence, PROBLEM_CHARS)
 
 
 def schema_of(source: SchemaSource, *, trusted: bool = True) -> Schema:
@@ -82,12 +119,22 @@ def schema_of(source: SchemaSource, *, trusted: bool = True) -> Schema:
     Raises:
         SchemaError: the source cannot be read, or has a keyword that cannot be checked.
     """
+    if isinstance(source, Schema):
+        return source
+    if not trusted and written_size(source, LARGEST) > LARGEST:
+        raise SchemaError(f"the schema is longer than {LARGEST:,} characters")
+    try:
+        return _schema_of(source, trusted)
+    except SchemaError as error:
+        raise SchemaError(clipped(str(error), MESSAGE_CHARS)) from error
+    except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
+        # Such as an int of more digits than Python converts, or a Decimal that cannot be compared.
+        raise SchemaError(clipped(f"the schema cannot be read: {error}", MESSAGE_CHARS)) from error
+
+
+def _schema_of(source: Any, trusted: bool) -> Schema:
     match source:
-        case Schema():
-            return source
         case str():
-            if not trusted and len(source) > LARGEST:
-                raise SchemaError(_TOO_LONG)
             schema = from_text(source)
         case Mapping():
             schema = from_names(source) or dict(source)
@@ -98,23 +145,20 @@ def schema_of(source: SchemaSource, *, trusted: bool = True) -> Schema:
                 f"a schema is text such as 'label: str, score: float', a dict, or a class, not {type(source).__name__}"
             )
     if not trusted:
-        _refuse_large(schema)
+        _require_json(schema)
     definitions = schema.get("$defs", {})
     if not isinstance(definitions, Mapping):
         raise SchemaError("$defs must be a mapping of names to schemas")
-    return Schema(_Reader(definitions, trusted).read(schema, "", 0))
+    largest = MOST_CHARS if trusted else LARGEST
+    return Schema(_Reader(definitions, trusted, largest).read(schema, "", 0), trusted)
 
 
-_TOO_LONG: Final = f"the schema is longer than {LARGEST:,} characters"
-
-
-def _refuse_large(schema: Mapping[str, Any]) -> None:
+def _require_json(schema: Mapping[str, Any]) -> None:
+    """Refuse values that JSON does not have, such as a Decimal: a provider is sent the schema as JSON."""
     try:
-        size = len(json.dumps(schema, default=repr))
+        json.dumps(schema)
     except (ValueError, TypeError, RecursionError) as error:
-        raise SchemaError("the schema is no JSON value") from error
-    if size > LARGEST:
-        raise SchemaError(_TOO_LONG)
+        raise SchemaError(f"the schema is no JSON value: {error}") from error
 
 
 # From JSON Schema ----------------------------------------------------------------------------------------------
@@ -123,13 +167,15 @@ def _refuse_large(schema: Mapping[str, Any]) -> None:
 class _Reader:
     """Reader of a JSON Schema: checks its keywords and resolves each `$ref`."""
 
-    def __init__(self, definitions: Mapping[str, Any], trusted: bool) -> None:
+    def __init__(self, definitions: Mapping[str, Any], trusted: bool, largest: int) -> None:
         self._definitions = definitions
         self._trusted = trusted
         self._parts = 0
+        self._largest = largest
+        self._chars_left = largest
 
     def read(self, schema: Any, path: str, depth: int) -> dict[str, Any]:
-        where = f" at {path}" if path else ""
+        where = f" at {clipped(path, SHOWN_CHARS)}" if path else ""
         if depth > DEEPEST:
             raise SchemaError(f"the schema{where} is nested deeper than {DEEPEST} levels, or holds itself")
         self._parts += 1
@@ -142,8 +188,9 @@ class _Reader:
         for key in schema:
             if key not in KEYWORDS and key not in ANNOTATIONS:
                 hint = "; use anyOf" if key == "oneOf" else ""
-                raise SchemaError(f"the schema{where} uses {key!r}, which is not supported{hint}")
+                raise SchemaError(f"the schema{where} uses {quoted(str(key))}, which is not supported{hint}")
         self._check_values(schema, where)
+        self._spend(schema)
         read = {key: value for key, value in schema.items() if key != "$defs"}
         if "properties" in read:
             read["properties"] = {
@@ -156,10 +203,26 @@ class _Reader:
             read["anyOf"] = [self.read(inner, path, depth + 1) for inner in read["anyOf"]]
         return read
 
+    def _spend(self, schema: Mapping[str, Any]) -> None:
+        """Count the part of a schema that is not in the schemas in it, each time it is read."""
+        own = {
+            key: value
+            for key, value in schema.items()
+            if key not in ("$defs", "properties", "items", "anyOf")
+        }
+        names = list(schema.get("properties", ()))
+        self._chars_left -= NODE_CHARS + written_size([own, names], self._largest)
+        if self._chars_left < 0:
+            raise SchemaError(
+                f"the schema is longer than {self._largest:,} characters when its $refs are resolved"
+            )
+
     def _resolve(self, reference: Any, where: str) -> Any:
         name = str(reference).removeprefix("#/$defs/")
         if not str(reference).startswith("#/$defs/") or name not in self._definitions:
-            raise SchemaError(f"the schema{where} refers to {reference!r}, which is not in its $defs")
+            raise SchemaError(
+                f"the schema{where} refers to {quoted(str(reference))}, which is not in its $defs"
+            )
         return self._definitions[name]
 
     def _check_values(self, schema: Mapping[str, Any], where: str) -> None:
@@ -169,7 +232,7 @@ class _Reader:
         missing = set(schema.get("required", ())) - set(schema.get("properties", ()))
         if missing and schema.get("additionalProperties") is False:
             raise SchemaError(
-                f"the schema{where} requires {sorted(missing)}, which its properties do not have"
+                f"the schema{where} requires {shown(sorted(missing))}, which its properties do not have"
             )
         if "pattern" in schema:
             if not self._trusted:
@@ -186,11 +249,13 @@ def _is_type(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() <= MOST_BITS
+    return isinstance(value, float) and math.isfinite(value)
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << MOST_BITS
 
 
 def _is_some_list(value: Any) -> bool:

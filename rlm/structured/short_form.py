@@ -16,7 +16,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final
 
 from rlm.errors import SchemaError
-from rlm.structured.check import KEYWORDS, type_name
+from rlm.structured.check import KEYWORDS, quoted, type_name
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -105,7 +105,7 @@ class _ShortForm:
             name = self._token
             self._advance()
             if name in properties:
-                raise SchemaError(f"the schema {self._text!r} has the property {name!r} twice")
+                raise SchemaError(f"the schema {quoted(self._text)} has the property {quoted(name)} twice")
             optional = self._accept("?")
             self._expect(":")
             schema = self._union(depth)
@@ -146,7 +146,7 @@ class _ShortForm:
             return {"type": _CONTAINERS[token], "items": items}
         if token not in _NAMED:
             raise SchemaError(
-                f"the schema {self._text!r} has the type {token!r}: the types are str, int, float, bool, null, "
+                f"the schema {quoted(self._text)} has the type {quoted(token)}: the types are str, int, float, bool, null, "
                 "list[...], {...} and literals in quotes"
             )
         return {"type": _NAMED[token]}
@@ -164,15 +164,15 @@ class _ShortForm:
     def _advance(self) -> None:
         found = _TOKEN.match(self._text, self._position)
         if found is None:
-            raise SchemaError(f"the schema {self._text!r} cannot be parsed from {self._rest()!r} on")
+            raise SchemaError(f"the schema {quoted(self._text)} cannot be parsed from {self._rest()!r} on")
         self._position = found.end()
         self._kind = str(found.lastgroup)
         token = found[self._kind]
         self._token = _ESCAPE.sub(r"\1", token[1:-1]) if self._kind == "text" else token
 
     def _unexpected(self, expected: str) -> SchemaError:
-        found = f"{self._token!r}" if self._kind != "end" else "its end"
-        return SchemaError(f"the schema {self._text!r} should have {expected} where {found} is")
+        found = quoted(self._token) if self._kind != "end" else "its end"
+        return SchemaError(f"the schema {quoted(self._text)} should have {expected} where {found} is")
 
     def _rest(self) -> str:
         return self._text[self._position :].strip()[:20]

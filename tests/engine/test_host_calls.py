@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import json
+import time
+from decimal import Decimal
+
 import anyio
 import pytest
 
 from rlm.engine.host_calls import HostCalls
-from rlm.errors import BadRequest, HostCallRefused, Refused, UnknownModel
+from rlm.errors import BadRequest, HostCallRefused, InvalidAnswer, Refused, UnknownModel
+from rlm.events import BatchStarted
 from rlm.scheduler.scheduler import Scheduler
-from rlm.settings import RunSettings
+from rlm.settings import RunSettings, SchedulerSettings
 from rlm.testing.scripted import ScriptedClient
 from rlm.values import Answer, HostCall
 
@@ -226,3 +231,164 @@ async def test_a_model_that_a_cell_named_and_nobody_knows_fails_that_call_alone(
         slots = [{"kind": "UnknownModel"}]
     assert {slot["kind"] for slot in slots} == {"UnknownModel"}
     assert calls.misconfigured is None
+
+
+# What hostile cells send -------------------------------------------------------------------------------------------
+
+
+def doubling(width, levels):
+    """A schema of a few lines that is `width ** levels` schemas when its references are resolved."""
+    definitions = {
+        f"l{level}": {"anyOf": [{"$ref": f"#/$defs/l{level + 1}"}] * width} for level in range(levels)
+    }
+    return {"$defs": {**definitions, f"l{levels}": {"type": "string"}}, "$ref": "#/$defs/l0"}
+
+
+def nested(values, levels):
+    value = [None] * values
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+NO_ARGUMENTS_OF_A_CALL = {
+    "references that double": ("llm_query", {"prompt": "p", "schema": doubling(10, 9)}),
+    "references to a long schema": (
+        "llm_query",
+        {
+            "prompt": "p",
+            "schema": {
+                "$defs": {"a": {"type": "string", "description": "x" * 50_000}},
+                "anyOf": [{"$ref": "#/$defs/a"}] * 1_000,
+            },
+        },
+    ),
+    "a literal of 5,000 digits": ("llm_query", {"prompt": "p", "schema": "9" * 5000}),
+    "a bound above any float": (
+        "llm_query",
+        {"prompt": "p", "schema": {"type": "number", "minimum": 10**400}},
+    ),
+    "a length of 5,000 digits": ("llm_query", {"prompt": "p", "schema": {"minLength": 10**5000}}),
+    "a choice of 5,000 digits": ("llm_query", {"prompt": "p", "schema": {"enum": [10**5000]}}),
+    "a Decimal that compares with nothing": (
+        "llm_query",
+        {"prompt": "p", "schema": {"const": Decimal("sNaN")}},
+    ),
+    "a schema of 12 MB": (
+        "llm_query",
+        {"prompt": "p", "schema": ",".join(f"a{i}:int" for i in range(1_000_000))},
+    ),
+    "a mapping of many names": (
+        "llm_query",
+        {"prompt": "p", "schema": {f"a{i}": "int" for i in range(300_000)}},
+    ),
+    "an unknown type with a long name": ("llm_query", {"prompt": "p", "schema": "a: " + "x" * 90_000}),
+    "a schema of NULs": ("llm_query", {"prompt": "p", "schema": "\0" * (20 << 20)}),
+    "a name of NULs": ("\0" * (20 << 20), {}),
+    "a long name of a model": ("llm_query", {"prompt": "p", "model": "m" * (20 << 20)}),
+    "a prompt that no model reads": ("llm_query", {"prompt": "x" * (20 << 20)}),
+    "a huge number of items per call": (
+        "llm_map",
+        {"items": ["a"], "instruction": "i", "per_call": -(10**5000)},
+    ),
+    "a huge number at once": ("llm_batch", {"prompts": ["a"], "max_concurrent": 10**5000}),
+    "too many prompts": ("llm_batch", {"prompts": ["a"] * 200_000}),
+    "a context that renders to 775 MB": ("rlm_query", {"question": "q", "context": nested(500_000, 200)}),
+}
+
+
+@pytest.mark.parametrize("name", NO_ARGUMENTS_OF_A_CALL)
+async def test_what_no_call_can_have_is_refused_at_once_and_in_few_words(name):
+    function, arguments = NO_ARGUMENTS_OF_A_CALL[name]
+    calls, client = host_calls()
+    began = time.process_time()
+    with pytest.raises(HostCallRefused) as refused:
+        await serve(calls, function, **arguments)
+    assert len(str(refused.value)) < 300
+    assert time.process_time() - began < 1  # seconds to hours before
+    assert client.calls == []
+
+
+async def test_items_that_no_prompt_can_have_cost_only_their_own_slot():
+    calls, _ = host_calls(sub_context_chars=10_000)
+    slots = await serve(calls, "llm_map", items=["a", nested(300_000, 200), "b"], instruction="i", per_call=1)
+    assert [slot.get("kind", "") for slot in slots] == ["", "ContextTooLong", ""]
+    assert [slots[0]["value"], slots[2]["value"]] == ["I\n\nA", "I\n\nB"]
+
+
+async def test_items_with_keys_that_cannot_be_compared_are_asked_about():
+    calls, _ = host_calls()
+    items = [{Decimal("NaN"): 1, Decimal(1): 2}]
+    assert len(await serve(calls, "llm_map", items=items, instruction="i")) == 1
+
+
+async def test_an_answer_that_takes_for_ever_to_check_is_refused_as_an_answer():
+    schema = {"type": "array", "items": {"anyOf": [{"const": f"c{i}"} for i in range(2_000)]}}
+    client = ScriptedClient(lambda _call: json.dumps({"value": ["c1999"] * 10_000}))
+    calls = HostCalls(RunSettings(), Scheduler(client).tree(run_id="r"), "r", 0, Children())
+    with pytest.raises(InvalidAnswer, match="too long to be checked"):
+        await serve(calls, "llm_query", prompt="p", schema=schema)
+
+
+async def test_a_fault_of_the_host_is_an_error_in_the_cell(caplog):
+    async def broken(question, context, model):
+        raise ZeroDivisionError("x" * 10_000)
+
+    calls, _ = host_calls(children=broken, max_depth=5)
+    with pytest.raises(HostCallRefused, match="ZeroDivisionError") as refused:
+        await serve(calls, "rlm_query", question="q", context="c")
+    assert len(str(refused.value)) <= 300
+    slots = await serve(calls, "rlm_batch", items=[{"question": "q", "context": "c"}])
+    assert slots[0]["kind"] == "HostCallRefused"
+    assert "unexpected exception" in caplog.text
+
+
+async def test_a_batch_without_a_number_uses_what_the_run_allows():
+    most = {}
+
+    def client_for(limit):
+        events = []
+        tree = Scheduler(ScriptedClient(upper), SchedulerSettings(max_concurrent=limit)).tree(
+            run_id="r", emit=events.append
+        )
+        return HostCalls(RunSettings(), tree, "r", 0, Children()), events
+
+    for limit in (60, "auto"):
+        calls, events = client_for(limit)
+        await serve(calls, "llm_batch", prompts=[f"p{i}" for i in range(70)])
+        most[limit] = next(event.max_concurrent for event in events if isinstance(event, BatchStarted))
+    assert most[60] == 60
+    assert most["auto"] >= 70
+
+
+async def test_the_calls_of_one_run_leave_the_loop_to_the_others():
+    """The same second run is served beside an idle one and beside a hostile one; a ratio, so that slow machines pass."""
+
+    async def worst_wait(work):
+        worst = 0.0
+        async with anyio.create_task_group() as tasks:
+
+            async def watch():
+                nonlocal worst
+                while True:
+                    began = anyio.current_time()
+                    await anyio.sleep(0.005)
+                    worst = max(worst, anyio.current_time() - began - 0.005)
+
+            tasks.start_soon(watch)
+            await work()
+            tasks.cancel_scope.cancel()
+        return worst
+
+    calls, _ = host_calls()
+
+    async def hostile():
+        for name in ("references that double", "a schema of 12 MB", "a context that renders to 775 MB"):
+            function, arguments = NO_ARGUMENTS_OF_A_CALL[name]
+            with pytest.raises(HostCallRefused):
+                await serve(calls, function, **arguments)
+
+    rendering = time.monotonic()
+    json.dumps(nested(500_000, 3), indent=2)  # a small part of what these arguments once cost
+    rendering = time.monotonic() - rendering
+    assert await worst_wait(hostile) < max(rendering, 0.2)
