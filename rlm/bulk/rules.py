@@ -1,8 +1,8 @@
 """Rules over rows as text: `len(text) < 3 or lang != 'en'`, read as Python and never run as Python.
 
-Names are fields (`row['odd name']` for those that are no names). There are comparisons, `and`, `or`, `not`, `in`,
+A name reads a field (`row['odd name']` if the field's name is no Python name). A rule may use comparisons, `and`, `or`, `not`, `in`,
 `+ - * / %` on numbers, conditional expressions, the functions of `FUNCTIONS` and the methods of `METHODS`. Anything
-else, such as an attribute or a call of something else, is refused when the expression is read.
+else is refused when the rule is read. ARCHITECTURE.md says why no library does this.
 """
 
 from __future__ import annotations
@@ -77,11 +77,15 @@ def read_expression(text: str) -> Rule:
             return evaluate(row)
         except KeyError as error:
             raise InputError(
-                f"the rule {text!r} asks for the field {error}, which the row does not have"
+                f"the rule {text!r} reads the field {error}, which the row does not have"
             ) from error
         except (TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            hint = "; what comes from a file is text: write float(...)" if "'str' and" in str(error) else ""
-            raise InputError(f"the rule {text!r} does not work for the row: {error}{hint}") from error
+            hint = (
+                "; values from a file may be text: write float(...) around the field"
+                if "'str' and" in str(error)
+                else ""
+            )
+            raise InputError(f"the rule {text!r} fails for the row: {error}{hint}") from error
 
     return rule
 
@@ -188,4 +192,4 @@ def _method(owner: Rule, name: str, arguments: list[Rule]) -> Rule:
 def _number(value: Any) -> Any:
     if isinstance(value, (int, float)):
         return value
-    raise TypeError(f"{value!r:.40} is no number: write int(...) or float(...) around the field")
+    raise TypeError(f"{value!r:.40} is not a number: write int(...) or float(...) around the field")

@@ -50,8 +50,6 @@ SchemaSource: TypeAlias = "str | Mapping[str, Any] | type | Schema"
 
 LARGEST: Final = 100_000
 """Greatest length, in characters, of a schema that comes from a cell."""
-MOST_PARTS: Final = 20_000
-"""Greatest number of schemas within a schema, each `$ref` counted as often as it is used: they can grow exponentially."""
 MOST_CHARS: Final = 10_000_000
 """Greatest length of a schema after its `$ref`s are resolved: references that double make a gigabyte of 2 kB."""
 MESSAGE_CHARS: Final = 250
@@ -158,7 +156,7 @@ def _require_json(schema: Mapping[str, Any]) -> None:
     try:
         json.dumps(schema)
     except (ValueError, TypeError, RecursionError) as error:
-        raise SchemaError(f"the schema is no JSON value: {error}") from error
+        raise SchemaError(f"the schema is not a JSON value: {error}") from error
 
 
 # From JSON Schema ----------------------------------------------------------------------------------------------
@@ -170,17 +168,13 @@ class _Reader:
     def __init__(self, definitions: Mapping[str, Any], trusted: bool, largest: int) -> None:
         self._definitions = definitions
         self._trusted = trusted
-        self._parts = 0
         self._largest = largest
         self._chars_left = largest
 
     def read(self, schema: Any, path: str, depth: int) -> dict[str, Any]:
         where = f" at {clipped(path, SHOWN_CHARS)}" if path else ""
         if depth > DEEPEST:
-            raise SchemaError(f"the schema{where} is nested deeper than {DEEPEST} levels, or holds itself")
-        self._parts += 1
-        if self._parts > MOST_PARTS:
-            raise SchemaError(f"the schema has more than {MOST_PARTS:,} parts once its $refs are resolved")
+            raise SchemaError(f"the schema{where} is nested deeper than {DEEPEST} levels, or contains itself")
         if not isinstance(schema, Mapping):
             raise SchemaError(f"the schema{where} must be a mapping, not {type(schema).__name__}")
         if "$ref" in schema:
@@ -240,7 +234,7 @@ class _Reader:
             try:
                 re.compile(schema["pattern"])
             except re.error as error:
-                raise SchemaError(f"the schema{where} has a pattern that is none: {error}") from error
+                raise SchemaError(f"the schema{where} has an invalid pattern: {error}") from error
 
 
 def _is_type(value: Any) -> bool:
@@ -295,7 +289,7 @@ def _from_class(source: type) -> dict[str, Any]:
 
 def _from_annotation(annotation: Any, depth: int) -> dict[str, Any]:
     if depth > DEEPEST:
-        raise SchemaError(f"the class is nested deeper than {DEEPEST} levels, or holds itself")
+        raise SchemaError(f"the class is nested deeper than {DEEPEST} levels, or contains itself")
     simple = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
     if annotation in simple:
         return {"type": simple[annotation]}

@@ -199,9 +199,9 @@ def test_rows_of_a_rule_are_never_in_doubt():
         (
             {"escalate_when": "text == 'x'"},
             InputError,
-            "the fields of an answer of this job are label, confidence",
+            "which is no field of an answer of this job: the fields are label, confidence",
         ),
-        ({"escalate_when": "agreement < 1"}, InputError, "asks for the field 'agreement'"),
+        ({"escalate_when": "agreement < 1"}, InputError, "reads 'agreement', which is no field"),
         ({"escalate_when": "confidence <"}, InputError, "cannot be used"),
         ({"schema": "escalated: bool"}, InputError, "property 'escalated'"),
         ({"temperature": {"another": 1.0}}, SettingsError, "none of the models weak, strong"),

@@ -87,7 +87,9 @@ class FileSource:
         """
         kind = format_of(self.path)
         if self.path.exists() and not self.path.is_file():
-            raise InputError(f"{self.path} is no file, and rows are read more than once: write them into one")
+            raise InputError(
+                f"{self.path} is not a regular file, and rows are read more than once: save them as a file"
+            )
         try:
             match kind:
                 case "csv" | "tsv":
@@ -137,10 +139,12 @@ def as_source(rows: Any, *, encoding: str = "utf-8-sig") -> Source:
         records = list(rows)
         for number, row in enumerate(records, 1):
             if not isinstance(row, Mapping):
-                raise InputError(f"row {number} is a {type(row).__name__}, and not a mapping of fields")
+                raise InputError(
+                    f"row {number} is a {type(row).__name__}, and must be a mapping of field names to values"
+                )
             for name in row:
                 if not isinstance(name, str):
-                    raise InputError(f"row {number} has a field named {name!r}: the names of fields are text")
+                    raise InputError(f"row {number} has a field named {name!r}: field names must be str")
         return ListSource([dict(row) for row in records])
     raise InputError(
         f"rows come from a path, an iterable of mappings or a data frame, not {type(rows).__name__}"
@@ -235,7 +239,7 @@ def _csv_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Row]:
         try:
             header = next(lines, None)
             if not header:
-                raise InputError(f"{path} is empty: it has not even a line of column names")
+                raise InputError(f"{path} is empty: its first line must be the column names")
             refuse_repeated(header, str(path))
             width = len(header)
             for values in lines:
@@ -244,7 +248,7 @@ def _csv_rows(path: Path, encoding: str, delimiter: str) -> Iterator[Row]:
                         continue
                     raise InputError(
                         f"{path}, line {lines.line_num}: {len(values)} values for {width} columns; "
-                        "a value that holds the delimiter or a line break needs quotes around it"
+                        "put quotes around a value with a delimiter or a line break"
                     )
                 yield dict(zip(header, values, strict=True))
         except csv.Error as error:
@@ -270,14 +274,14 @@ def _json_rows(path: Path, encoding: str) -> Iterator[Row]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: broken JSON: {error}") from error
     if not isinstance(rows, list):
-        raise InputError(f"{path} holds no list of objects; one object a line is JSONL: name it so")
+        raise InputError(f"{path} is not a list of objects; if it has one object per line, name it .jsonl")
     for number, row in enumerate(rows, 1):
         yield _as_row(row, f"{path}, item {number}")
 
 
 def _as_row(row: Any, where: str) -> Row:
     if not isinstance(row, dict):
-        raise InputError(f"{where}: a row is an object of fields, not {type(row).__name__}")
+        raise InputError(f"{where}: a row must be a JSON object, not {type(row).__name__}")
     return row
 
 

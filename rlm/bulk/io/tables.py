@@ -36,11 +36,11 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
             for batch in file.iter_batches(batch_size=ROWS_AT_ONCE):
                 yield from batch.to_pylist()
     except pa.ArrowException as error:
-        raise InputError(f"{path} is no Parquet file that can be read: {error}") from error
+        raise InputError(f"{path} cannot be read as Parquet: {error}") from error
     except ValueError as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{path} has values that Python has no type for: {error}") from error
+        raise InputError(f"{path} has values that no Python type can hold: {error}") from error
 
 
 def _excel_rows(path: Path) -> Iterator[Row]:
@@ -53,18 +53,18 @@ def _excel_rows(path: Path) -> Iterator[Row]:
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
     except (BadZipFile, KeyError, ValueError, AttributeError, TypeError) as error:  # what openpyxl may raise
-        raise InputError(f"{path} is no Excel file that can be read: {error}") from error
+        raise InputError(f"{path} cannot be read as Excel: {error}") from error
     try:
         if not hasattr(book.active, "iter_rows"):
             raise InputError(
-                f"{path}: the sheet in front is a chart, and holds no rows: put another one in front"
+                f"{path}: the active sheet is a chart without rows: make a sheet with rows the active one"
             )
         lines = book.active.iter_rows(values_only=True)
         header = [str(name) if name is not None else "" for name in next(lines, ())]
         while header and not header[-1]:
             header.pop()
         if not header:
-            raise InputError(f"{path} is empty: its first sheet has no line of column names")
+            raise InputError(f"{path} is empty: the first line of its active sheet must be the column names")
         refuse_repeated(header, str(path))
         width = len(header)
         for number, values in enumerate(lines, 2):
@@ -214,7 +214,9 @@ class _ExcelWriter:
 
     def write(self, row: Mapping[str, Any]) -> None:
         if self._count >= MOST_EXCEL_ROWS:
-            raise OutputError(f"an Excel sheet takes {MOST_EXCEL_ROWS:,} rows: write CSV or Parquet instead")
+            raise OutputError(
+                f"an Excel sheet has at most {MOST_EXCEL_ROWS:,} rows: write CSV or Parquet instead"
+            )
         self._count += 1
         self._sheet.append([self._cell(row.get(name)) for name in self._fields])
 
@@ -223,20 +225,18 @@ class _ExcelWriter:
 
     def _cell(self, value: Any) -> Any:
         if isinstance(value, (datetime, time)) and value.tzinfo is not None:
-            value = value.isoformat()  # Excel knows no time zones
+            value = value.isoformat()  # Excel has no time zones
         if not isinstance(value, (str, *_EXCEL_VALUES)):
             value = _text(value)
         if not isinstance(value, str):
             return value
         if len(value) > MOST_EXCEL_CHARS:
             raise OutputError(
-                f"row {self._count - 1:,}: a text of {len(value):,} characters, and a cell of Excel takes "
+                f"row {self._count - 1:,}: a text of {len(value):,} characters, and an Excel cell has at most "
                 f"{MOST_EXCEL_CHARS:,}: write CSV, JSONL or Parquet instead"
             )
         cell = self._cell_class(self._sheet, self._illegal.sub("", value))
-        cell.data_type = (
-            "s"  # text that begins with "=" is a row's or a model's, and must not become a formula
-        )
+        cell.data_type = "s"  # text of a row or a model that begins with "=" must not become a formula
         return cell
 
 

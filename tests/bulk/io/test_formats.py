@@ -64,11 +64,11 @@ def test_csv_writes_null_as_nothing_and_lists_as_json(tmp_path):
         ("a.csv", b'a,b\n1,"2"x\n', "line 2: broken CSV"),
         ("a.csv", "a\ncaf\u00e9\n".encode("latin-1"), "is not UTF-8"),
         ("a.jsonl", b'{"a": 1}\n{"a": \n', "line 2: broken JSON"),
-        ("a.jsonl", b"[1]\n", "line 1: a row is an object"),
-        ("a.json", b'{"a": 1}', "holds no list"),
-        ("a.json", b"[1]", "item 1: a row is an object"),
-        ("a.parquet", b"hello", "no Parquet file"),
-        ("a.xlsx", b"hello", "no Excel file"),
+        ("a.jsonl", b"[1]\n", "line 1: a row must be a JSON object"),
+        ("a.json", b'{"a": 1}', "is not a list of objects"),
+        ("a.json", b"[1]", "item 1: a row must be a JSON object"),
+        ("a.parquet", b"hello", "cannot be read as Parquet"),
+        ("a.xlsx", b"hello", "cannot be read as Excel"),
     ],
 )
 def test_a_broken_file_is_an_error_that_says_where(tmp_path, name, content, message):
@@ -174,7 +174,7 @@ def test_parquet_with_nanoseconds_is_read_or_refused_in_words(tmp_path):
     pq.write_table(pa.table({"x": pa.array([1], pa.duration("ns"))}), tmp_path / "a.parquet")
     if find_spec("pandas"):
         pytest.skip("pandas has a type for them")
-    with pytest.raises(InputError, match="has values that Python has no type for"):
+    with pytest.raises(InputError, match="has values that no Python type can hold"):
         list(as_source(tmp_path / "a.parquet").rows())
 
 
@@ -238,7 +238,7 @@ def test_a_number_that_is_too_long_is_broken_json(tmp_path):
 
 def test_a_pipe_is_refused_since_rows_are_read_more_than_once(tmp_path):
     os.mkfifo(tmp_path / "a.csv")
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a regular file"):
         list(as_source(tmp_path / "a.csv").rows())
 
 
