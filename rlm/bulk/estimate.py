@@ -20,8 +20,9 @@ from rlm.errors import InputError
 from rlm.metering import tokens
 from rlm.metering.prices import Price
 from rlm.metering.prices import price as price_of
+from rlm.metering.tokens import CHARS_PER_TOKEN
 from rlm.structured.map import MapSettings, PlainModels, pack_call
-from rlm.structured.packs import CHARS_PER_TOKEN, Task, content_chars
+from rlm.structured.packs import Task, content_chars
 from rlm.structured.schema import Schema, schema_of
 from rlm.values import Usage
 from rlm.wording import counted

@@ -108,7 +108,7 @@ class AsyncOpenAIClient(AsyncContext):
             RuntimeError: the client is closed.
         """
         pool = await self._pools.of_running_loop()
-        async with pool.slot():
+        async with pool.connection():
             started = anyio.current_time()
             async with self._mapped_errors(call):
                 with anyio.fail_after(self._timeout_s):
@@ -126,7 +126,7 @@ class AsyncOpenAIClient(AsyncContext):
             CallError: as `complete`, possibly after a part of the text.
         """
         pool = await self._pools.of_running_loop()
-        async with pool.slot():
+        async with pool.connection():
             started = anyio.current_time()
             deadline = started + self._timeout_s
             async with self._mapped_errors(call):

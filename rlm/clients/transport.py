@@ -39,7 +39,7 @@ NO_KEY = "none"
 CONNECT_TIMEOUT_S = 60.0
 KEEP_ALIVE_S = 30.0
 FIRST_CONNECTIONS = 128
-"""Requests in flight at the start; each success allows one more, so that 1,000 TLS handshakes never coincide."""
+"""Connections that may open at once at the start, above the scheduler's first limit; see `ConnectionPool.connection`."""
 
 
 def warm_up() -> None:
@@ -133,7 +133,7 @@ class ConnectionPools:
 
 
 class ConnectionPool:
-    """Connections of one event loop; the number of requests in flight grows with each success.
+    """Connections of one event loop; their number grows with each success.
 
     Attributes:
         closer: closes the connections when it is closed, at the latest with the loop.
@@ -157,9 +157,9 @@ class ConnectionPool:
             path: base.copy_with(path=f"{base.path.rstrip('/')}/{path}")
             for path in ("chat/completions", "models")
         }
-        self._width = min(FIRST_CONNECTIONS, max_connections)
+        self._allowed = min(FIRST_CONNECTIONS, max_connections)
         self._max_connections = max_connections
-        self._slots = anyio.Semaphore(self._width, fast_acquire=True)
+        self._connections = anyio.Semaphore(self._allowed, fast_acquire=True)
 
     async def send(
         self, method: str, path: str, content: bytes | None = None, *, stream: bool = False
@@ -169,13 +169,17 @@ class ConnectionPool:
         return await self._http.send(request, stream=stream)
 
     @asynccontextmanager
-    async def slot(self) -> AsyncIterator[None]:
-        """Hold one of the permits for requests in flight; a success adds a permit."""
-        async with self._slots:
+    async def connection(self) -> AsyncIterator[None]:
+        """Wait for one of the connections that may be open; each success allows one more, a failure none less.
+
+        This keeps 1,000 TLS handshakes from coinciding. It is no limit of the load: that is the scheduler's
+        `ConcurrencyLimit`, which starts lower and grows no faster.
+        """
+        async with self._connections:
             yield
-        if self._width < self._max_connections:
-            self._width += 1
-            self._slots.release()
+        if self._allowed < self._max_connections:
+            self._allowed += 1
+            self._connections.release()
 
 
 class _Loop:

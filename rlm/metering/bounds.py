@@ -11,7 +11,7 @@ from rlm.values import Usage
 if TYPE_CHECKING:
     from rlm.values import Call
 
-__all__ = ["CountTokens", "Observe", "WorstCase", "bound", "estimate_tokens", "utf8_size"]
+__all__ = ["CountTokens", "Observe", "WorstCase", "bound", "utf8_size"]
 
 CountTokens: TypeAlias = Callable[["Call"], int]
 """Function of a call → tokens of its prompt; rather too many than too few, because budgets rest on it."""
@@ -59,11 +59,6 @@ def bound(count_tokens: CountTokens) -> CountTokens:
         return min(math.ceil(count_tokens(call) * MARGIN), bytes_of_text)
 
     return bounded
-
-
-def estimate_tokens(call: Call) -> int:
-    """Estimate the tokens of a call's prompt: one per three bytes, which is more than most texts need."""
-    return sum(utf8_size(message.content) // 3 + 8 for message in call.messages)
 
 
 def utf8_size(text: str) -> int:

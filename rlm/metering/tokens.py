@@ -20,14 +20,27 @@ import tempfile
 from functools import cache, lru_cache
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from rlm.values import Call, Usage
 
-__all__ = ["Counter", "Encoder", "cached_vocabulary", "encoder_for", "estimate", "estimate_call", "is_exact"]
+__all__ = [
+    "CHARS_PER_TOKEN",
+    "Counter",
+    "Encoder",
+    "cached_vocabulary",
+    "encoder_for",
+    "estimate",
+    "estimate_call",
+    "is_exact",
+]
+
+
+CHARS_PER_TOKEN: Final = 3.3
+"""Estimate for a text that does not exist yet, of which only the length is planned."""
 
 
 @runtime_checkable

@@ -39,7 +39,8 @@ from rlm._async.semaphore import FairSemaphore, Permit
 from rlm.checks import whole_number
 from rlm.errors import CallError, DeadlineExceeded
 from rlm.events import BatchFinished, BatchStarted, Emit, ignore
-from rlm.metering.bounds import CountTokens, Observe, estimate_tokens
+from rlm.metering.bounds import bound
+from rlm.metering.tokens import estimate_call
 from rlm.scheduler.attempt import Endpoint, PriceOf
 from rlm.scheduler.batch import Kept, run_batch
 from rlm.scheduler.cache import Cache, cache_path
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from rlm.clients.base import Client
+    from rlm.metering.bounds import CountTokens, Observe
     from rlm.scheduler.budget import Budget
     from rlm.values import Call, Reply
 
@@ -68,7 +70,7 @@ class Scheduler:
         price: dollars of a usage; a budget in dollars needs it.
         count_tokens: tokens of a prompt, for endpoints that report none.
         bound_tokens: upper bound of the tokens of a prompt, for budgets and tokens per minute; by default
-            `count_tokens`.
+            a given `count_tokens`, else `bound(estimate_call)`.
         observe: called with each answered call and its usage, so that `count_tokens` can be calibrated.
 
     Raises:
@@ -81,7 +83,7 @@ class Scheduler:
         settings: SchedulerSettings | None = None,
         *,
         price: PriceOf = lambda _model, _usage: None,
-        count_tokens: CountTokens = estimate_tokens,
+        count_tokens: CountTokens = estimate_call,
         bound_tokens: CountTokens | None = None,
         observe: Observe = lambda _call, _usage: None,
     ) -> None:
@@ -91,7 +93,8 @@ class Scheduler:
             self.settings,
             price=price,
             count_tokens=count_tokens,
-            bound_tokens=bound_tokens or count_tokens,
+            bound_tokens=bound_tokens
+            or (bound(estimate_call) if count_tokens is estimate_call else count_tokens),
             observe=observe,
         )
         self.cache = _make_cache(client, self.settings)

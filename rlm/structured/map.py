@@ -48,9 +48,10 @@ from rlm.errors import (
     PromptTruncated,
     Refused,
 )
+from rlm.metering.tokens import CHARS_PER_TOKEN
 from rlm.structured.json_text import canonical
 from rlm.structured.leftovers import Item, Leftovers, Mapped, Settled
-from rlm.structured.packs import CHARS_PER_TOKEN, PackBudget, Task, content_chars, even_packs
+from rlm.structured.packs import PackBudget, Task, content_chars, even_packs
 from rlm.structured.reply_json import ItemResult, Valid, read_json
 from rlm.structured.schema import Schema, SchemaSource, schema_of
 from rlm.values import Call, Message, Reply, written_size

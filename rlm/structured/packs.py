@@ -35,15 +35,12 @@ if TYPE_CHECKING:
     from rlm.structured.schema import Schema
 
 __all__ = [
-    "CHARS_PER_TOKEN",
     "PackBudget",
     "Task",
     "content_chars",
     "even_packs",
     "suggested_size",
 ]
-
-CHARS_PER_TOKEN: Final = 3.3
 
 
 @dataclass(frozen=True, slots=True)

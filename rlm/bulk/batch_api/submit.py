@@ -14,7 +14,8 @@ from rlm.bulk.batch_api.state import Batch, BatchRequest, PassState
 from rlm.clients.chat_format import encode_body, request_body
 from rlm.clients.openai_batches import URL, BatchState
 from rlm.errors import BudgetExceeded, CallError, ContextTooLong
-from rlm.metering.bounds import estimate_tokens
+from rlm.metering.bounds import bound
+from rlm.metering.tokens import estimate_call
 from rlm.scheduler.budget import Amount
 from rlm.scheduler.ledger import Reservation, certainly_unbilled
 from rlm.structured.map import pack_call, too_long
@@ -40,6 +41,9 @@ class _File:
     requests: list[BatchRequest] = field(default_factory=list)
     bytes: int = 0
     tokens: int = 0
+
+
+_bounded_tokens = bound(estimate_call)
 
 
 class Submitter:
@@ -88,7 +92,7 @@ class Submitter:
     async def _reserve(self, call: Call) -> Reservation:
         """Reserve the worst case; if it does not fit beside the requests in the file, send the file first."""
         ledger = self._pass.tree.ledger
-        worst = Usage(calls=1, input_tokens=estimate_tokens(call), output_tokens=call.max_output_tokens or 0)
+        worst = Usage(calls=1, input_tokens=_bounded_tokens(call), output_tokens=call.max_output_tokens or 0)
         amount = Amount.of(worst, self._provider.price(call.model, worst))
         if self._file.requests and ledger.budget.limits_calls:
             with anyio.move_on_after(0.01):
@@ -98,7 +102,7 @@ class Submitter:
 
     async def _write(self, request: BatchRequest) -> None:
         """Add a request to the file, or to the next one if it does not fit."""
-        tokens = estimate_tokens(request.call)
+        tokens = _bounded_tokens(request.call)
         body = request_body(request.call, self._provider.batches.dialect)
         if self._is_full(len(encode_body(body)) + LINE_BYTES, tokens):
             await self._send()
