@@ -53,7 +53,7 @@ In the REPL, besides Python's standard library:
 - `context`: the data.
 - `llm_query(prompt) -> str`: asks a sub-model. It sees only this prompt, which may hold up to about \
 {sub_context_chars:,} characters. Raises LLMError when it fails.
-- `llm_batch(prompts, max_concurrent=10) -> list[str]`: asks many prompts at once; answers in the order of the \
+- `llm_batch(prompts, max_concurrent=None) -> list[str]`: asks many prompts at once; answers in the order of the \
 prompts. A prompt that failed gives a falsy string that names the error.
 - `llm_map(items, instruction, schema=None) -> list`: asks the same of many short items, packed into few calls; \
 with a schema such as "label: str, score: float" each answer is data of that form.

@@ -8,12 +8,15 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import anyio
+import anyio.to_thread
 
 from rlm._async.groups import first_error
 from rlm.errors import CallError, GuestDied, HostCallRefused, ProtocolViolation
 from rlm.sandbox.guest import frames, values
+from rlm.sandbox.guest.failures import ERROR_CHARS, cut
 from rlm.sandbox.guest.sketch import Sketch
 from rlm.sandbox.messages import (
+    LARGE_BYTES,
     child_arguments,
     host_ending,
     off_the_loop,
@@ -24,7 +27,7 @@ from rlm.sandbox.messages import (
 )
 from rlm.sandbox.process import CALL_BYTES
 from rlm.sandbox.shared_contexts import ContextRef
-from rlm.values import CellResult, HostCall
+from rlm.values import CellResult, HostCall, written_size
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -156,9 +159,11 @@ class CellRun:
         try:
             self._insert_context_refs(call, number, locations)
             reply: tuple[Any, ...] = (True, await self._serve(call))
-            parts = values.encode(reply)
+            parts = await _encoded(reply)
         except (CallError, HostCallRefused) as refusal:
-            parts = values.encode((False, type(refusal).__name__, str(refusal)))
+            parts = values.encode((False, type(refusal).__name__, cut(str(refusal), ERROR_CHARS)))
+        except values.Uncrossable as problem:
+            parts = values.encode((False, "HostCallRefused", f"the answer holds {problem.reason}"))
         except Exception as error:  # noqa: BLE001 - any error ends the run; `perform` raises it
             self._fail(error)
             return
@@ -282,6 +287,13 @@ class CellRun:
             execution_time=anyio.current_time() - self._began,
             compute_time=ending["compute"],
         )
+
+
+async def _encoded(reply: Any) -> values.Parts:
+    """Encode a reply; a large one in a thread, so that it does not block the event loop for other runs."""
+    if written_size(reply, LARGE_BYTES) <= LARGE_BYTES:
+        return values.encode(reply)
+    return await anyio.to_thread.run_sync(values.encode, reply)
 
 
 class _Output:

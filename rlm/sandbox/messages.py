@@ -11,6 +11,7 @@ import anyio.to_thread
 
 from rlm.errors import ProtocolViolation
 from rlm.sandbox.guest import decoding, values
+from rlm.sandbox.guest.failures import ERROR_CHARS, cut
 from rlm.sandbox.shared_contexts import MOST_CONTEXT_VALUES
 from rlm.values import Final, HostCall, Variable
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 __all__ = [
+    "LARGE_BYTES",
     "child_arguments",
     "decoded",
     "host_ending",
@@ -104,19 +106,20 @@ def host_ending(outcome: str, error: str) -> dict[str, Any]:
 def read_report(payload: bytes | bytearray) -> tuple[str, str, Any, Final | None]:
     """Return the outcome, error, draft and answer that the worker reports; a malformed report gives no answer."""
     try:
-        report = decoded(payload)
-    except ProtocolViolation as violation:
-        return "protocol", str(violation), None, None
-    match report:
-        case (("ok" | "raised" | "exited") as outcome, str(error), draft, None):
-            return outcome, error, draft, None
+        head, value, draft = decoding.decode_all(payload, 3, max_values=DECODED_VALUES)
+    except values.WireError as problem:
+        return "protocol", f"the guest sent an invalid value: {problem}", None, None
+    if isinstance(draft, values.WireError):
+        draft = None  # it costs only itself: not the cell, and not the answer
+    match head:
+        case (("ok" | "raised" | "exited" | "memory") as outcome, str(error), None):
+            return outcome, cut(error, ERROR_CHARS), draft, None
         case (
             ("ok" | "raised" | "exited") as outcome,
             str(error),
-            draft,
-            (("FINAL" | "FINAL_VAR" | "answer") as source, value),
+            ("FINAL" | "FINAL_VAR" | "answer") as source,
         ):
-            return outcome, error, draft, Final(value, source)
+            return outcome, cut(error, ERROR_CHARS), draft, Final(value, source)
         case _:
             return "protocol", "the worker sent a malformed report of the cell", None, None
 

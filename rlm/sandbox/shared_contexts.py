@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_CONTEXT_VALUES", "ContextRef", "SharedContexts", "make_shared_contexts"]
 
-MOST_CONTEXT_VALUES = 2_000_000
+MOST_CONTEXT_VALUES = values.MOST_VALUES
 """Maximum number of values in a context of a child run."""
 
 

@@ -293,6 +293,61 @@ async def test_an_answer_that_cannot_cross_says_what_and_where(session, code):
     assert "answer[1]['a']" in result.error
 
 
+WIDE = SandboxSettings(cell_timeout_s=30, memory_bytes=2 << 30)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[{'id': i, 'name': 'n', 'ok': True} for i in range(300_000)]",
+        "[0] * 2_100_000",
+        "[[]] * 10 + [{k * (2**61 - 1) for k in range(1_500)}]",
+        "['\\U0001F600' * (40 << 20)]",
+        "object()",
+    ],
+)
+async def test_a_draft_that_cannot_cross_costs_only_itself(content):
+    session = await open_session(WIDE)
+    await session.load("a text")
+    first = await run(session, f"answer['content'] = {content}\nmine = 1")
+    assert (first.outcome, first.state) == ("ok", "kept")
+    given = await run(session, "FINAL(mine)")
+    assert (given.outcome, given.final.value) == ("ok", 1)
+    await session.aclose()
+
+
+async def test_an_answer_that_cannot_cross_raises_at_final_with_the_limit():
+    session = await open_session(WIDE)
+    await session.load("a text")
+    for value in ("[0] * 2_000_000", "[{}] * 500_000", "['\\U0001F600' * (40 << 20)]"):
+        result = await run(
+            session, f"try: FINAL({value})\nexcept ValueError as e: print('limit:', e)\nFINAL('short')"
+        )
+        assert "limit: FINAL: the answer is " in result.stdout
+        assert ("2,000,000 values" in result.stdout) or ("bytes" in result.stdout)
+        assert (result.outcome, result.final.value) == ("ok", "short")
+    deepest = await run(session, "x = 1\nfor _ in range(250): x = [x]\nFINAL(x)")
+    assert deepest.outcome == "ok"
+    assert deepest.final is not None
+    await session.aclose()
+
+
+async def test_arguments_that_cannot_cross_raise_in_the_cell():
+    session = await open_session(WIDE)
+    await session.load("a text")
+    shown = await out(session, "try: llm_map([0] * 2_100_000, 'i')\nexcept TypeError as e: print(e)")
+    assert "2,000,000 values" in shown
+    await session.aclose()
+
+
+async def test_a_traceback_is_cut_in_the_middle(session):
+    result = await run(session, "raise ValueError('y' * (5 << 20) + 'the end')")
+    assert result.outcome == "raised"
+    assert len(result.error) < 25_000
+    assert "characters cut" in result.error
+    assert result.error.endswith("the end")
+
+
 async def test_a_draft_is_reported_until_a_new_question_begins(session):
     await run(session, "answer['content'] = 'so far'")
     assert (await run(session, "1")).draft == "so far"

@@ -31,10 +31,15 @@ def namespace(call: Callable[..., Any]) -> dict[str, Any]:
         _require_schema("llm_query", schema)
         return call("llm_query", {"prompt": prompt, "model": model, "schema": schema})
 
-    def llm_batch(prompts: Iterable[str], max_concurrent: int = 10, model: str | None = None) -> list[str]:
-        """Ask many questions at once; return the answers in the same order. A slot whose call failed is false."""
+    def llm_batch(
+        prompts: Iterable[str], max_concurrent: int | None = None, model: str | None = None
+    ) -> list[str]:
+        """Ask many questions at once; return the answers in the same order. A slot whose call failed is false.
+
+        As many are asked at once as the run allows, or `max_concurrent`.
+        """
         asked = _texts("llm_batch", prompts)
-        _require_count("llm_batch", max_concurrent)
+        _require_max_concurrent("llm_batch", max_concurrent)
         _require_model("llm_batch", model)
         if not asked:
             return []
@@ -46,7 +51,7 @@ def namespace(call: Callable[..., Any]) -> dict[str, Any]:
         instruction: str,
         schema: Any = None,
         per_call: int | str = "auto",
-        max_concurrent: int = 10,
+        max_concurrent: int | None = None,
         *,
         model: str | None = None,
     ) -> list[Any]:
@@ -56,7 +61,7 @@ def namespace(call: Callable[..., Any]) -> dict[str, Any]:
         _require_schema("llm_map", schema)
         if per_call != "auto":
             _require_count("llm_map", per_call, "per_call")
-        _require_count("llm_map", max_concurrent)
+        _require_max_concurrent("llm_map", max_concurrent)
         _require_model("llm_map", model)
         if not asked:
             return []
@@ -71,10 +76,10 @@ def namespace(call: Callable[..., Any]) -> dict[str, Any]:
         arguments = {"question": question, "context": context, "model": model}
         return call("rlm_query", arguments, [arguments])
 
-    def rlm_batch(items: Iterable[Any], max_concurrent: int = 10) -> list[Any]:
+    def rlm_batch(items: Iterable[Any], max_concurrent: int | None = None) -> list[Any]:
         """Have child runs answer many (question, context) pairs at once. A slot whose run failed is falsy."""
         asked = [_question(index, item) for index, item in enumerate(_iterable("rlm_batch", "items", items))]
-        _require_count("rlm_batch", max_concurrent)
+        _require_max_concurrent("rlm_batch", max_concurrent)
         if not asked:
             return []
         slots = call("rlm_batch", {"items": asked, "max_concurrent": max_concurrent}, asked)
@@ -113,7 +118,12 @@ def _require_schema(function: str, schema: Any) -> None:
         )
 
 
-def _require_count(function: str, count: Any, name: str = "max_concurrent") -> None:
+def _require_max_concurrent(function: str, count: Any) -> None:
+    if count is not None:
+        _require_count(function, count, "max_concurrent")
+
+
+def _require_count(function: str, count: Any, name: str) -> None:
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise TypeError(f"{function}: {name} must be an int of at least 1, not {_head(count)}")
 

@@ -300,7 +300,7 @@ def _is_readable(descriptor: int, milliseconds: int | None) -> bool:
 
 def _encoded_call(name: str, arguments: Arguments) -> values.Parts:
     try:
-        return values.encode((name, arguments))
+        return values.encode((name, arguments), max_values=values.MOST_VALUES)
     except values.Uncrossable as problem:
         where = problem.path.removeprefix("[1]")
         raise TypeError(f"{name}: {where}: {problem.reason}") from None

@@ -22,12 +22,11 @@ if TYPE_CHECKING:
             ...
 
 
-__all__ = ["Buffer", "decode", "decode_from"]
+__all__ = ["Buffer", "decode", "decode_all", "decode_from"]
 
 
 MAX_VALUES = 1 << 62
 _COLLISIONS = 1000
-_TABLE = 4
 
 
 def decode(data: bytes | bytearray, *, max_values: int = MAX_VALUES) -> Any:
@@ -41,6 +40,20 @@ def decode(data: bytes | bytearray, *, max_values: int = MAX_VALUES) -> Any:
     if source.left():
         raise values.WireError(f"{source.left()} bytes too many after a value")
     return value
+
+
+def decode_all(data: bytes | bytearray, count: int, *, max_values: int = MAX_VALUES) -> list[Any]:
+    """Return the `count` values that `data` encodes one after the other; of the last one, its `WireError` if it breaks.
+
+    Each has its own bounds, so that the last costs nothing but itself.
+    """
+    source = Buffer(data)
+    found = [decode_from(source, max_values=max_values) for _ in range(count - 1)]
+    try:
+        found.append(decode_from(source, max_values=max_values))
+    except values.WireError as error:
+        found.append(error)
+    return found
 
 
 def decode_from(source: ByteSource, *, max_values: int = MAX_VALUES) -> Any:
@@ -216,7 +229,7 @@ class _Decoder:
         The hashes of numbers are known, so a cell can choose numbers whose table takes hours to fill. Each table also
         counts as a few values, since even an empty one takes that much memory.
         """
-        self._spend(_TABLE)
+        self._spend(values.TABLE_VALUES)
         self.collisions_left -= len(keys) - len(set(map(hash, keys)))
         if self.collisions_left < 0:
             raise values.WireError("keys whose hashes collide")

@@ -10,7 +10,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["FailedCall", "LLMError", "format_error"]
+__all__ = ["ERROR_CHARS", "FailedCall", "LLMError", "cut", "format_error"]
+
+
+ERROR_CHARS = 20_000
 
 
 class LLMError(Exception):
@@ -43,9 +46,17 @@ def format_error(error: BaseException) -> str:
     try:
         trace = traceback.TracebackException.from_exception(error, compact=True)
         _remove_own_frames(trace, 0)
-        return "".join(trace.format()).rstrip("\n")
+        return cut("".join(trace.format()).rstrip("\n"), ERROR_CHARS)
     except BaseException as failure:  # noqa: BLE001 - an exception made to break its own report
         return f"{type.__getattribute__(type(error), '__name__')} (and showing it raised {type(failure).__name__})"
+
+
+def cut(text: str, limit: int) -> str:
+    """Return a text, or its head and tail with the number of characters cut between them."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters cut …\n{text[len(text) - half :]}"
 
 
 def _remove_own_frames(trace: traceback.TracebackException | None, depth: int) -> None:

@@ -71,7 +71,8 @@ class Repl:
         if (
             kind == "memory"
         ):  # half of a statement may be done, and gigabytes in use: the checkpoint is better
-            return CellReport(values.encode((kind, error, None, None)), keeps_state=False)
+            nothing = values.encode(None)
+            return CellReport([*values.encode((kind, error, None)), *nothing, *nothing], keeps_state=False)
         return self._report(kind, error)
 
     def inspect(self, question: dict[str, Any]) -> values.Parts:
@@ -84,7 +85,7 @@ class Repl:
         if name not in self.names:
             return values.encode(("missing", [name for name, _ in self._user_variables()]))
         try:
-            value = values.encode(self.names[name], limit=self._limit)
+            value = values.encode(self.names[name], limit=self._limit, max_values=values.MOST_VALUES - 2)
             return values.encode_tuple(values.encode("value"), value)
         except values.Uncrossable as problem:
             return values.encode(("uncrossable", f"{name}{problem.path}: {problem.reason}"))
@@ -128,15 +129,11 @@ class Repl:
         if problem:
             outcome, error = "raised", (error + "\n" if error else "") + problem
         self._restore_names()
-        head = (outcome, error, draft)
-        if self._final.given is None:
-            return CellReport(values.encode((*head, None)), keeps_state=True)
-        source, value = self._final.given
+        source, value = self._final.given or (None, values.encode(None))
         self._final.given = None
-        given = values.encode_tuple(values.encode(source), value)
-        return CellReport(values.encode_tuple(*map(values.encode, head), given), keeps_state=True)
+        return CellReport([*values.encode((outcome, error, source)), *value, *draft], keeps_state=True)
 
-    def _take_answer(self) -> tuple[Any, str]:
+    def _take_answer(self) -> tuple[values.Parts, str]:
         """Give `answer` as the final answer if it is ready; return the draft, and the error if it cannot be sent to the host."""
         answer = self.names.get("answer")
         if not isinstance(answer, dict):
@@ -147,19 +144,18 @@ class Repl:
             if ready and self._final.given is None:
                 self._final.give("answer", content)
                 dict.__setitem__(answer, "ready", False)  # a later cell must not give it again
-                return None, ""
+                return values.encode(None), ""
         except Exception as error:  # noqa: BLE001 - the truth of `ready` is a cell's object too
             dict.__setitem__(answer, "ready", False)
-            return None, format_error(error)
+            return values.encode(None), format_error(error)
         return self._draft(content), ""
 
-    def _draft(self, draft: Any) -> Any:
+    def _draft(self, draft: Any) -> values.Parts:
         """Return the draft, or a preview of one that cannot be sent: a draft only informs, it must not fail the cell."""
         try:
-            values.encode(draft, limit=self._limit)
-        except values.Uncrossable:
-            return preview(draft, safe=True)
-        return draft
+            return values.encode(draft, limit=self._limit, max_values=values.MOST_VALUES)
+        except Exception:  # noqa: BLE001 - also what a cell's own object raises while it is encoded
+            return values.encode(preview(draft, safe=True))
 
     # --- names -----------------------------------------------------------------------------------------------
 
@@ -241,7 +237,7 @@ class FinalAnswer:
 
     def give(self, source: str, value: Any) -> None:
         try:
-            self.given = (source, values.encode(value, limit=self._limit))
+            self.given = (source, values.encode(value, limit=self._limit, max_values=values.MOST_VALUES))
         except values.TooLarge as problem:
             raise ValueError(f"{source}: the answer is {problem.reason}; give a shorter one") from None
         except values.Uncrossable as problem:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DEPTH",
+    "MOST_VALUES",
+    "TABLE_VALUES",
     "TooLarge",
     "Uncrossable",
     "WireError",
@@ -49,6 +51,10 @@ __all__ = [
 
 CHUNK_BYTES = 1 << 18
 DEPTH = 250
+MOST_VALUES = 2_000_000  # that a host decodes of one value from its guest
+TABLE_VALUES = (
+    4  # that each dict and set counts as, besides those in it: even an empty one takes that much memory
+)
 LONG_TEXT = 1 << 16
 PATH_CHARS = 200
 U32 = struct.Struct(">I")
@@ -83,17 +89,17 @@ class Uncrossable(Exception):
 
 
 class TooLarge(Uncrossable):
-    """The encoded value would be larger than allowed."""
+    """The encoded value would be larger than allowed, or made of more values."""
 
 
-def encode(value: Any, *, limit: int | None = None) -> Parts:
+def encode(value: Any, *, limit: int | None = None, max_values: int | None = None) -> Parts:
     """Return the encoded value in parts, for `frames.message_frames`; long texts are encoded when they are sent.
 
     Raises:
         Uncrossable: a type that cannot be sent between guest and host, or more than DEPTH levels (a value that holds itself, for one).
-        TooLarge: more than `limit` bytes, texts counted in characters.
+        TooLarge: more than `limit` bytes, or more than `max_values` values, counted as `decoding` counts them.
     """
-    encoder = _ValueEncoder(limit)
+    encoder = _ValueEncoder(limit, max_values)
     encoder.put(value, 0)
     return encoder.finish()
 
@@ -128,13 +134,14 @@ def chunks(parts: Parts) -> Iterator[bytes | memoryview]:
 class _ValueEncoder:
     """Appends small parts to `out`; large ones go into `parts` without a copy."""
 
-    __slots__ = ("limit", "out", "parts", "size")
+    __slots__ = ("limit", "max_values", "out", "parts", "size", "values_left")
 
-    def __init__(self, limit: int | None) -> None:
+    def __init__(self, limit: int | None, max_values: int | None) -> None:
         self.parts: Parts = []
         self.out = bytearray()
         self.size = 0
         self.limit = limit
+        self.max_values = self.values_left = sys.maxsize if max_values is None else max_values
 
     def finish(self) -> Parts:
         self._grow(len(self.out))
@@ -144,6 +151,9 @@ class _ValueEncoder:
     def put(self, value: Any, depth: int) -> None:
         if depth > DEPTH:
             raise Uncrossable(f"nested more than {DEPTH} levels deep, or a value that contains itself")
+        self.values_left -= 1
+        if self.values_left < 0:
+            self._count(0)
         put = _PUT.get(type(value))
         if put is None:
             put, value = _flatten(value)
@@ -153,6 +163,11 @@ class _ValueEncoder:
             self.parts.append(self.out)
             self.out = bytearray()
 
+    def _count(self, count: int) -> None:
+        self.values_left -= count
+        if self.values_left < 0:
+            raise TooLarge(f"of more than {self.max_values:,} values")
+
     def _grow(self, count: int) -> None:
         self.size += count
         if self.limit is not None and self.size > self.limit:
@@ -160,7 +175,9 @@ class _ValueEncoder:
 
     def _apart(self, part: bytes | bytearray | str) -> None:
         """Add a large part without copying it."""
-        self._grow(len(part) + len(self.out))
+        self._grow(len(self.out) + (len(part) if self.limit is None else _bytes_in(part)))
+        if isinstance(part, str):
+            self._count(len(part) // (CHUNK_BYTES // 4) + 1)
         self.parts += [self.out, part]
         self.out = bytearray()
 
@@ -219,6 +236,7 @@ class _ValueEncoder:
         self._items(b"E", tuple(value), depth, "an element of ")
 
     def _items(self, tag: bytes, items: tuple[Any, ...], depth: int, unordered: str = "") -> None:
+        self._count(TABLE_VALUES if unordered else 0)
         self.out += tag + U32.pack(len(items))
         index = 0
         try:
@@ -230,6 +248,7 @@ class _ValueEncoder:
 
     def put_dict(self, value: Iterable[tuple[Any, Any]], depth: int) -> None:
         items = tuple(value.items() if type(value) is dict else value)
+        self._count(TABLE_VALUES)
         self.out += b"d" + U32.pack(len(items))
         key: Any = None
         try:
@@ -356,6 +375,16 @@ def received_form(value: Any) -> Any:
         return Path(value)
     base = next((kind for kind, known in _PUT.items() if known is put), None)
     return value if base is None else base(flat)
+
+
+def _bytes_in(part: bytes | bytearray | str) -> int:
+    """Return how many bytes a part takes when it is sent, without encoding a long text as a whole."""
+    if not isinstance(part, str) or part.isascii():
+        return len(part)
+    return sum(
+        len(part[start : start + CHUNK_BYTES].encode("utf-8", "surrogatepass"))
+        for start in range(0, len(part), CHUNK_BYTES)
+    )
 
 
 def _loaded(module: str, name: str) -> Any:
