@@ -19,6 +19,7 @@ import anyio.to_thread
 from rlm.errors import GuestDied, GuestStartFailed, IsolationUnavailable, ProtocolViolation
 from rlm.sandbox.guest import frames, values
 from rlm.sandbox.launchers.command import guest_code
+from rlm.sandbox.launchers.start_failures import command_failure, guest_failure, resource_failure
 from rlm.sandbox.messages import decoded
 from rlm.sandbox.scratch import Scratch
 from rlm.sandbox.shared_contexts import ContextRef, SharedContexts, make_shared_contexts
@@ -93,9 +94,7 @@ class Guest:
         try:
             resources, code = await anyio.to_thread.run_sync(_prepare, launcher)
         except OSError as error:
-            raise GuestStartFailed(
-                f"the log file or scratch folder of a guest could not be made: {error}"
-            ) from error
+            raise GuestStartFailed(resource_failure(error)) from error
         inherited = {"shared_memory": -1, "parent_memory": -1}
         try:
             with contextlib.ExitStack() as while_starting:
@@ -122,7 +121,7 @@ class Guest:
             with anyio.CancelScope(shield=True):
                 await anyio.to_thread.run_sync(resources.remove)
             if isinstance(error, OSError):
-                raise GuestStartFailed(f"the {launcher.name} launcher did not start: {error}") from error
+                raise GuestStartFailed(command_failure(launcher, error)) from error
             raise
         guest = cls(process, resources, settings.answer_bytes)
         guest.has_parent_memory = inherited["parent_memory"] >= 0
@@ -140,11 +139,8 @@ class Guest:
                     if isinstance(error, TimeoutError)
                     else str(error)
                 )
-                raise GuestStartFailed(
-                    f"the guest did not start with the {launcher.name} launcher: {reason}"
-                    + (f"\n{text}" if text else ""),
-                    log=text,
-                ) from None
+                status = None if isinstance(error, TimeoutError) else process.returncode
+                raise GuestStartFailed(guest_failure(launcher, reason, text, status), log=text) from None
             raise
         return guest, facts
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import marshal  # noqa: TID251 - this is the guest, and the code the trusted host's
 import os
+import resource
+import signal
 import sys
 import types
 from _frozen_importlib_external import MAGIC_NUMBER
@@ -19,6 +21,30 @@ from _frozen_importlib_external import MAGIC_NUMBER
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+OLDEST_PYTHON = 0x030B0000, "3.11"
+OPEN_FILES = 320  # as many as a worker may have: see `limits`
+
+
+def prepare_process() -> None:
+    """Undo what this process inherited and a guest cannot work with; exit with one sentence if it cannot be undone."""
+    if sys.hexversion < OLDEST_PYTHON[0]:
+        refuse(f"{sys.executable} is Python {sys.version.split()[0]}, and a guest needs {OLDEST_PYTHON[1]} or newer: "
+               "pass local(python=...) with a newer one")  # fmt: skip
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, the exit status of a child could not be read
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < OPEN_FILES:
+        refuse(f"the hard limit of open files is {hard}, and a guest needs {OPEN_FILES}: raise it before the program "
+               f"starts (ulimit -n {OPEN_FILES}; LimitNOFILE= in systemd; --ulimit nofile= in docker)")  # fmt: skip
+    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))
+
+
+def refuse(sentence: str) -> None:
+    """End the guest; the host shows the sentence, which it knows by its first words."""
+    sys.exit("rlm guest: " + sentence)
 
 
 def move_aside() -> tuple[int, int]:
@@ -79,5 +105,6 @@ def load_modules(descriptor: int) -> types.ModuleType:
 
 
 if __name__ == "__main__":
+    prepare_process()
     channel = move_aside()
     load_modules(channel[0]).main(*channel)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import marshal  # noqa: TID251 - to write our own code down; the host reads none
 import os
 import shlex
-import sys
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from importlib.util import MAGIC_NUMBER
 from typing import TYPE_CHECKING
+
+from rlm.errors import GuestStartFailed
+from rlm.sandbox.launchers.interpreter import Interpreter, own_interpreter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -55,7 +57,9 @@ class Launcher:
 
     def command(self) -> list[str]:
         """Return the whole command that starts a guest."""
-        start = [self.python, "-I", "-S", "-u", "-c", guest_source("bootstrap")]
+        # -I is -E, -s and -P. -E would ignore PYTHONHOME; no other variable of Python's is passed on.
+        isolated = ("-s", "-P") if "PYTHONHOME" in self.variables() else ("-I",)
+        start = [self.python, *isolated, "-S", "-u", "-c", guest_source("bootstrap")]
         if self.through_shell:
             start = [shlex.quote(word) for word in start]
         return [*self.prefix, *start]
@@ -66,15 +70,38 @@ class Launcher:
         return {**passed, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", **self.environment}
 
 
-def local(*, python: str = sys.executable) -> Launcher:
-    """Return the launcher of guests that are processes of this machine and confine themselves."""
-    return Launcher(name="local", python=python, shares_files=True, keeps_descriptors=True)
+def local(*, python: str | None = None) -> Launcher:
+    """Return the launcher of guests that are processes of this machine and confine themselves.
+
+    Args:
+        python: the interpreter of the guests; by default the one of this process, with the variables that it was
+            started with to find its libraries.
+
+    Raises:
+        GuestStartFailed: this process is an application with a Python inside, and no other interpreter was found.
+    """
+    interpreter = own_interpreter() if python is None else Interpreter(python)
+    return Launcher(
+        name="local",
+        python=interpreter.path,
+        environment=interpreter.environment,
+        inherit=interpreter.inherit,
+        shares_files=True,
+        keeps_descriptors=True,
+    )
 
 
 @cache
 def guest_source(module: str) -> str:
     """Return the source of one module of the guest."""
-    return resources.files("rlm.sandbox.guest").joinpath(f"{module}.py").read_text(encoding="utf-8")
+    source = resources.files("rlm.sandbox.guest").joinpath(f"{module}.py")
+    try:
+        return source.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise GuestStartFailed(
+            f"the guest's source {source} is missing: build the application with rlm's source files "
+            "(PyInstaller: --collect-all rlm), or install rlm again"
+        ) from None
 
 
 @cache
