@@ -23,7 +23,7 @@ RLMError
  │    ├── CircuitOpen                  the endpoint failed so often that calls fail without being sent; `.cause`
  │    └── TransientError               the same request may succeed later
  │         ├── RateLimited             429; `.retry_after` seconds if the provider said so
- │         ├── ServerError             5xx, 408, 409
+ │         ├── ServerError             5xx, 408, 409, 425
  │         ├── ConnectionFailed        no connection, or it broke
  │         ├── CallTimedOut            no complete reply within the deadline
  │         └── BadReply                not a reply: garbage, no choices, no content

@@ -1,4 +1,7 @@
-"""Settings of a run: frozen dataclasses in which every option has its one definition.
+"""Settings of a run: frozen dataclasses in which every option of a run has its one definition; limits of cells, too.
+
+Options of jobs over rows are defined in `rlm/bulk/job.py`. An option that is sent with each call also needs a field of
+`rlm.values.Call`, and `rlm/clients/chat_format.py` to send it.
 
 An option is a field made by `option(default, help)`: its type, its default, what it means, and the check of its value.
 `RLM_REPL(...)`, the command line, the configuration file and the documentation read these fields with `options_of`.

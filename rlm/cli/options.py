@@ -1,4 +1,6 @@
-"""The options of commands that open a run. Type, default and help come from the settings dataclasses."""
+"""The options of commands that open a run. Type, default and help come from the settings dataclasses
+(`rlm/settings.py`, `rlm/bulk/job.py`); a new option of a run is listed here in `_OPTIONS`.
+"""
 
 from __future__ import annotations
 

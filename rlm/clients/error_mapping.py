@@ -1,4 +1,4 @@
-"""The one place that turns failures into errors of `rlm.errors`.
+"""Map HTTP statuses and exceptions to errors of `rlm.errors`, and so decide what is retried: `RULES`.
 
 Three kinds of failures arrive here: an error response of an OpenAI-compatible endpoint (`call_error`), a failure of
 the HTTP transport below it (`openai_errors_as_call_errors`), and an exception of an SDK inside of a client that we do

@@ -1,7 +1,8 @@
 """Handler of a cell's host calls: a call, a batch of calls, many items packed into calls, or child runs.
 
 A run makes one `HostCalls` per cell and passes it to the guest's session. At the depth limit a child run becomes a
-plain call: the question and the context as one prompt to the sub-model.
+plain call: the question and the context as one prompt to the sub-model. What a cell sees of them is in
+`rlm/sandbox/guest/api.py`; their arguments are checked in `arguments.py`.
 """
 
 from __future__ import annotations

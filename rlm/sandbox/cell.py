@@ -1,4 +1,6 @@
-"""One running cell: its output, its host calls, its end. No cell can make the session unusable."""
+"""One running cell on the host: keeps the head and tail of its output (`output_chars`), serves its host calls, and reads its
+end. No cell can make the session unusable.
+"""
 
 from __future__ import annotations
 

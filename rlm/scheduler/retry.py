@@ -1,4 +1,7 @@
-"""Decide whether a failed call is retried, and after how many seconds."""
+"""Decide whether a failed call is retried, and after how many seconds.
+
+A `TransientError` is; which HTTP status becomes one is decided in `rlm/clients/error_mapping.py`.
+"""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ import codecs
 from typing import TYPE_CHECKING
 
 from rlm.errors import ContextError
-from rlm.sources.formats import HEAD_BYTES, format_of
+from rlm.sources.binary_formats import HEAD_BYTES, format_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

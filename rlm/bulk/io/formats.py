@@ -1,5 +1,7 @@
 """Rows from and to files: CSV, TSV, JSONL and JSON with the standard library, Parquet and Excel by `tables.py`.
 
+A new format is a name in `FORMATS`, a check in `require`, and a reader and a writer, here or in `tables.py`.
+
 A `Source` can be read several times, each time from the start, a few rows at a time, so that a file of any size
 fits into memory. A file is written under a temporary name and renamed when it is complete.
 """

@@ -1,7 +1,8 @@
 """The functions with which a cell calls models and starts child runs.
 
 Each checks its arguments, so that a mistake raises in the cell with the name of the argument; the host, which trusts no
-guest, checks them again. To add one: write it next to the others, and add it to `functions`.
+guest, checks them again. To add one: write it here and add it to `functions`;
+handle it in `rlm/engine/host_calls.py`, and describe it to the root model in `rlm/engine/prompts.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Output of a cell: its streams, the echo of a trailing expression, previews of variables."""
+"""Output of a cell inside the guest: its streams, the echo of a trailing expression, previews of variables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resource limits of the processes that run cells.
+"""Limits of the kernel (`setrlimit`) on the processes that run cells: memory, open files, file size.
 
 They bound each process: its memory, its open files, the size of one file. The sum over several processes is bounded
 only by the number of processes; a cgroup around the guest would bound the sum itself.

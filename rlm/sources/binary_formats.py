@@ -1,4 +1,4 @@
-"""Formats that are not plain text, recognised by the first bytes of a file."""
+"""Formats that are not plain text, recognised by the first bytes of a file, and what to do with each."""
 
 from __future__ import annotations
 
