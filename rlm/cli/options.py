@@ -1,5 +1,7 @@
-"""The options of commands that open a run. Type, default and help come from the settings dataclasses
-(`rlm/settings.py`, `rlm/bulk/job.py`); a new option of a run is listed here in `_OPTIONS`.
+"""The options of commands that open a run.
+
+Type, default and help come from the settings dataclasses (`rlm/settings.py`, `rlm/bulk/job.py`). A new option of a run
+is listed here in `_OPTIONS`.
 """
 
 from __future__ import annotations

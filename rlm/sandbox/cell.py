@@ -1,5 +1,6 @@
-"""One running cell on the host: keeps the head and tail of its output (`output_chars`), serves its host calls, and reads its
-end. No cell can make the session unusable.
+"""One running cell on the host: keeps its output (head and tail, `output_chars`), serves its host calls, reads its end.
+
+No cell can make the session unusable.
 """
 
 from __future__ import annotations
