@@ -28,7 +28,7 @@ from rlm._async.twins import AsyncContext, BlockingContext, blocking, on_portal
 from rlm.engine import prompts
 from rlm.engine.conversation import Conversation
 from rlm.engine.run import Run, new_run_id
-from rlm.engine.run_events import Listeners, RunEvents
+from rlm.engine.run_events import Listeners, OutputBacklog, RunEvents
 from rlm.errors import LimitReached, SessionClosed
 from rlm.events import Warned, ignore
 from rlm.metering.bounds import bound
@@ -183,13 +183,14 @@ class RLM_REPL(BlockingContext, AsyncContext):  # noqa: N801 - the name that rlm
     def stream(self, context: Any, query: str | None = None) -> Iterator[Event]:
         """Answer a question, and yield each event as it happens; the last one is `AnswerGiven`.
 
+        If the loop is slower than the output of a cell, parts of that output are dropped; a `CellOutput` says how much.
         Leaving the loop early cancels the run. Raises what `completion` raises.
         """
-        return self._portal.iterate(partial(self._complete, context, query))
+        return OutputBacklog.read(self._portal.iterate, partial(self._complete, context, query))
 
     def astream(self, context: Any, query: str | None = None) -> AsyncIterator[Event]:
         """Do the same on an event loop; leave it early through `contextlib.aclosing`."""
-        return self._portal.aiterate(partial(self._complete, context, query))
+        return OutputBacklog.aread(self._portal.aiterate, partial(self._complete, context, query))
 
     @on_portal
     async def asession(self, context: Any) -> RLMSession:

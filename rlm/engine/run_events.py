@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import logging
+from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
-from rlm.events import AnswerGiven, CallFinished, CallRetried, Event, Warned
+from rlm.events import AnswerGiven, CallFinished, CallRetried, CellOutput, Event, Warned
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Generator, Iterator
 
     from rlm.events import Emit
     from rlm.values import Answer
 
-__all__ = ["EventJournal", "Listeners", "RunEvents"]
+__all__ = ["EventJournal", "Listeners", "OutputBacklog", "RunEvents"]
 
 logger = logging.getLogger("rlm")
+
+MAX_WAITING_CHARS = 16_000_000
+EVENT_BYTES = 500
 
 
 class EventJournal(Protocol):
@@ -57,6 +62,85 @@ class Listeners:
                 problems.append(f"{listener!r} is removed from the listeners: it raised {error!r}")
                 logger.warning("%s", problems[-1], exc_info=error)
         return problems
+
+
+class OutputBacklog:
+    """Bound of the output of cells that waits for a slow reader of a stream.
+
+    Output beyond the bound is dropped, and a `CellOutput` in its place says how much. No other event is dropped, and
+    the result of a cell has its output in any case.
+    """
+
+    def __init__(self, emit: Emit, max_chars: int = MAX_WAITING_CHARS) -> None:
+        self._emit = emit
+        self._max_chars = max_chars
+        # Each is written by one thread only: `put` by the event loop's, `taken` by the reader's.
+        self._put = 0
+        self._taken = 0
+        self._dropped: CellOutput | None = None
+        self._dropped_chars = 0
+
+    def put(self, event: Event) -> None:
+        """Pass the event on, or drop it if it is output and too much is waiting."""
+        if isinstance(event, CellOutput):
+            if self._put - self._taken + _weight(event) > self._max_chars:
+                self._dropped = event
+                self._dropped_chars += len(event.text)
+                return
+            self._put += _weight(event)
+        if self._dropped is not None:
+            note = (
+                f"\n… {self._dropped_chars:,} characters dropped, because the events are read too slowly …\n"
+            )
+            marker = replace(self._dropped, text=note)
+            self._put += _weight(marker)
+            self._dropped, self._dropped_chars = None, 0
+            self._emit(marker)
+        self._emit(event)
+
+    def take(self, event: Event) -> None:
+        """Count an event that was read."""
+        if isinstance(event, CellOutput):
+            self._taken += _weight(event)
+
+    @staticmethod
+    def read(
+        iterate: Callable[[Callable[[Emit], Awaitable[object]]], Iterator[Event]],
+        complete: Callable[[Emit], Awaitable[object]],
+    ) -> Generator[Event, None, None]:
+        """Yield the events of `iterate(complete)`, with a bound of the output that waits."""
+        backlogs: list[OutputBacklog] = []
+
+        def limited(emit: Emit) -> Awaitable[object]:
+            backlogs.append(OutputBacklog(emit))
+            return complete(backlogs[0].put)
+
+        with closing(iterate(limited)) as events:  # type: ignore[type-var]
+            for event in events:
+                backlogs[0].take(event)
+                yield event
+
+    @staticmethod
+    async def aread(
+        iterate: Callable[[Callable[[Emit], Awaitable[object]]], AsyncIterator[Event]],
+        complete: Callable[[Emit], Awaitable[object]],
+    ) -> AsyncGenerator[Event, None]:
+        """Do the same on an event loop."""
+        backlogs: list[OutputBacklog] = []
+
+        def limited(emit: Emit) -> Awaitable[object]:
+            backlogs.append(OutputBacklog(emit))
+            return complete(backlogs[0].put)
+
+        async with aclosing(iterate(limited)) as events:  # type: ignore[type-var]
+            async for event in events:
+                backlogs[0].take(event)
+                yield event
+
+
+def _weight(event: CellOutput) -> int:
+    """Return about how many bytes of memory an event of output takes."""
+    return EVENT_BYTES + len(event.text)
 
 
 class RunEvents:
