@@ -118,10 +118,16 @@ def _foreign_distributions() -> Iterator[Finding]:
 
 def _isolation() -> Iterator[Finding]:
     from rlm._async.portal import lease
+    from rlm.errors import GuestStartFailed
+    from rlm.sandbox.launchers import local
 
     try:
+        python = local().python
         with lease() as portal:
             isolation, seconds = portal.call(_open_a_guest)
+    except GuestStartFailed as error:
+        yield Finding("bad", "guest", str(error))
+        return
     except Exception as error:  # noqa: BLE001 - the command reports any reason why a guest cannot work
         yield Finding("bad", "guest", f"{type(error).__name__}: {error}")
         return
@@ -132,6 +138,9 @@ def _isolation() -> Iterator[Finding]:
         "guest",
         f"{tier}: {', '.join(isolation.levels) or 'no more than a process'}; first cell after {seconds:.2f} s",
     )
+    if python != sys.executable:
+        reason = f"{sys.executable or 'sys.executable'} is an application and not Python"
+        yield Finding("note", "guest's python", f"{python} ({isolation.python}), because {reason}")
     for level, reason in isolation.missing.items():
         yield Finding("note", f"no {level}", reason)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from rlm.cli import doctor
 from rlm.errors import GuestStartFailed
 from rlm.sandbox.launchers import Launcher, interpreter, local
 from rlm.sandbox.launchers.start_failures import guest_failure
@@ -298,6 +299,26 @@ def test_the_library_path_of_a_frozen_application_does_not_reach_another_python(
 )  # fmt: skip
 def test_an_interpreter_is_known_by_its_name(path, expected):
     assert interpreter.is_python(path) is expected
+
+
+def test_doctor_shows_the_python_that_it_found_for_an_application(application, monkeypatch):
+    monkeypatch.setattr(sys, "executable", application)
+    interpreter._other_python.cache_clear()
+    findings = {finding.what: finding for finding in doctor._isolation()}
+    assert findings["guest"].state != "bad"
+    assert findings["guest's python"].words.endswith(
+        f"because {application} is an application and not Python"
+    )
+
+
+def test_doctor_shows_in_one_sentence_why_a_guest_cannot_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", needing(tmp_path, "LD_LIBRARY_PATH", MISSING_LIBRARY))
+    monkeypatch.delenv("LD_LIBRARY_PATH", raising=False)
+    (finding,) = doctor._isolation()
+    assert finding.state == "bad"
+    assert finding.words.startswith("the guest did not start with the local launcher: ")
+    assert "set LD_LIBRARY_PATH" in finding.words
+    assert "\n" not in finding.words
 
 
 # --- sentences ---------------------------------------------------------------------------------------------------
