@@ -126,6 +126,7 @@ def models_of(model: str | None, recursive_model: str | None, *, own_endpoint: b
     sub = os.environ.get("RLM_RECURSIVE_MODEL") or None if recursive_model is None else recursive_model
     if own_endpoint:
         root, sub = (sub if root is None else root), (root if sub is None else sub)
+    require_no_key(RLM_MODEL=root, RLM_RECURSIVE_MODEL=sub)
     defaults = RunSettings()
     return defaults.model if root is None else root, defaults.recursive_model if sub is None else sub
 
@@ -241,6 +242,7 @@ def _without_none(options: dict[str, Any]) -> dict[str, Any]:
 
 def _names(name: str, values: Sequence[str]) -> tuple[str, ...]:
     if isinstance(values, str):
+        require_no_key(**{name: values})
         raise SettingsError(f"{name}={values!r} is a single str: give a list, such as {name}=[{values!r}]")
     return tuple(values)
 

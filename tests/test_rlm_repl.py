@@ -341,6 +341,13 @@ def test_a_key_in_the_place_of_a_model_is_refused_and_not_shown(name):
     assert "abcdefgh" not in repr(caught.value)
 
 
+def test_a_key_in_the_environment_in_the_place_of_a_model_is_refused_and_not_shown(monkeypatch):
+    monkeypatch.setenv("RLM_MODEL", "sk-proj-abcdefghijklmnop")
+    with pytest.raises(SettingsError, match=r"RLM_MODEL=.*API key") as caught:
+        RLM_REPL(client=ScriptedClient(str))
+    assert "abcdefgh" not in repr(caught.value)
+
+
 @pytest.mark.parametrize(
     ("client", "words"),
     [
@@ -355,9 +362,10 @@ def test_what_is_no_client_is_refused_at_once(client, words):
         RLM_REPL(client=client)
 
 
-def test_a_key_among_the_models_of_child_runs_is_refused_and_not_shown():
-    with pytest.raises(SettingsError, match=r"child_models\[1\].*API key") as caught:
-        RLM_REPL(child_models=["gpt-5", "sk-proj-abcdefghijklmnop"], client=ScriptedClient(str))
+@pytest.mark.parametrize("models", [["gpt-5", "sk-proj-abcdefghijklmnop"], "sk-proj-abcdefghijklmnop"])
+def test_a_key_among_the_models_of_child_runs_is_refused_and_not_shown(models):
+    with pytest.raises(SettingsError, match=r"child_models.*API key") as caught:
+        RLM_REPL(child_models=models, client=ScriptedClient(str))
     assert "abcdefgh" not in repr(caught.value)
 
 

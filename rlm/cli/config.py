@@ -146,7 +146,9 @@ def _text(file: Path) -> str:
 def _literal(value: str) -> str:
     """Return a value of the command line as TOML: numbers and true/false bare, all else as a string."""
     return (
-        value if re.fullmatch(r"-?\d+(\.\d+)?|true|false", value) else json.dumps(value, ensure_ascii=False)
+        value
+        if re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?|true|false", value)
+        else json.dumps(value, ensure_ascii=False)
     )
 
 

@@ -148,8 +148,8 @@ def defaults_from(
         parameter = own[name]
         if parameter.name in read:
             raise click.UsageError(f"{path}: {key} is there twice, with - and with _", context)
-        words = _words(parameter, value, folder)
         try:
+            words = _words(parameter, value, folder)
             parameter.process_value(context, words)
         except click.UsageError as error:
             raise click.UsageError(f"{path}: {key} = {_shown(value)}: {error.message}", context) from error
@@ -196,6 +196,13 @@ def _words(parameter: click.Parameter, value: Any, folder: Path | None) -> Any:
 
 
 def _word(parameter: click.Parameter, value: Any, folder: Path | None) -> str:
+    """Convert one value to text.
+
+    Raises:
+        click.BadParameter: it is a list or a table, and the option takes one value; only a schema may be a table.
+    """
+    if isinstance(value, list) or (isinstance(value, Mapping) and parameter.name != "schema"):
+        raise click.BadParameter("must be one value, not a list or a table")
     if not isinstance(value, str):
         return json.dumps(value, ensure_ascii=False, default=str)
     if folder is not None and isinstance(parameter.type, PathOption):

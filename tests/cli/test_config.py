@@ -76,6 +76,11 @@ def test_a_default_that_cannot_work_is_refused_and_not_written(run, arguments, w
     assert b"does not exist" in run("config", "show").stdout
 
 
+def test_a_value_with_leading_zeros_is_text(run):
+    assert run("config", "set", "model", "007").returncode == 0
+    assert b'model = "007"' in run("config", "show").stdout
+
+
 def test_comments_of_the_file_stay_and_a_wrong_line_is_named(run, folder):
     path = folder / "home" / "rlm-cells" / "config.toml"
     assert run("config", "path").stdout.decode().strip() == str(path)

@@ -147,6 +147,8 @@ def test_count_and_split_read_the_file_of_a_job(folder):
         ("rows-per-call = 1\nrows_per_call = 1", "rows_per_call is there twice"),
         ("temperature = {a = 3}", "'a=3' is not between 0 and 2"),
         ('price = "1"', "is not of the form INPUT,OUTPUT or NAME=INPUT,OUTPUT"),
+        ('column = ["a"]', 'column = ["a"]: must be one value, not a list or a table'),
+        ('prompt = {a = "b"}', "must be one value, not a list or a table"),
         ('prompt = "x', "cannot be read: "),
     ],
 )
