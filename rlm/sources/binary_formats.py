@@ -45,10 +45,10 @@ _FORMATS: tuple[tuple[bytes, Format], ...] = (
     (rb"\xfd7zXZ\0", Format("compressed with xz", "unxz FILE")),
     (rb"\x28\xb5\x2f\xfd", Format("compressed with zstd", "unzstd FILE")),
     (rb"7z\xbc\xaf\x27\x1c", Format("a 7z archive", "7z x FILE")),
-    (rb".{257}ustar", Format("a tar archive", "tar xf FILE")),
+    (rb".{257}ustar(\0|  \0)", Format("a tar archive", "tar xf FILE")),
     (rb"\x7fELF", Format("an ELF program or library", "strings FILE")),
     (rb"(ID3[\x02-\x04]\0|RIFF.{4}WAVE|OggS\0|fLaC\0)", Format("a sound file", "transcribe it")),
-    (rb".{4}ftyp[a-zA-Z0-9 ]{4}", Format("a video or image file (MP4, HEIC)", "transcribe or describe it")),
+    (rb"\0.{3}ftyp[a-zA-Z0-9 ]{4}", Format("a video or image file (MP4, HEIC)", "transcribe or describe it")),
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Large data is decoded in pieces, so that other threads run in between and a call
 from __future__ import annotations
 
 import codecs
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from rlm.errors import ContextError
@@ -76,8 +77,11 @@ def _encoding_of(head: bytes, named: str | None, name: str) -> str:
             _refuse_unmarked_utf_16(head, name)
         return marked or "utf-8"
     try:
-        b"".decode(named)
         codec = codecs.lookup(named).name
+        with suppress(UnicodeError):
+            b"ab".decode(
+                named
+            )  # a LookupError for codecs of bytes, such as base64; Python does not look at b""
     except LookupError:
         raise ContextError(f"{name}: there is no encoding {named!r}; try utf-8, cp1252 or latin-1") from None
     if codec in {"utf-16", "utf-32"} and marked is None:

@@ -147,7 +147,15 @@ HEADS = {
     "a zip archive": b"PK\x03\x04\x14\0a.txt",
     "compressed with gzip": b"\x1f\x8b\x08",
     "an ELF program": b"\x7fELF\x02",
+    "a tar archive": b"a.txt".ljust(257, b"\0") + b"ustar\x0000",
+    "a video or image file": b"\0\0\0\x18ftypisom",
 }
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "base64", "hex", "rot13"])
+def test_what_is_no_encoding_of_text_is_refused(file, encoding):
+    with pytest.raises(ContextError, match=f"there is no encoding '{encoding}'"):
+        sources.read_text(file(b"abc"), encoding)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -156,7 +164,17 @@ def test_a_file_that_is_not_text_is_named_by_its_format(file, kind):
         sources.load(file(HEADS[kind], "a.bin"))
 
 
-@pytest.mark.parametrize("text", ["GIF89a is a format", "PAR1 and PAR2", "BZh91 is a code", "PK means a key"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "GIF89a is a format",
+        "PAR1 and PAR2",
+        "BZh91 is a code",
+        "PK means a key",
+        "box ftypisom of a video",
+        f"{'x' * 256} ustar is the mark of a tar archive",
+    ],
+)
 def test_a_text_that_begins_like_another_format_is_text(file, text):
     assert sources.load(file(text.encode())) == text
 
