@@ -149,6 +149,41 @@ async def test_input_says_why_there_is_none(session):
     assert "EOFError: a cell cannot read input" in result.error
 
 
+async def test_exit_and_quit_end_the_cell_and_say_how_to_answer(session):
+    for name in ("exit", "quit"):
+        result = await run(session, f"x = 1\n{name}()\nx = 2")
+        assert (result.outcome, result.error) == ("ok", "")
+        assert "FINAL(value)" in result.stdout
+        assert "FINAL(value)" in await out(session, name)
+    assert await out(session, "x") == "1\n"
+
+
+@pytest.mark.parametrize("code", ["help(documented)", "?documented", "documented?"])
+async def test_help_and_a_question_mark_show_the_documentation(session, code):
+    await run(session, "def documented():\n    'Say what this does.'")
+    assert "Say what this does." in (await run(session, code)).stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "shown"),
+    [
+        ("if True:\n\u00a0\u00a0\u00a0\u00a0print(1)", "1\n"),
+        ("\ufeffprint(1)", "1\n"),
+        ("print(\u200b1)", "1\n"),
+        ("len('a\u00a0\u200b')", "3\n"),
+    ],
+)
+async def test_spaces_that_only_look_like_spaces_are_read_as_spaces(session, code, shown):
+    assert await out(session, code) == shown
+
+
+async def test_there_is_an_event_loop_after_an_await_at_the_top_level(session):
+    await run(session, "import asyncio\nawait asyncio.sleep(0)")
+    assert (
+        await run(session, "asyncio.get_event_loop().run_until_complete(asyncio.sleep(0, 5))")
+    ).error == ""
+
+
 async def test_an_exit_keeps_the_state(session):
     result = await run(session, "x = 7\nimport sys\nsys.exit()")
     assert (result.outcome, result.state) == ("exited", "kept")

@@ -10,6 +10,7 @@ import sys
 import types
 
 from . import api, values
+from .console import PoliteExit, console_names, plain_spaces, questions_as_help
 from .echo import NoInput, Shown, describe, flush, is_echoed, of_length, preview, streams_of_process
 from .failures import format_error
 from .repair import restore_builtins
@@ -47,6 +48,7 @@ class Repl:
         self.names = self.module.__dict__
         self.names["__builtins__"] = builtins
         self._reserved = {**api.namespace(call), **self._answer_functions()}
+        vars(builtins).update(console_names())
         self._builtins = dict(vars(builtins))
         sys.modules["__main__"] = self.module
         self._restore_names()
@@ -100,6 +102,8 @@ class Repl:
             with CodeRunner() as runner:
                 for part in self._compile(code, filename):
                     runner.run(part, self.names)
+        except PoliteExit:
+            return "ok", ""
         except SystemExit as error:
             return "exited", format_error(error)
         except MemoryError as error:
@@ -110,13 +114,24 @@ class Repl:
 
     def _compile(self, code: str, filename: str) -> Iterator[types.CodeType]:
         """Yield the statements as one code object, and a trailing expression as another that echoes its value."""
-        tree = compile(code, filename, "exec", self._flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        tree, code = self._parse(code, filename)
         body = tree.body
         last = body.pop() if body and isinstance(body[-1], ast.Expr) and is_echoed(body[-1], code) else None
         if body or last is None:
             yield self._code(tree, filename, "exec")
         if last is not None:
             yield self._code(ast.Interactive([last]), filename, "single")
+
+    def _parse(self, code: str, filename: str) -> tuple[ast.Module, str]:
+        """Return the tree and the code; code that is no Python is parsed again without what people paste or ask."""
+        flags = self._flags | ast.PyCF_ONLY_AST
+        try:
+            return compile(code, filename, "exec", flags, dont_inherit=True), code
+        except SyntaxError:
+            readable = questions_as_help(plain_spaces(code))
+            if readable == code:
+                raise
+        return compile(readable, filename, "exec", flags, dont_inherit=True), readable
 
     def _code(self, tree: ast.Module | ast.Interactive, filename: str, mode: str) -> types.CodeType:
         made: types.CodeType = compile(tree, filename, mode, self._flags, dont_inherit=True)
@@ -259,6 +274,10 @@ class CodeRunner:
     def __exit__(self, *error: object) -> None:
         if self._runner is not None:
             self._runner.close()
+            # The runner leaves "no event loop"; with a new policy `asyncio.get_event_loop()` makes one when asked.
+            asyncio = sys.modules.get("asyncio")
+            if asyncio is not None and sys.version_info < (3, 14):
+                asyncio.set_event_loop_policy(None)
 
     def run(self, code: types.CodeType, names: dict[str, Any]) -> None:
         """Run one code object."""
