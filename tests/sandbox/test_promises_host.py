@@ -102,10 +102,22 @@ async def test_more_bytes_of_calls_than_the_host_keeps_cost_the_cell(session):
     assert (await session.run("print('still here')", serve=nothing)).stdout == "still here\n"
 
 
-@pytest.mark.parametrize("lie", ["describe = lambda *a, **k: 5", "Repl.inspect = lambda s, q: [b'zz']"])
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "describe.__code__ = (lambda *a, **k: 5).__code__",
+        "Repl.inspect.__code__ = (lambda s, q: [b'zz']).__code__",
+    ],
+)
 async def test_a_guest_that_lies_about_its_variables_only_hides_them(session, lie):
     await session.run(f"import sys; sys.modules['guest.repl'].{lie}", serve=nothing)
     assert await session.variables() == ()
+
+
+@pytest.mark.parametrize("patch", ["describe = lambda *a, **k: 5", "Repl.inspect = lambda s, q: [b'zz']"])
+async def test_replaced_functions_of_the_guest_are_put_back(session, patch):
+    await session.run(f"mine = 1; __import__('sys').modules['guest.repl'].{patch}", serve=nothing)
+    assert [variable.name for variable in await session.variables()] == ["mine"]
 
 
 async def test_cancelling_a_fetch_costs_no_variable(session):

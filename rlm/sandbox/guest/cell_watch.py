@@ -65,6 +65,7 @@ class CellWatch:
         self.clock = CellClock(process)
         self.report: list[bytes] = []
         self.overfilled = False
+        self.is_silent = True
         self._report_done = False
         self._unfinished: tuple[int, int] | None = None
         self._size = 0
@@ -115,8 +116,11 @@ class CellWatch:
         if self._process.outbox.size:
             self._flush_to_cell()
         for descriptor, number in list(self._process.streams.items()):
-            if descriptor in ready and not relay_output(self._host, descriptor, number):
-                self._close_ended_stream(descriptor, ready[descriptor])
+            if descriptor in ready:
+                if relay_output(self._host, descriptor, number):
+                    self.is_silent = False
+                else:
+                    self._close_ended_stream(descriptor, ready[descriptor])
         if self._host.incoming in ready:
             self._host.receive()
         self._relay_to_cell()
@@ -220,6 +224,7 @@ class CellWatch:
             kind, more, number, payload = arrived.popleft()
             begins = self._unfinished is None
             self._check_order(kind, number, len(payload), more=more)
+            self.is_silent = False
             if kind == frames.CALL:
                 if begins:
                     self._send_locations(number)

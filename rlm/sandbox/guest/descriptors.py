@@ -13,7 +13,7 @@ import select
 from . import frames
 from .limits import MAX_OPEN_FILES
 
-__all__ = ["adopt", "close_with_copies", "receive_with_descriptors"]
+__all__ = ["adopt", "close_with_copies", "copy_up", "receive_with_descriptors"]
 
 LOWEST_OWN = (
     MAX_OPEN_FILES + 8
@@ -28,18 +28,25 @@ def adopt(descriptors: list[int]) -> tuple[int, int]:
     Returns:
         The channel and the death pipe.
     """
-    channel, stdout, stderr, death_pipe = descriptors
+    # All are moved first: where a cell has closed 0, 1 or 2, the kernel has given these numbers to the new ones.
+    channel, stdout, stderr, death_pipe = map(move_up, descriptors)
     os.dup2(stdout, 1)
     os.dup2(stderr, 2)
     os.close(stdout)
     os.close(stderr)
-    return _move_up(channel), _move_up(death_pipe)
+    return channel, death_pipe
 
 
-def _move_up(descriptor: int) -> int:
-    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, LOWEST_OWN)
+def move_up(descriptor: int) -> int:
+    """Give a descriptor a number that no cell gets, and free the old one."""
+    moved = copy_up(descriptor)
     os.close(descriptor)
     return moved
+
+
+def copy_up(descriptor: int) -> int:
+    """Return a copy of a descriptor with a number that no cell gets."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, LOWEST_OWN)
 
 
 def close_with_copies(*descriptors: int) -> None:

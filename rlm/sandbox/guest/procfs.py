@@ -7,7 +7,15 @@ import os
 import sys
 import time
 
-__all__ = ["address_space_bytes", "count_tasks", "cpu_seconds_of", "descendants", "is_child", "is_zombie"]
+__all__ = [
+    "address_space_bytes",
+    "count_tasks",
+    "cpu_seconds_of",
+    "descendants",
+    "is_alone",
+    "is_child",
+    "is_zombie",
+]
 
 
 def descendants(pid: int) -> list[int]:
@@ -31,14 +39,15 @@ def descendants(pid: int) -> list[int]:
 def count_tasks(pid: int, spared: set[int]) -> int:
     """Return the number of threads and processes that descend from this process, without those in `spared`.
 
-    Children of this process that have ended are reaped first; other zombies count, since each takes a number.
+    Children of this process that have ended are reaped first, and zombies of those in `spared` are not this cell's;
+    other zombies count, since each takes a number.
     """
     with contextlib.suppress(ChildProcessError):
         while os.waitpid(-1, os.WNOHANG)[0]:
             pass
     count = 0
     for descendant in descendants(pid):
-        if descendant not in spared:
+        if descendant not in spared and not _is_zombie_of(descendant, spared):
             with contextlib.suppress(OSError):
                 count += len(os.listdir(f"/proc/{descendant}/task"))  # noqa: PTH208
     return count
@@ -48,6 +57,25 @@ def is_zombie(pid: int) -> bool:
     """Return True if a process has ended, reaped or not."""
     try:
         return _stat_fields(pid)[0] in (b"Z", b"X")
+    except OSError:
+        return True
+
+
+def _is_zombie_of(pid: int, parents: set[int]) -> bool:
+    try:
+        state, parent = _stat_fields(pid)[:2]
+    except OSError:
+        return False
+    return state == b"Z" and int(parent) in parents
+
+
+def is_alone(pid: int) -> bool:
+    """Return False if a process has several threads, or a timer that may signal it; True where there is no `/proc`."""
+    try:
+        if len(os.listdir(f"/proc/{pid}/task")) > 1:  # noqa: PTH208
+            return False
+        with open(f"/proc/{pid}/timers", "rb") as file:  # noqa: PTH123
+            return not file.read(1)
     except OSError:
         return True
 

@@ -13,7 +13,6 @@ from . import api, values
 from .console import PoliteExit, console_names, plain_spaces, questions_as_help
 from .echo import NoInput, Shown, describe, flush, is_echoed, of_length, preview, streams_of_process
 from .failures import format_error
-from .repair import restore_builtins
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,7 +48,8 @@ class Repl:
         self.names["__builtins__"] = builtins
         self._reserved = {**api.namespace(call), **self._answer_functions()}
         vars(builtins).update(console_names())
-        self._builtins = dict(vars(builtins))
+        self._call = call
+        self.repair: Callable[[], list[str]] = list
         sys.modules["__main__"] = self.module
         self._restore_names()
         self._first_names = frozenset(self.names)
@@ -59,10 +59,16 @@ class Repl:
         self._final.given = None
         if cell["fresh_answer"]:
             self.names["answer"] = fresh_answer()
+        is_rehearsal = cell.get("rehearsal", False)
+        names = {"ask": self._call} if is_rehearsal else self.names
+        repair = self.repair  # bound now: the cell may replace the attribute
         streams = streams_of_process()
         sys.stdin, sys.stdout, sys.stderr = NoInput(), *streams
-        outcome = self._execute(cell["code"], f"<cell {cell['cell']}>")
-        restore_builtins(self._builtins)
+        outcome = self._execute(cell["code"], f"<cell {cell['cell']}>", names)
+        put_back = [] if is_rehearsal else repair()
+        if put_back:
+            listed = "], sys.modules[".join(map(repr, put_back))
+            streams[1].write(f"put back after this cell: sys.modules[{listed}]\n")
         for stream in (sys.stdout, sys.stderr, *streams):
             flush(stream)
         return outcome
@@ -76,6 +82,11 @@ class Repl:
             nothing = values.encode(None)
             return CellReport([*values.encode((kind, error, None)), *nothing, *nothing], keeps_state=False)
         return self._report(kind, error)
+
+    def rehearsal_report(self, outcome: tuple[str, str]) -> CellReport:
+        """Return the report of a rehearsal, which leaves the answer and the names as they are."""
+        nothing = values.encode(None)
+        return CellReport([*values.encode((*outcome, None)), *nothing, *nothing], keeps_state=True)
 
     def inspect(self, question: dict[str, Any]) -> values.Parts:
         """Return the encoded list of variables, or the value of one. The supervisor kills this process afterwards."""
@@ -94,14 +105,14 @@ class Repl:
 
     # --- running ---------------------------------------------------------------------------------------------
 
-    def _execute(self, code: str, filename: str) -> tuple[str, str]:
+    def _execute(self, code: str, filename: str, names: dict[str, Any]) -> tuple[str, str]:
         """Compile and run the code; return outcome and traceback."""
         lines = code.splitlines(keepends=True)
         linecache.cache[filename] = (len(code), None, lines, filename)
         try:
             with CodeRunner() as runner:
                 for part in self._compile(code, filename):
-                    runner.run(part, self.names)
+                    runner.run(part, names)
         except PoliteExit:
             return "ok", ""
         except SystemExit as error:

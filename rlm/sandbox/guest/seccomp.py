@@ -51,7 +51,10 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "statmount": (457, 457), "listmount": (458, 458),
     # memory that no limit counts
     "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "shmat": (30, 196),
-    "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
+    "mq_open": (240, 180), "mq_unlink": (241, 181), "io_setup": (206, 0),
+    # System V objects of the same user, made by the host
+    "shmctl": (31, 195), "semget": (64, 190), "semop": (65, 193), "semctl": (66, 191), "semtimedop": (220, 192),
+    "msgget": (68, 186), "msgsnd": (69, 189), "msgrcv": (70, 188), "msgctl": (71, 187),
     # kernel interfaces with a history
     "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427), "bpf": (321, 280),
     "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219), "add_key": (248, 217),
@@ -83,8 +86,11 @@ CLONE, CLONE3, SOCKETPAIR, PRLIMIT, FCNTL, IOCTL_CALL = (
 LAST_KNOWN_CALL = 466  # next came open_tree_attr, file_getattr and file_setattr
 ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 UNIX_FAMILY, STREAM, SOCKET_TYPES = 1, 1, 0xF
-F_SETOWN, F_SETSIG, F_SETOWN_EX = 8, 10, 15
+# Signals to other processes; leases and notification, which slow or watch others' use of a file.
+F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY = 8, 10, 15, 1024, 1026
 TIOCSTI, SOCKET_REQUESTS, REQUEST_GROUP = 0x5412, 0x8900, 0xFFFFFF00
+# Attributes of files, in the two sizes of the first request.
+FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS, FS_IOC_FSSETXATTR = 0x40086602, 0x40046602, 0x401C5820
 LOAD_WORD, JUMP_EQUAL, JUMP_GREATER, JUMP_ANY_BIT, AND, RETURN = 0x20, 0x15, 0x25, 0x45, 0x54, 0x06
 ALLOW, KILL, ERROR = 0x7FFF0000, 0x80000000, 0x00050000
 EPERM, ENOSYS, ENOTSUP = 1, 38, 95
@@ -153,12 +159,22 @@ def filter_program(
     lines += _stream_pairs_only(SOCKETPAIR[column])
     lines += _by_argument(PRLIMIT[column], 0, [(JUMP_EQUAL, 0)], refuse=False)
     lines += _by_argument(
-        FCNTL[column], 1, [(JUMP_EQUAL, value) for value in (F_SETOWN, F_SETSIG, F_SETOWN_EX)], refuse=True
+        FCNTL[column],
+        1,
+        [(JUMP_EQUAL, value) for value in (F_SETOWN, F_SETSIG, F_SETOWN_EX, F_SETLEASE, F_NOTIFY)],
+        refuse=True,
     )
     lines += _by_argument(
         IOCTL_CALL[column],
         1,
-        [(JUMP_EQUAL, TIOCSTI), (AND, REQUEST_GROUP), (JUMP_EQUAL, SOCKET_REQUESTS)],
+        [
+            *(
+                (JUMP_EQUAL, value)
+                for value in (TIOCSTI, FS_IOC_SETFLAGS, FS_IOC32_SETFLAGS, FS_IOC_FSSETXATTR)
+            ),
+            (AND, REQUEST_GROUP),
+            (JUMP_EQUAL, SOCKET_REQUESTS),
+        ],
         refuse=True,
     )
     return [*lines, (RETURN, 0, 0, ALLOW)]

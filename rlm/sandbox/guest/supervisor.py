@@ -5,9 +5,12 @@ After loading it forks the first worker from itself. From then on there are at m
     checkpoint   stopped (SIGSTOP), with the variables from after the last cell
     next worker  a fork of it, ready to run the next cell
 
-A cell that ends well must prove that its process can go on: the process forks the worker for the next cell. Only then
-is it the new checkpoint, and the old checkpoint is killed. After any other end (timeout, memory, crash, exit, broken
-protocol) the cell's process is killed, and the next worker is forked from the checkpoint that was kept.
+A cell that ends well must prove that its process can go on: the process forks the worker for the next cell, and that
+runs a cell of the supervisor's (`rehearsal`). Only then is it the new checkpoint, and the old checkpoint is killed.
+After any other end (timeout, memory, crash, exit, broken protocol) the cell's process is killed, and the next worker is
+forked from the checkpoint that was kept, with a rehearsal too. If that fails twice, or if SILENT_ENDS cells in a row end
+without a sign of life, the checkpoint is given up: the next worker has the context and no variables, and the result of
+its cell says that they are lost.
 
 The supervisor never blocks on a worker: what it writes is queued, and each wait has a deadline. Workers are killed by
 SIGKILL alone, which a cell can neither block nor handle.
@@ -25,6 +28,7 @@ import time
 from . import decoding, folders, frames, hardening, limits, procfs, shared_memory, values, worker
 from .cell_watch import BACKLOG_BYTES, CellWatch, drain_output
 from .pipes import HostGone, HostPipe, PipeReader
+from .rehearsal import rehearse
 from .worker_process import WorkerLost, WorkerProcess, describe_end
 
 TYPE_CHECKING = False
@@ -36,6 +40,9 @@ __all__ = ["Supervisor", "main"]
 FIRST_REQUEST_SECONDS = 0.05
 FORK_SECONDS = 10.0
 PROOF_SECONDS = 3.0
+SECOND_PROOF_SECONDS = 1.5
+STATUS_SECONDS = 3.0
+SILENT_ENDS = 3
 INSPECT_SECONDS = 1.5
 KILL_ROUNDS = 100
 OWN_FOLDERS = "rlm-own-"
@@ -123,6 +130,8 @@ class Supervisor:
         self._context: Any = None
         self._checkpoint: WorkerProcess | None = None
         self._next: WorkerProcess | None = None
+        self._is_lost = False  # variables are, and no result has said so
+        self._silent_ends = 0
 
     # --- requests of the host --------------------------------------------------------------------------------
 
@@ -191,7 +200,10 @@ class Supervisor:
     def _run(self, payload: bytes) -> None:
         """Run one cell and send ENDED, however the cell ends."""
         began = time.monotonic()
-        state, process = self._take_next()
+        if self._silent_ends >= SILENT_ENDS:
+            self._drop_workers()
+            self._is_lost = True
+        process = self._take_next()
         watch = CellWatch(
             self._host,
             process,
@@ -203,20 +215,26 @@ class Supervisor:
         outcome, error = watch.run(payload)
         if outcome == "":
             try:
-                self._commit(process, self._fork_next(process))
+                next_worker = self._fork_next(process)
+                drain_output(self._host, process)
+                self._commit(process, next_worker)
             except WorkerLost as reason:
                 outcome, error = "protocol", f"the cell left its process unable to go on: {reason}"
-        drain_output(self._host, process)
         if outcome == "":
             for data in watch.report:
                 self._host.outbox.put(data)
+            self._silent_ends = 0
         else:
+            drain_output(self._host, process)
             end = self._roll_back(process)
+            is_silent = outcome == "protocol" or (outcome == "gone" and watch.is_silent)
+            self._silent_ends = self._silent_ends + 1 if is_silent else 0
             if watch.overfilled:
                 folders.empty_folder(self._settings["scratch"])
             if outcome == "gone":
                 outcome, error = end
-            state = "lost" if state == "lost" or self._checkpoint is None else "rolled back"
+        state = "lost" if self._is_lost else "rolled back" if outcome else "kept"
+        self._is_lost = False
         self._host.send(
             frames.ENDED,
             {
@@ -232,7 +250,7 @@ class Supervisor:
 
     def _inspect(self, payload: bytes) -> None:
         """Have a worker describe its variables, then kill it: describing them may run code of a cell's classes."""
-        _, process = self._take_next()
+        process = self._take_next()
         answer: list[bytes] = []
         try:
             for data in frames.message_frames(frames.INSPECT, 0, [payload]):
@@ -255,7 +273,7 @@ class Supervisor:
     # --- commit and rollback ---------------------------------------------------------------------------------
 
     def _fork_next(self, process: WorkerProcess) -> WorkerProcess:
-        """Have the process that ran the cell fork the next worker: the proof that the process can go on."""
+        """Have the process that ran the cell fork the next worker: its rehearsal proves that the process can go on."""
         self._kill_leftovers(process)  # a fork bomb may have used up the process numbers
         process.outbox.drop_queued()  # replies that the cell did not wait for
         return self._fork(process, PROOF_SECONDS)
@@ -263,9 +281,20 @@ class Supervisor:
     def _commit(self, process: WorkerProcess, next_worker: WorkerProcess) -> None:
         """Make the process that ran the cell the checkpoint, and end the old one.
 
-        It is stopped, and with it all threads that the cell left. What such a thread forked between the first
+        If the cell left threads or timers, which may end the process at any time, its next worker, a fork without them,
+        becomes the checkpoint instead; raises `WorkerLost` if that cannot fork another one.
+
+        The checkpoint is stopped, and with it all threads that the cell left. What such a thread forked between the first
         `_kill_leftovers` and the stop is killed by the second.
         """
+        if not procfs.is_alone(process.pid):
+            try:
+                after_next = self._fork(next_worker, PROOF_SECONDS)
+            except WorkerLost:
+                self._end(next_worker)
+                raise
+            self._end(process)
+            process, next_worker = next_worker, after_next
         old = self._checkpoint
         self._checkpoint, self._next = process, next_worker
         process.send_signal(signal.SIGSTOP)
@@ -289,41 +318,49 @@ class Supervisor:
         try:
             self._checkpoint.send_signal(signal.SIGCONT)
             self._checkpoint.send(frames.frame(frames.REAP, process.pid))
-            kind, _, number, _ = self._checkpoint.next_frame(FORK_SECONDS)
+            kind, _, number, _ = self._checkpoint.next_frame(STATUS_SECONDS)
         except WorkerLost:
-            self._end(self._checkpoint)
-            self._checkpoint = None
+            self._give_up_checkpoint()
             return 0
         self._stop_checkpoint()
-        return number if kind == frames.STATUS else 0
+        return (
+            number & 0xFFFF if kind == frames.STATUS else 0
+        )  # a wait status has 16 bits, whatever a cell says
+
+    def _give_up_checkpoint(self) -> None:
+        if self._checkpoint is not None:
+            self._end(self._checkpoint)
+            self._checkpoint, self._is_lost = None, True
 
     # --- workers ---------------------------------------------------------------------------------------------
 
     def _prepare_next(self) -> None:
         """Fork the worker for the next cell now, so that the cell need not wait for it."""
-        self._next = self._take_next()[1]
+        self._next = self._take_next()
 
-    def _take_next(self) -> tuple[str, WorkerProcess]:
-        """Return a worker that is ready for a cell, and the state of the variables in it: `kept` or `lost`.
+    def _take_next(self) -> WorkerProcess:
+        """Return a worker that is ready for a cell.
 
         A checkpoint that cannot fork any more is given up, and a worker with nothing but the context takes its place.
         """
         process, self._next = self._next, None
-        if process is not None:
-            return "kept", process
-        state = "kept"
-        if self._checkpoint is not None:
-            self._checkpoint.send_signal(signal.SIGCONT)
-            try:
-                process = self._fork(self._checkpoint)
-            except WorkerLost:
-                self._end(self._checkpoint)
-                self._checkpoint, state = None, "lost"
+        if process is None:
+            process = self._fork_from_checkpoint()
         if process is None:
             self._checkpoint = self._start_first()
             process = self._fork(self._checkpoint)
         self._stop_checkpoint()
-        return state, process
+        return process
+
+    def _fork_from_checkpoint(self) -> WorkerProcess | None:
+        """Fork a worker from the checkpoint; if that fails twice, give it up and return None."""
+        for seconds in (PROOF_SECONDS, SECOND_PROOF_SECONDS):
+            if self._checkpoint is not None:
+                self._checkpoint.send_signal(signal.SIGCONT)
+                with contextlib.suppress(WorkerLost):
+                    return self._fork(self._checkpoint, seconds)
+        self._give_up_checkpoint()
+        return None
 
     def _stop_checkpoint(self) -> None:
         """Stop the checkpoint: threads of old cells in it must not run beside the cell that runs now."""
@@ -353,7 +390,8 @@ class Supervisor:
                 os.close(descriptor)
 
     def _fork(self, parent: WorkerProcess, seconds: float = FORK_SECONDS) -> WorkerProcess:
-        """Have a worker fork; raises `WorkerLost` if that fails or takes too long."""
+        """Have a worker fork, and the new one rehearse; raises `WorkerLost` if that fails or takes too long."""
+        deadline = time.monotonic() + seconds
         process, theirs = WorkerProcess.create()
         try:
             parent.send_descriptors(frames.frame(frames.FORK), theirs, seconds)
@@ -363,6 +401,11 @@ class Supervisor:
                 os.close(descriptor)
             raise
         process.wait_ready(theirs, parent.pid, seconds)
+        try:
+            rehearse(process, deadline - time.monotonic())
+        except WorkerLost:
+            self._end(process)
+            raise
         return process
 
     # --- killing ---------------------------------------------------------------------------------------------
@@ -397,6 +440,7 @@ class Supervisor:
                 self._kill_leftovers(process)
                 self._end(process)
         self._next = self._checkpoint = None
+        self._is_lost, self._silent_ends = False, 0
 
     def _reap(self) -> None:
         """Collect the children that have ended: a zombie takes a process number, of which there are few."""

@@ -16,9 +16,16 @@ import warnings
 
 from . import decoding, frames, hardening, limits
 from .channel import Channel
-from .descriptors import adopt, close_with_copies, receive_with_descriptors
+from .descriptors import adopt, close_with_copies, copy_up, receive_with_descriptors
 from .echo import show
-from .repair import allow_copies_without_mode, cancel_timers, restore_handlers, suspend_handlers
+from .repair import (
+    FORKS_WORKERS,
+    allow_copies_without_mode,
+    cancel_timers,
+    make_repair,
+    restore_handlers,
+    suspend_handlers,
+)
 from .repl import Repl
 
 TYPE_CHECKING = False
@@ -42,6 +49,7 @@ def start(descriptors: list[int], context: Any, settings: dict[str, Any]) -> NoR
         hardening.confine(settings)
         allow_copies_without_mode()
         worker = Worker(Channel(channel), death_pipe, context, settings)
+        worker.keep_pristine()
         gc.collect()
         gc.freeze()  # as in the supervisor, for what this process has added
         worker.say_hello()
@@ -60,6 +68,11 @@ class Worker:
         self._repl = Repl(self._call, context, settings)
         self._last_child = 0
         self._handlers: dict[int, Any] = {}
+        self._no_input = copy_up(0)
+
+    def keep_pristine(self) -> None:
+        """Copy what cells share with this code, to be put back after each: see `repair`."""
+        self._repl.repair = make_repair()
 
     def _call(self, *call: Any) -> Any:
         """Make a host call on the channel of the process that runs now: the functions in cells outlive forks."""
@@ -105,7 +118,11 @@ class Worker:
         with warnings.catch_warnings():
             # Python warns of forks beside threads. Those that a cell left hold no lock that the copy needs.
             warnings.simplefilter("ignore", DeprecationWarning)
-            pid = fork()
+            FORKS_WORKERS.append(True)
+            try:
+                pid = fork()
+            finally:
+                FORKS_WORKERS.clear()
         if pid:
             self._last_child = pid
             for descriptor in descriptors:
@@ -121,16 +138,21 @@ class Worker:
     def _become_next(self, descriptors: list[int]) -> None:
         old, old_death_pipe = self._channel.descriptor, self._death_pipe
         descriptor, self._death_pipe = adopt(descriptors)
+        os.dup2(self._no_input, 0)  # a cell may have closed it
         self._channel = Channel(descriptor, self._settings["shared_bytes"])
         close_with_copies(old, old_death_pipe)
         self.say_hello()
 
     def _reap(self, pid: int) -> int:
-        """Wait for an ended child and return its wait status; 0 if a cell has reaped it already."""
+        """Wait for an ended child and return its wait status; 0 if a cell has reaped it already.
+
+        All other children that have ended are reaped too: a cell made them with this process as their parent.
+        """
         try:
             status = os.waitpid(pid, 0)[1]
         except ChildProcessError:
             status = 0
+        reap_ended()
         if pid == self._last_child:
             self._last_child = 0
         return status
@@ -145,7 +167,8 @@ class Worker:
             finally:
                 cancel_timers()
                 self._handlers = suspend_handlers()
-            report = self._repl.report(outcome)
+            is_rehearsal = cell.get("rehearsal")
+            report = self._repl.rehearsal_report(outcome) if is_rehearsal else self._repl.report(outcome)
         finally:
             self._channel.close_to_cells()
         self._channel.send(frames.DONE, report.keeps_state, report.parts)
@@ -156,7 +179,12 @@ def fork() -> int:
     try:
         return os.fork()
     except BlockingIOError:
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
+        reap_ended()
         return os.fork()
+
+
+def reap_ended() -> None:
+    """Collect all children that have ended."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

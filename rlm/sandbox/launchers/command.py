@@ -24,7 +24,8 @@ PASSED_ON = ("PATH", "LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE", "TZ")
 MODULES = (
     "values", "decoding", "frames", "shared_memory", "sketch", "libc", "procfs", "folders", "limits",
     "landlock", "seccomp", "users", "trials", "namespaces", "hardening", "failures", "channel", "api",
-    "echo", "console", "repair", "repl", "descriptors", "worker", "pipes", "worker_process", "cell_watch",
+    "echo", "console", "repair", "repl", "descriptors", "worker", "pipes", "worker_process", "rehearsal",
+    "cell_watch",
     "supervisor",
 )  # fmt: skip
 
