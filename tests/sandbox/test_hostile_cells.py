@@ -206,7 +206,7 @@ ANSWERS = [
     Attack("lying_str", "class S(str):\n  def encode(self, *a): return b'lie'\n  def __len__(self): return 10**12\n  def __str__(self): return 'lie'\nFINAL(S('truth'))"),
     Attack("lying_int", "class I(int):\n  def to_bytes(self, *a, **k): return b'x' * 10**9\n  def __add__(self, o): return 'lie'\nFINAL(I(2**100))"),
     Attack("lying_dict", "class D(dict):\n  def items(self): return [(open, open)]\n  def __iter__(self): raise ValueError\nFINAL(D(a=1))"),
-    Attack("colliding_keys", "FINAL({i * (2**61 - 1): 0 for i in range(1, 1500)})", "raised", "hashes collide"),
+    Attack("colliding_keys", "FINAL({i * (2**61 - 1): 0 for i in range(1, 1500)})", "protocol", state="kept"),
     Attack("huge_int", "FINAL(1 << 100_000)"),
 ]  # fmt: skip
 
