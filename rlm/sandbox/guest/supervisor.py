@@ -43,6 +43,7 @@ PROOF_SECONDS = 3.0
 SECOND_PROOF_SECONDS = 1.5
 STATUS_SECONDS = 3.0
 SILENT_ENDS = 3
+LAST_REAP_SECONDS = 0.2
 INSPECT_SECONDS = 1.5
 KILL_ROUNDS = 100
 OWN_FOLDERS = "rlm-own-"
@@ -448,10 +449,18 @@ class Supervisor:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
 
+    def _reap_all(self) -> None:
+        """Wait a moment for the killed workers: the process that adopts this one's children may never reap them."""
+        deadline = time.monotonic() + LAST_REAP_SECONDS
+        with contextlib.suppress(ChildProcessError):
+            while time.monotonic() < deadline:
+                if not os.waitpid(-1, os.WNOHANG)[0]:
+                    time.sleep(0.001)
+
     def kill_everything(self) -> None:
         """Kill the workers and all they started, and remove a scratch folder of the supervisor's own."""
         self._drop_workers()
-        self._reap()
+        self._reap_all()
         if self._settings["owns_scratch"]:
             folders.empty_folder(self._settings["scratch"])
             os.chdir("/")
