@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from rlm.clients.error_mapping import redact
 from rlm.errors import SettingsError
 from rlm.values import Reply
 
@@ -54,7 +55,7 @@ class FunctionClient:
         if isinstance(answer, str):
             return Reply(text=answer, model=call.model)
         raise SettingsError(
-            f"client={_name(self._function)} returned {answer!r:.200}: it must return the text of the answer as a str, "
+            f"client={_name(self._function)} returned {redact(repr(answer))[:200]}: it must return the text of the answer as a str, "
             "or a Reply"
         )
 
@@ -75,7 +76,7 @@ def as_client(value: Client | ClientFunction) -> Client:
             raise SettingsError(f"client={_name(given)}: its `complete` is no async function: {ACCEPTED}")
         return value  # type: ignore[return-value]
     if not callable(given):
-        raise SettingsError(f"client={given!r:.200} has no method `complete`: {ACCEPTED}")
+        raise SettingsError(f"client={redact(repr(given))[:200]} has no method `complete`: {ACCEPTED}")
     if not _is_async(given):
         raise SettingsError(f"client={_name(given)} is no async function: {ACCEPTED}")
     try:

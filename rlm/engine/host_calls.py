@@ -20,6 +20,7 @@ import anyio.to_thread
 from anyio.lowlevel import checkpoint
 
 from rlm._async.groups import for_each
+from rlm.clients.error_mapping import redact
 from rlm.engine import arguments as read
 from rlm.engine import prompts
 from rlm.engine.prompt_failures import PromptFailures
@@ -144,9 +145,11 @@ class HostCalls:
             except (
                 SettingsError
             ) as error:  # such as a model without a price under a budget, named by the cell
-                raise HostCallRefused(clipped(str(error), ERROR_CHARS)) from error
+                raise HostCallRefused(clipped(redact(str(error)), ERROR_CHARS)) from error
             except Exception as error:
-                # What a cell sends must not end the run, also if it meets a fault of ours.
+                # What a cell sends must not end the run, also if it meets a fault of ours or of the user's client. The
+                # fault is counted, so that the answer's warnings name it.
+                self.failures.count_failure(error)
                 raise self._unexpected(host_call.name, error) from error
         raise HostCallRefused(f"{self.reached}; give the best answer you have")
 
@@ -312,7 +315,7 @@ class HostCalls:
         """Log an exception that no host call should raise; return the error for the cell."""
         logger.error("%s raised an unexpected exception", clipped(name, 40), exc_info=error)
         return HostCallRefused(
-            clipped(f"the host could not perform the call: {type(error).__name__}: {error}", 300)
+            clipped(redact(f"the host could not perform the call: {type(error).__name__}: {error}"), 300)
         )
 
     def _max_concurrent(self, arguments: Arguments) -> int:

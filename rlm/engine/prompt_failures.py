@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from rlm.clients.error_mapping import redact
 from rlm.wording import counted
 
 if TYPE_CHECKING:
@@ -58,4 +59,4 @@ class PromptFailures:
 
     def _add(self, kind: str, error: str) -> None:
         self.failures[kind] += 1
-        self.first_error = self.first_error or error
+        self.first_error = self.first_error or redact(error)

@@ -300,3 +300,22 @@ def test_the_scheduler_does_not_retry_a_foreign_error_that_stays(virtual_time):
     with pytest.raises(errors.AuthenticationFailed):
         anyio.run(main, **virtual_time)
     assert len(asked) == 1
+
+
+def test_a_fault_of_a_client_in_a_sub_call_is_named_in_the_warnings_of_the_answer():
+    async def broken_for_sub_models(messages, model):
+        if len(messages) == 1:
+            raise KeyError("sk-proj-0123456789abcdefghijklmnop")
+        return "```python\ntry:\n    llm_query('x')\nexcept Exception as error:\n    FINAL(str(error))\n```"
+
+    with RLM_REPL(client=broken_for_sub_models) as rlm:
+        answer = rlm.completion("text", "?")
+    assert "KeyError" in answer
+    assert any("1 of 1 prompt to sub-models failed: KeyError" in warning for warning in answer.warnings)
+    assert "sk-proj-0123" not in answer + "".join(answer.warnings)
+
+
+def test_what_is_no_client_is_shown_without_keys():
+    with pytest.raises(errors.SettingsError, match=r"\[key\]") as caught:
+        as_client({"api_key": "sk-proj-0123456789abcdefghijklmnop"})
+    assert "0123456789" not in str(caught.value)
