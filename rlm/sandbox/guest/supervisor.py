@@ -324,9 +324,8 @@ class Supervisor:
             self._give_up_checkpoint()
             return 0
         self._stop_checkpoint()
-        return (
-            number & 0xFFFF if kind == frames.STATUS else 0
-        )  # a wait status has 16 bits, whatever a cell says
+        # A cell can send any number; a wait status has 16 bits.
+        return number & 0xFFFF if kind == frames.STATUS else 0
 
     def _give_up_checkpoint(self) -> None:
         if self._checkpoint is not None:
