@@ -245,7 +245,7 @@ class RateLimited(TransientError):
 
 
 class ServerError(TransientError):
-    """The provider failed (5xx) or asked to try again (408, 409)."""
+    """The provider failed (5xx) or asked to try again (408, 409, 425)."""
 
 
 class ConnectionFailed(TransientError):

@@ -2,7 +2,8 @@
 
 Each checks its arguments, so that a mistake raises in the cell with the name of the argument; the host, which trusts no
 guest, checks them again. To add one: write it here and add it to `functions`;
-handle it in `rlm/engine/host_calls.py`, and describe it to the root model in `rlm/engine/prompts.py`.
+handle it in `rlm/engine/host_calls.py`, and describe it to the root model in `rlm/engine/prompts.py`. One that starts child
+runs also goes into `child_arguments` of `rlm/sandbox/messages.py`.
 """
 
 from __future__ import annotations
