@@ -52,7 +52,9 @@ async def open_session(
     Raises:
         GuestStartFailed: the guest was not ready in time, or ended; `.log` is the end of its log.
     """
-    session = Session(settings, local() if launcher is None else launcher, parent_context)
+    if launcher is None:
+        launcher = await anyio.to_thread.run_sync(local)  # it looks at files: not on the event loop
+    session = Session(settings, launcher, parent_context)
     await session._start()  # noqa: SLF001 - sessions are started only here
     return session
 

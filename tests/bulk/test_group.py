@@ -100,7 +100,7 @@ async def test_concurrent_jobs_share_one_limit_and_each_reports_its_own_share(tm
 
 @pytest.mark.anyio
 async def test_concurrent_jobs_never_pass_the_budget_stop_together_and_lose_nothing(tmp_path):
-    provider, outcomes = Provider(), {}
+    provider, outcomes = Provider(latency_s=0.1), {}  # all jobs have begun before one can end
     sources = tables(tmp_path)
     async with JobGroup(client=provider, budget=Budget(calls=31), max_concurrent=12) as jobs:
         await map_all(jobs, sources, outcomes)

@@ -185,7 +185,7 @@ def test_progress_tells_the_speed_the_money_the_failures_and_what_is_left():
         (("map", "none.csv", *JOB[2:], "--base-url", "http://localhost:1/v1"), "No such file"),
         (
             (*JOB[:3], "Label {{txt}}", *JOB[4:], "--base-url", "http://localhost:1/v1"),
-            "the fields of in.csv are 'n', 'text'",
+            "no field of in.csv: the fields are 'n', 'text'",
         ),
         ((*JOB[:5], "label: strr", *JOB[6:], "--base-url", "http://localhost:1/v1"), "the types are"),
         (

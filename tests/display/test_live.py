@@ -34,7 +34,7 @@ def test_a_run_reads_well_afterwards_in_every_width(columns):
 
 
 def test_while_it_runs_the_frame_tells_how_far_it_is():
-    with play(pause_s=0.05) as terminal:
+    with play(pause_s=0.2) as terminal:  # long enough to be seen on a busy machine
         screen = terminal.wait_for(" of 40 calls · 1 failed · 1 in flight")
         assert "turn 1 of 20 · running cell 1" in screen
         assert "│ hello" in screen
