@@ -29,6 +29,7 @@ import anyio.to_thread
 
 from rlm._async import preload
 from rlm._async.closing import RunningWork
+from rlm._async.groups import ungrouped
 from rlm._async.portal import lease, leave_to_parent
 from rlm.bulk.checkpoint import read_job
 from rlm.bulk.engine import run_job
@@ -196,15 +197,12 @@ class JobGroup:
         async def job(on_row: OnRow) -> JobReport:
             return (await self._map(rows, prompt, options, on_row)).report
 
-        with closing(RowStream()) as stream:
-            try:
-                async with anyio.create_task_group() as tasks:
-                    tasks.start_soon(stream.run, job)
-                    yield stream
-                    tasks.cancel_scope.cancel()
-            except BaseExceptionGroup as errors:
-                error = errors.exceptions[0]  # RowStream raises the job's errors, so this one is the caller's
-                raise error from error.__cause__
+        # RowStream raises the job's errors, so the error of the group is the caller's.
+        with closing(RowStream()) as stream, ungrouped():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(stream.run, job)
+                yield stream
+                tasks.cancel_scope.cancel()
 
     def retry_rows(self, dead_letters: str | Path, **options: Unpack[RetryOptions]) -> MappedRows:
         """Run `rlm.bulk.retry_rows` as a job of this group.
