@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from rlm.cli.command import GroupedOption, PathOption, TextOrFile
+from rlm.wording import clipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -214,4 +215,4 @@ def _word(parameter: click.Parameter, value: Any, folder: Path | None) -> str:
 
 def _shown(value: Any) -> str:
     shown = json.dumps(value, ensure_ascii=False, default=str)
-    return shown if len(shown) <= SHOWN_CHARS else f"{shown[: SHOWN_CHARS - 1]}…"
+    return clipped(shown, SHOWN_CHARS)

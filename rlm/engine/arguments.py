@@ -13,9 +13,10 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import anyio.to_thread
 
 from rlm.errors import HostCallRefused, SchemaError
-from rlm.structured.check import clipped, shown
+from rlm.structured.check import shown
 from rlm.structured.schema import Schema, schema_of
 from rlm.values import written_size
+from rlm.wording import clipped
 
 __all__ = [
     "Arguments",

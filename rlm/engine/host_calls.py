@@ -37,9 +37,10 @@ from rlm.errors import (
     UnknownModel,
 )
 from rlm.sandbox.shared_contexts import ContextRef
-from rlm.structured.check import clipped, quoted
+from rlm.structured.check import quoted
 from rlm.structured.map import MapSettings, PlainModels, ask_checked, map_items
 from rlm.values import Answer, Call, HostCall, Message, Reply, written_size
+from rlm.wording import clipped
 
 if TYPE_CHECKING:
     from rlm.engine.arguments import Arguments

@@ -9,7 +9,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from rlm.clients.error_mapping import redact
-from rlm.wording import counted
+from rlm.wording import clipped, counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,8 +53,7 @@ class PromptFailures:
             return ""
         kinds = ", ".join(f"{kind} ({number:,})" for kind, number in self.failures.most_common())
         error = " ".join(self.first_error.split())
-        clipped = error if len(error) <= SHOWN_CHARS else f"{error[: SHOWN_CHARS - 1]}…"
-        first = f"; the first: {clipped}" if clipped else ""
+        first = f"; the first: {clipped(error, SHOWN_CHARS)}" if error else ""
         return f"{self.failures.total():,} of {counted(self.prompts, 'prompt')} to sub-models failed: {kinds}{first}"
 
     def _add(self, kind: str, error: str) -> None:

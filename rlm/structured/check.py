@@ -12,6 +12,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from rlm.values import written_size
+from rlm.wording import clipped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,6 @@ __all__ = [
     "TYPES",
     "Steps",
     "TooManySteps",
-    "clipped",
     "join_path",
     "problems",
     "quick_check",
@@ -300,8 +300,3 @@ def shown(value: Any) -> str:
 def quoted(text: str) -> str:
     """Return a text in Python's quotes for a message, cut to `SHOWN_CHARS`."""
     return clipped(repr(text[:SHOWN_CHARS]), SHOWN_CHARS)
-
-
-def clipped(text: str, limit: int) -> str:
-    """Return the text, cut to `limit` characters with an ellipsis as the last."""
-    return text if len(text) <= limit else f"{text[: limit - 1]}…"

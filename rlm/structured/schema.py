@@ -33,7 +33,6 @@ from rlm.structured.check import (
     TYPES,
     Steps,
     TooManySteps,
-    clipped,
     join_path,
     problems,
     quick_check,
@@ -42,6 +41,7 @@ from rlm.structured.check import (
 )
 from rlm.structured.short_form import DEEPEST, any_of, closed_object, enum_of, from_names, from_text
 from rlm.values import written_size
+from rlm.wording import clipped
 
 __all__ = ["Schema", "SchemaSource", "schema_of"]
 
